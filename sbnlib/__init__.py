@@ -1,0 +1,1 @@
+"""Stochastic binary networks: estimators, exact gradients, measurements."""
