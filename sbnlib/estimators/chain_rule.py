@@ -1,0 +1,150 @@
+"""Tier 1: estimators that keep the chain rule and invent the derivative dx/da.
+
+All have the form ``(a, x, noise) -> tensor``: the value is the sample ``x``, bit for bit; the
+gradient that flows back through it into ``a`` is multiplied by a factor ``c(a, x)``. They differ in
+that factor only:
+
+====================  ======================================  ===============================
+estimator             factor c(a, x)                          exact (one layer) for losses
+====================  ======================================  ===============================
+``straight_through``  2 f(a)                                  multilinear
+``zgr``               f(a) / P(x)                             at most quadratic in each unit
+``darn`` (mean)       2 f(a) P(-x) / P(x)                     multilinear
+``chain_rule``        f(a) [(1 - s)/P(x) + 2s]                multilinear; s=0 as ``zgr``
+``identity``          1                                       none
+====================  ======================================  ===============================
+
+P(x) stands for P(x | a) = F(x a), never for 1 - p, which would lose the tail.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sbnlib.noise import Noise
+from sbnlib.units import check_ends_with, check_unit
+
+__all__ = ["attach", "chain_rule", "darn", "identity", "reinmax", "straight_through", "zgr"]
+
+
+def attach(x: Tensor, a: Tensor, c: Tensor | float) -> Tensor:
+    """The value ``x``, exactly, with the gradient ``c`` in ``a``.
+
+    Args:
+        x: the value; shape ``(..., *a.shape)``.
+        a: pre-activations, the tensor that receives the gradient.
+        c: the factor that stands for dx/da, broadcastable to ``x``; treated as a constant.
+
+    The bracket is 0 before anything is added to it, so no rounding touches ``x``. The common
+    ``x + c*a - (c*a).detach()``, read from left to right, misses +-1 in one value out of fourteen.
+    """
+    return x + c * (a - a.detach())
+
+
+def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
+    r"""Straight-through: replace :math:`dx/da` by :math:`2f(a)`.
+
+    .. math:: \widehat{\partial_{a_i} \mathbb{E} L} = 2 f(a_i)\, \partial_i L(x)
+
+    Args:
+        a: pre-activations ``(..., n)``.
+        x: sampled states, +-1, shape ``a.shape`` or with further axes in front.
+        noise: the law the states were drawn with.
+
+    Returns:
+        A tensor equal to ``x`` with gradient ``2 f(a)`` in ``a``.
+
+    Unbiased for losses that are multilinear in the bits, in the last binary layer; for quadratics
+    the bias is exactly 2 f(a_i) A_ii mu_i.
+
+    Raises:
+        TypeError, ValueError: as :func:`sbnlib.sample_sign`.
+
+    Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880), section 3; this book, chapter 6.
+    """
+    check_unit(a, noise)
+    check_ends_with("x", x, a)
+    return attach(x, a, 2 * noise.pdf(a.detach()))
+
+
+def chain_rule(a: Tensor, x: Tensor, noise: Noise, *, s: float | Tensor) -> Tensor:
+    r"""The line of chain-rule estimators through straight-through (s=1) and ZGR (s=0).
+
+    .. math:: c(x) = f(a)\Big[\frac{1-s}{P(x)} + 2s\Big]
+                   = \frac{f(a)\,(1 + s\,x\,\mu)}{P(x)}, \qquad \mu = 2F(a) - 1
+
+    Every member is exact for linear losses in the last binary layer; the bias is
+    :math:`f\int_{-1}^{1}(s\mu + t)L''(t)\,dt` along the coordinate. ``s=-1`` is DARN with the mean
+    as baseline. A state of probability 0 gets the factor 0.
+
+    Args:
+        a, x, noise: as :func:`straight_through`.
+        s: position on the line; a number, or a tensor broadcastable to ``x``.
+
+    Source: Shekhovtsov 2023 (ZGR, ICML), Hooper & Shekhovtsov 2026 (AISTATS); chapter 10.
+    """
+    check_unit(a, noise)
+    check_ends_with("x", x, a)
+    a0 = a.detach()
+    f, p = noise.pdf(a0), noise.cdf(x.detach() * a0)
+    possible = p > 0
+    inverse = (1 - s) / p.where(possible, p.new_ones(()))
+    return attach(x, a, (f * (inverse + 2 * s)).where(possible | p.isnan(), p.new_zeros(())))
+
+
+def zgr(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
+    r"""ZGR, the zero-temperature limit of Gumbel-Rao: :math:`c(x) = f(a)/P(x)`.
+
+    Unbiased, in the last binary layer, for losses that are at most quadratic in each unit
+    separately. It is also ReinMax at temperature 1 and DARN with the midpoint as baseline.
+
+    Args:
+        a, x, noise: as :func:`straight_through`.
+
+    Source: Shekhovtsov 2023 (ICML); Liu et al. 2023 (ReinMax, NeurIPS); chapter 10.
+    """
+    return chain_rule(a, x, noise, s=0.0)
+
+
+#: ReinMax at temperature 1. For two states it is ZGR, algebraically; so it is the same object.
+reinmax = zgr
+
+
+def darn(a: Tensor, x: Tensor, noise: Noise, *, baseline: str = "mean") -> Tensor:
+    r"""DARN: the score function with the loss's own linearization as control variate.
+
+    With the linearization taken at the sample and evaluated at a baseline point b,
+    :math:`c(x) = \partial_a \log P(x)\,(x - b)`:
+
+    * ``baseline="mean"``, b = mu: :math:`c = 2f\,P(-x)/P(x)`, the point s=-1 of the line;
+    * ``baseline="midpoint"``, b = 0: :math:`c = f/P(x)`, which is :func:`zgr`.
+
+    Args:
+        a, x, noise: as :func:`straight_through`.
+        baseline: ``"mean"`` or ``"midpoint"``. The literature calls either one DARN.
+
+    Raises:
+        ValueError: unknown ``baseline``.
+
+    Source: Gregor et al. 2014 (arXiv 1310.8499); Shekhovtsov 2021 (arXiv 2110.03549); chapter 10.
+    """
+    positions = {"mean": -1.0, "midpoint": 0.0}
+    if baseline not in positions:
+        raise ValueError(f"baseline must be one of {sorted(positions)}, got {baseline!r}")
+    return chain_rule(a, x, noise, s=positions[baseline])
+
+
+def identity(a: Tensor, x: Tensor, noise: Noise | None = None) -> Tensor:
+    """The identity as derivative: c = 1, whatever the noise.
+
+    It is M times straight-through for uniform noise on [-M, M], wherever abs(a) < M; with any other
+    forward noise it is not an unbiased estimator even of a linear loss.
+
+    Args:
+        a, x: as :func:`straight_through`.
+        noise: not used; accepted so that every estimator is called alike.
+
+    Source: Bengio, Leonard & Courville 2013 (arXiv 1308.3432); chapter 8.
+    """
+    check_ends_with("x", x, a)
+    return attach(x, a, 1.0)

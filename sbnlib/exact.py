@@ -1,0 +1,345 @@
+r"""Ground truth: expectations, gradients and moments of estimators by exact sums over states.
+
+The law of layer k's state given the input is a vector of 2^n_k probabilities, and one layer acts on
+it as a stochastic matrix T(s, s') = \prod_j F(s'_j a_j(s)). An expectation costs
+2^{n_1} + \sum_k 2^{n_k + n_{k+1}} + 2^{n_K} terms an input, not 2^{n_1 + ... + n_K}.
+
+A row of T is a Kronecker product of pairs (F(-a_j), F(a_j)). With the units of the next layer in
+two halves, T(s, .) is the outer product of two vectors of 2^{m/2}, so ``pi T`` is one matrix
+product and T itself need not stand in memory: 2^n x 2^{m/2} numbers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sbnlib import registry
+from sbnlib.network import SBN, Loss, check_values
+from sbnlib.nn import Tier1
+from sbnlib.noise import Noise
+
+__all__ = ["all_states", "exact_expectation", "exact_gradient", "exact_moments"]
+
+#: Widths above this need more memory than a laptop has (2^24 states).
+MAX_WIDTH = 24
+
+#: Numbers in one block of states: bounds the memory of the loss and of small transition matrices.
+BLOCK = 1 << 22
+
+
+def all_states(
+    n: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """All states of n bits, shape ``(2^n, n)``: row r has +1 where the binary digit of r is 1.
+
+    Unit 0 is the most significant digit.
+
+    Raises:
+        ValueError: n < 1 or n > 24.
+    """
+    if not 1 <= n <= MAX_WIDTH:
+        raise ValueError(f"n must be from 1 to {MAX_WIDTH} for a sum over 2^n states, got {n}")
+    index = torch.arange(2**n, device=device)
+    digits = index[:, None] >> torch.arange(n - 1, -1, -1, device=device) & 1
+    return (2 * digits - 1).to(dtype or torch.get_default_dtype())
+
+
+def exact_expectation(net: SBN, inputs: Tensor, loss: Loss) -> Tensor:
+    r"""E L(x_K) for each input, by exact summation, differentiable in all parameters.
+
+    Args:
+        net: fully connected network; widths up to 24, in practice the largest pair of neighbours
+            decides: 2^{n_k + n_{k+1}} terms.
+        inputs: ``(B, n_0)``, floating point.
+        loss: states ``(..., B, n_K)`` to values ``(..., B)``; need not be differentiable.
+
+    Returns:
+        ``(B,)``, in the dtype of the network. The gradient with respect to the network's
+        parameters, and to the loss's own, is exact too.
+
+    Raises:
+        ValueError: a layer is not fully connected, holds batch norm or dropout in training mode, is
+            too wide, or the loss or inputs have a wrong shape.
+
+    Source: this is the forward algorithm of hidden Markov models on the states of the layers.
+    """
+    law, states = _law_of_last_layer(net, _check_inputs(net, inputs))
+    batch = inputs.shape[0]
+    total = law.new_zeros(batch)
+    block = max(1, BLOCK // (batch * states.shape[1]))
+    for rows in _blocks(states.shape[0], block):
+        values = _loss_at(loss, states[rows], batch)
+        total = total + (law[:, rows] * values.T).sum(dim=1)
+    return total
+
+
+def exact_gradient(net: SBN, inputs: Tensor, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""The exact mean loss over the batch and its gradient.
+
+    Args: as :func:`exact_expectation`.
+
+    Returns:
+        The scalar :math:`\frac1B\sum_b \mathbb{E} L_b`, and a dict from the names of
+        ``net.named_parameters()``, in that order, to gradients of the parameters' shapes. The
+        ``.grad`` fields are not touched.
+    """
+    parameters = dict(net.named_parameters())
+    value = exact_expectation(net, inputs, loss).mean()
+    grads = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
+    return value.detach(), dict(zip(parameters, grads, strict=True))
+
+
+def exact_moments(
+    net: SBN, inputs: Tensor, loss: Loss, estimator: str | Tier1
+) -> dict[str, tuple[Tensor, Tensor]]:
+    r"""Exact mean and variance of a Tier 1 estimator, elementwise for each parameter.
+
+    One sample is the gradient of the mean loss with one fresh draw an input, so
+    Var = B^{-2} \sum_b Var_b. With g_k the estimated derivative in x_k, the moments
+    m_k(x) = E[g_k | x_k = x] and M_k(x) = E[g_k g_k^T | x_k = x] obey a backward recursion,
+
+    .. math:: m_{k-1} = W^\top E[c \circ m_k], \qquad
+              M_{k-1} = W^\top E[(c c^\top) \circ M_k]\, W,
+
+    which costs 2^{n_{k-1} + n_k} n_k^2 terms, not an enumeration of the paths.
+
+    Args:
+        net: layers must be ``nn.Linear``.
+        inputs, loss: as :func:`exact_expectation`; the loss must be differentiable.
+        estimator: a registry name or a Tier 1 function of (a, x) only.
+
+    Returns:
+        name -> (mean, variance), both of the parameter's shape.
+
+    Raises:
+        ValueError: the estimator draws random numbers of its own; or as ``exact_expectation``.
+    """
+    tier1 = registry.tier1(estimator)
+    inputs = _check_inputs(net, inputs)
+    _check_affine(net)
+    _check_state_only(tier1, net.noise, inputs)
+    with torch.no_grad():
+        return _Moments(net, inputs, loss, tier1).run()
+
+
+# ---------------------------------------------------------------------------------------------
+# The law of a layer's state
+
+
+def _law_of_last_layer(net: SBN, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """pi_K of shape (B, 2^{n_K}) and the states it weights."""
+    a = net.layers[0](inputs)
+    law, states = _kronecker(_pairs(a, net.noise)), _states_like(a)
+    for layer in net.layers[1:]:
+        law, states = _next_law(law, layer(states), net.noise)
+    return law, states
+
+
+def _next_law(law: Tensor, a: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """From pi over the 2^n states to pi T, with a the next pre-activation at each state."""
+    states, pairs = _states_like(a), _pairs(a, noise)
+    # T pays when it is tiny or serves many inputs; else the split form is as fast and smaller.
+    if a.shape[0] * states.shape[0] <= (BLOCK if len(law) >= 8 else BLOCK >> 10):
+        return law @ _kronecker(pairs), states
+    half = a.shape[1] // 2
+    high, low = _kronecker(pairs[:, :half]), _kronecker(pairs[:, half:])
+    # Row by row of the batch: (2^{n} x 2^{m/2})^T @ (2^n x 2^{m/2}).
+    return torch.stack([((high * row[:, None]).T @ low).flatten() for row in law]), states
+
+
+def _pairs(a: Tensor, noise: Noise) -> Tensor:
+    """P(x_j = -1), P(x_j = +1) for each unit: (..., m, 2)."""
+    return torch.stack([noise.cdf(-a), noise.cdf(a)], dim=-1)
+
+
+def _kronecker(pairs: Tensor) -> Tensor:
+    """The law of all the units: (..., m, 2) -> (..., 2^m), in the order of ``all_states``."""
+    law = pairs.new_ones(*pairs.shape[:-2], 1)
+    for pair in pairs.unbind(dim=-2):
+        law = (law[..., :, None] * pair[..., None, :]).flatten(-2)
+    return law
+
+
+def _states_like(a: Tensor) -> Tensor:
+    return all_states(a.shape[-1], dtype=a.dtype, device=a.device)
+
+
+def _blocks(rows: int, size: int) -> Iterator[slice]:
+    return (slice(i, min(i + size, rows)) for i in range(0, rows, size))
+
+
+def _loss_at(loss: Loss, states: Tensor, batch: int) -> Tensor:
+    """The loss of each state for each input of the batch: (S, n) -> (S, B)."""
+    x = states[:, None, :].expand(-1, batch, -1)
+    return check_values(loss(x), x.shape[:-1])
+
+
+# ---------------------------------------------------------------------------------------------
+# Moments of an estimator
+
+
+class _Moments:
+    """The backward recursion of first and second moments, one layer at a time."""
+
+    def __init__(self, net: SBN, inputs: Tensor, loss: Loss, tier1: Tier1) -> None:
+        self.net, self.inputs, self.tier1 = net, inputs, tier1
+        self.layers = list(net.layers)
+        self.laws, self.states = self._forward()
+        self.first = self._slopes(loss)  # m_K: (B, 2^{n_K}, n_K)
+        self.second = self.first[..., :, None] * self.first[..., None, :]
+
+    def _forward(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The law (B, 2^{n_k}) and the states of every layer."""
+        a = self.layers[0](self.inputs)
+        laws, states = [_kronecker(_pairs(a, self.net.noise))], [_states_like(a)]
+        for layer in self.layers[1:]:
+            law, state = _next_law(laws[-1], layer(states[-1]), self.net.noise)
+            laws.append(law)
+            states.append(state)
+        return laws, states
+
+    def _slopes(self, loss: Loss) -> Tensor:
+        """dL/dx at every state of the last layer."""
+        states, batch = self.states[-1], self.inputs.shape[0]
+        with torch.enable_grad():
+            x = states[:, None, :].repeat(1, batch, 1).requires_grad_()
+            values = check_values(loss(x), x.shape[:-1])
+            if not values.requires_grad:
+                raise ValueError("loss must be differentiable in the states for exact moments")
+            (slopes,) = torch.autograd.grad(values.sum(), x)
+        return slopes.transpose(0, 1)
+
+    def run(self) -> dict[str, tuple[Tensor, Tensor]]:
+        out: dict[str, tuple[Tensor, Tensor]] = {}
+        for k in reversed(range(len(self.layers))):
+            out |= self._layer(k)
+        return {name: out[name] for name, _ in self.net.named_parameters()}
+
+    def _layer(self, k: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Moments of the gradients of layer k; leaves m, M of the layer below in place."""
+        layer = self.layers[k]
+        if k == 0:  # the one "state" below is the input itself, one for each b
+            below, law = self.inputs[:, None, :], self.inputs.new_ones(len(self.inputs), 1)
+        else:
+            below, law = self.states[k - 1].expand(len(self.inputs), -1, -1), self.laws[k - 1]
+        d1, d2 = self._at_pre_activations(layer(below[0] if k else below), k)
+        moments = self._of_parameters(k, law, below, d1, d2)
+        self.first = d1 @ layer.weight
+        self.second = layer.weight.T @ d2 @ layer.weight
+        return moments
+
+    def _at_pre_activations(self, a: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """E[c m | s] (B, S, n) and E[c c^T M | s] (B, S, n, n); a is (S, n), or (B, 1, n) at k=0.
+
+        c_i depends on s and on x_i only, so it leaves the sum over the states x with x_i = +-1:
+        one pass over T for each pair of signs.
+        """
+        plus = (self.states[k] > 0).to(a.dtype)
+        masks = torch.stack([1 - plus, plus])  # [sign, state, unit]
+        c = self._factors(a)  # [sign, *a.shape]
+        t = _kronecker(_pairs(a, self.net.noise))  # (S, 2^n) or (B, 1, 2^n)
+        d1 = sum(c[v] * (t @ (masks[v] * self.first)) for v in (0, 1))
+        d2: Tensor | float = 0.0
+        n = a.shape[-1]
+        for v in (0, 1):
+            for w in (0, 1):
+                both = masks[v][:, :, None] * masks[w][:, None, :] * self.second
+                cc = c[v][..., :, None] * c[w][..., None, :]
+                d2 = d2 + cc * (t @ both.flatten(-2)).unflatten(-1, (n, n))
+        return d1, d2
+
+    def _factors(self, a: Tensor) -> Tensor:
+        """c(a, -1) and c(a, +1), read off the estimator by differentiating it."""
+        return torch.stack([_factor(self.tier1, a, v, self.net.noise) for v in (-1.0, 1.0)])
+
+    def _of_parameters(
+        self, k: int, law: Tensor, below: Tensor, d1: Tensor, d2: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean over inputs, Var = B^-2 sum_b Var_b, for the weight d x^T and the bias d."""
+        squares = d2.diagonal(dim1=-2, dim2=-1)
+        weighted, weighted2 = law[..., None] * d1, law[..., None] * squares
+        out = {}
+        weight1 = weighted.transpose(1, 2) @ below
+        weight2 = weighted2.transpose(1, 2) @ below.square()
+        out[f"layers.{k}.weight"] = _pool(weight1, weight2)
+        if self.layers[k].bias is not None:
+            out[f"layers.{k}.bias"] = _pool(weighted.sum(dim=1), weighted2.sum(dim=1))
+        return out
+
+
+def _pool(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments for each input (B, ...) to mean and variance of the batch mean."""
+    variance = (second - first.square()).clamp_min(0)  # rounding only; it cannot be negative
+    return first.mean(dim=0), variance.sum(dim=0) / first.shape[0] ** 2
+
+
+def _factor(tier1: Tier1, a: Tensor, sign: float, noise: Noise) -> Tensor:
+    with torch.enable_grad():
+        leaf = a.detach().clone().requires_grad_()
+        out = tier1(leaf, torch.full_like(a, sign), noise)
+        return torch.autograd.grad(out.sum(), leaf)[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# Checks
+
+
+def _check_inputs(net: SBN, inputs: Tensor) -> Tensor:
+    if not isinstance(net, SBN):
+        raise TypeError(f"net must be an SBN, got {type(net).__name__}")
+    _check_rowwise(net)
+    if not isinstance(inputs, Tensor) or inputs.dim() != 2 or not len(inputs):
+        shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise ValueError(f"inputs must have shape (B, n_0) with B >= 1, got {shape}")
+    for k, (n, m) in enumerate(pairwise(_widths(net))):
+        if m > MAX_WIDTH:
+            raise ValueError(f"layer {k} has {m} units; exact sums take at most {MAX_WIDTH}")
+        if k == 0 and inputs.shape[1] != n:
+            raise ValueError(f"inputs must have {n} columns as layer 0 has, got {inputs.shape[1]}")
+    return inputs
+
+
+def _widths(net: SBN) -> list[int]:
+    linear = [[m for m in layer.modules() if hasattr(m, "in_features")] for layer in net.layers]
+    return [linear[0][0].in_features, *(ms[-1].out_features for ms in linear)]
+
+
+def _check_rowwise(net: SBN) -> None:
+    """Exact sums evaluate a layer at all states at once: a row must not depend on the others."""
+    for k, layer in enumerate(net.layers):
+        if not any(hasattr(m, "in_features") for m in layer.modules()):
+            raise ValueError(
+                f"exact sums need fully connected layers, layer {k} is {type(layer).__name__}"
+            )
+        for m in layer.modules():
+            unstable = isinstance(m, torch.nn.modules.batchnorm._BatchNorm | torch.nn.Dropout)
+            if unstable and m.training:
+                raise ValueError(
+                    f"layer {k} holds {type(m).__name__} in training mode; call net.eval() first"
+                )
+
+
+def _check_affine(net: SBN) -> None:
+    for k, layer in enumerate(net.layers):
+        if not isinstance(layer, torch.nn.Linear):
+            raise ValueError(
+                f"exact_moments needs nn.Linear layers, layer {k} is {type(layer).__name__}"
+            )
+
+
+def _check_state_only(tier1: Tier1, noise: Noise, inputs: Tensor) -> None:
+    """An estimator that draws noise of its own gives another factor each time it is called."""
+    a = torch.linspace(-0.9, 0.9, 64, dtype=inputs.dtype, device=inputs.device)
+    state = torch.get_rng_state()
+    first, second = (_factor(tier1, a, 1.0, noise) for _ in range(2))
+    torch.set_rng_state(state)
+    if not torch.equal(first, second):
+        name = getattr(tier1, "__name__", tier1)
+        raise ValueError(
+            f"estimator must be a function of (a, x) only; {name} draws random numbers, so its "
+            "moments are not a sum over states"
+        )

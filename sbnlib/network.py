@@ -1,0 +1,160 @@
+"""The layered stochastic binary network, and estimators that act on a whole network.
+
+    x_0 = inputs,   a_k = layer_k(x_{k-1}),   x_k = sign(a_k - Z_k),   k = 1..K.
+
+The real-valued head belongs to the loss: a 784-200-200-10 classifier is
+``SBN(Linear(784, 200), Linear(200, 200))`` with ``loss = lambda x: cross_entropy(head(x), y)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
+
+from sbnlib.estimators import straight_through
+from sbnlib.nn import Sign, Tier1, check_mode, check_tier1
+from sbnlib.noise import Noise
+
+__all__ = ["SBN", "Loss", "NetworkEstimator", "check_values", "pathwise"]
+
+#: Takes states ``(..., B, n)``, returns ``(..., B)``; may close over targets of the batch.
+Loss = Callable[[Tensor], Tensor]
+
+
+class NetworkEstimator(Protocol):
+    """``(net, inputs, loss, *, generator) -> (B,)``: value L at a draw, gradient the estimate."""
+
+    def __call__(
+        self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
+    ) -> Tensor: ...
+
+
+class SBN(torch.nn.Module):
+    """A stochastic binary network: after each layer, a layer of binary units.
+
+    Args:
+        *layers: modules that map states to pre-activations, ``nn.Linear``-like or convolutions.
+            A ``nn.Sequential(Linear, BatchNorm1d)`` is one layer too.
+        noise: the injected noise of every unit; default ``Logistic()``.
+        estimator: the Tier 1 estimator of every unit; default straight-through.
+
+    ``forward(inputs)`` maps ``(..., B, n_0)`` to the last layer's states ``(..., B, n_K)``.
+
+    Raises:
+        ValueError: no layer given.
+        TypeError: a layer is not a module, noise is not a noise model.
+    """
+
+    def __init__(
+        self,
+        *layers: torch.nn.Module,
+        noise: Noise | None = None,
+        estimator: Tier1 = straight_through,
+    ) -> None:
+        super().__init__()
+        if not layers:
+            raise ValueError("layers must be at least one module such as nn.Linear(2, 5), got none")
+        for layer in layers:
+            if not isinstance(layer, torch.nn.Module):
+                raise TypeError(f"layers must be torch modules, got {layer!r}")
+        self.layers = torch.nn.ModuleList(layers)
+        self.sign = Sign(noise, estimator)
+
+    @property
+    def noise(self) -> Noise:
+        return self.sign.noise
+
+    def forward(
+        self,
+        inputs: Tensor,
+        *,
+        mode: str = "sample",
+        estimator: Tier1 | None = None,
+        states: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        u: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Run the network.
+
+        Args:
+            inputs: ``(..., B, n_0)``, floating point; axes in front of the batch are independent
+                draws: ``inputs.expand(1000, B, n_0)`` samples a thousand times.
+            mode: ``"sample"``, ``"sign"`` (most probable state) or ``"mean"`` (mean-field: every
+                unit puts out its mean, which is *not* the mean of the sampled network in depth).
+            estimator: overrides the network's Tier 1 estimator in this call.
+            states: one tensor a layer; the states are these, and gradients are as if sampled.
+            generator: source of randomness.
+            u: one tensor of uniforms a layer; handed to ``sample_sign``.
+
+        Raises:
+            TypeError: ``inputs`` is not floating point. ValueError: unknown mode, or a wrong
+            number or shape of ``states`` or ``u``.
+        """
+        check_mode(mode)
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            what = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise TypeError(f"inputs must be a floating-point tensor, got {what}")
+        if mode != "sample" and (states is not None or u is not None):
+            raise ValueError(f"states and u belong to mode='sample', got mode={mode!r}")
+        if estimator is not None:
+            check_tier1(estimator)
+        x = inputs
+        given = zip(self._per_layer("states", states), self._per_layer("u", u), strict=True)
+        for layer, (state, uniforms) in zip(self.layers, given, strict=True):
+            x = self.sign(
+                layer(x), mode=mode, x=state, estimator=estimator, generator=generator, u=uniforms
+            )
+        return x
+
+    def _per_layer(self, name: str, values: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+        """One value a layer, or an error that says how many there should be."""
+        if values is None:
+            return [None] * len(self.layers)
+        if isinstance(values, Tensor) or len(values) != len(self.layers):
+            got = "a tensor" if isinstance(values, Tensor) else f"{len(values)}"
+            raise ValueError(f"{name} must hold {len(self.layers)} tensors, one a layer, got {got}")
+        return values
+
+
+def pathwise(tier1: Tier1) -> NetworkEstimator:
+    """The network estimator that samples once and applies ``tier1`` at every unit.
+
+    Returns a function ``(net, inputs, loss, *, generator) -> (..., B)``: the loss of one sampled
+    forward pass per input, whose gradient by the chain rule is the estimate.
+
+    Raises:
+        TypeError: ``tier1`` is not callable.
+    """
+    check_tier1(tier1)
+
+    def estimator(
+        net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        x = net(inputs, estimator=tier1, generator=generator)
+        return check_values(loss(x), batch_shape(net, inputs))
+
+    estimator.tier1 = tier1  # type: ignore[attr-defined]
+    estimator.__name__ = f"pathwise({getattr(tier1, '__name__', tier1)})"
+    return estimator
+
+
+def check_values(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """The loss must return one value an input: a tensor of ``shape`` = (..., B)."""
+    if not isinstance(values, Tensor) or values.shape != torch.Size(shape):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"loss must return one value an input, shape {tuple(shape)} here (no mean over the "
+            f"batch), got {got}"
+        )
+    return values
+
+
+def batch_shape(net: SBN, inputs: Tensor) -> torch.Size:
+    """The shape (..., B) of ``inputs`` without the axes of one input (three for a Conv2d)."""
+    first = next(m for m in net.layers[0].modules() if not any(m.children()))
+    axes = 1 + len(first.kernel_size) if isinstance(first, _ConvNd) else 1
+    return inputs.shape[: inputs.dim() - axes]

@@ -1,0 +1,194 @@
+"""Injected noise: a symmetric law with distribution function F and density f.
+
+A binary unit is ``x = sign(a - Z)`` with ``Z ~ F``, so ``P(x = +1 | a) = F(a)`` and, by the
+symmetry ``F(-a) = 1 - F(a)``, ``P(x | a) = F(x a)`` for both states. Everything a unit and its
+estimators need of the noise is in the class that describes it.
+
+Each class takes one argument, ``scale > 0``: ``Z = scale * Z_1`` with ``Z_1`` the law at scale 1.
+``cdf`` keeps its *relative* accuracy in the lower tail (``1 + erf`` does not: in float32 it is 0
+at -6 already), and its derivative by autograd is ``pdf``. Bounded laws have density 0 at the two
+ends of their support, where F has a kink; this is the convention of ``hardtanh`` in torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cauchy", "FastSigmoid", "Gaussian", "Logistic", "Noise", "Triangular", "Uniform"]
+
+
+class Noise:
+    """A symmetric noise law with a scale. Subclasses give F, f and F^-1 at scale 1.
+
+    Args:
+        scale: the factor on the law at scale 1, a finite number > 0, in the units of ``a``.
+
+    Raises:
+        ValueError: ``scale`` is not a finite number > 0.
+    """
+
+    #: Half-width of the support at scale 1.
+    _half_width = math.inf
+
+    def __init__(self, scale: float = 1.0) -> None:
+        if not isinstance(scale, Real) or not 0 < float(scale) < math.inf:
+            raise ValueError(f"scale must be a finite number > 0, got {scale!r}")
+        self.scale = float(scale)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(scale={self.scale:g})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.scale == other.scale  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.scale))
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """The open interval on which f > 0."""
+        return -self.scale * self._half_width, self.scale * self._half_width
+
+    def cdf(self, a: Tensor) -> Tensor:
+        """F(a) = P(Z < a), elementwise; any shape, floating point."""
+        return self._cdf(a / self.scale)
+
+    def pdf(self, a: Tensor) -> Tensor:
+        """f(a) = F'(a), elementwise, in units of 1/``a``."""
+        return self._pdf(a / self.scale) / self.scale
+
+    def icdf(self, p: Tensor) -> Tensor:
+        """F^-1(p) for 0 <= p <= 1, elementwise."""
+        return self._icdf(p) * self.scale
+
+    def sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Independent draws of Z. Always finite, and exactly symmetric.
+
+        The magnitude is ``-F^-1(u)`` with ``u`` uniform on (0, 1/2], the sign a fair coin: a
+        single uniform on [0, 1) would give ``F^-1(0) = -inf`` once in 2^24 draws.
+        """
+        u = 1 - torch.rand((2, *shape), generator=generator, dtype=dtype, device=device)
+        magnitude = -self.icdf(u[0] / 2)
+        return torch.where(u[1] <= 0.5, magnitude, -magnitude)
+
+    def _cdf(self, a: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _pdf(self, a: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _icdf(self, p: Tensor) -> Tensor:
+        """F^-1 by symmetry from its lower half, which keeps small p accurate."""
+        upper = p > 0.5
+        a = self._icdf_lower(torch.where(upper, 1 - p, p))
+        return torch.where(upper, -a, a)
+
+    def _icdf_lower(self, p: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Logistic(Noise):
+    """F(a) = 1/(1 + e^-a), f = F(1 - F). Its proxy 2f is the derivative of tanh(a/2)."""
+
+    def _cdf(self, a: Tensor) -> Tensor:
+        return torch.sigmoid(a)
+
+    def _pdf(self, a: Tensor) -> Tensor:
+        return torch.sigmoid(a) * torch.sigmoid(-a)
+
+    def _icdf(self, p: Tensor) -> Tensor:
+        return torch.logit(p)
+
+
+class Uniform(Noise):
+    """Uniform on [-1, 1]: F(a) = (1 + a)/2, f = 1/2 inside. Its proxy 2f is that of hardtanh."""
+
+    _half_width = 1.0
+
+    def _cdf(self, a: Tensor) -> Tensor:
+        return (torch.nn.functional.hardtanh(a) + 1) / 2
+
+    def _pdf(self, a: Tensor) -> Tensor:
+        return (a.abs() < 1).to(a.dtype) / 2 + 0 * a  # + 0 * a: NaN stays NaN
+
+    def _icdf(self, p: Tensor) -> Tensor:
+        return 2 * p - 1
+
+
+class Triangular(Noise):
+    """Triangular on [-1, 1]: f(a) = 1 - |a|, F(a) = (1 + a)^2/2 for a <= 0.
+
+    Its proxy 2f = 2 - 2|a| is the one of Bi-Real net's ApproxSign.
+    """
+
+    _half_width = 1.0
+
+    def _cdf(self, a: Tensor) -> Tensor:
+        tail = torch.relu(1 + _lower(a)).square() / 2
+        return torch.where(a > 0, 1 - tail, tail)
+
+    def _pdf(self, a: Tensor) -> Tensor:
+        return torch.relu(1 - a.abs())
+
+    def _icdf_lower(self, p: Tensor) -> Tensor:
+        return torch.sqrt(2 * p) - 1
+
+
+class Gaussian(Noise):
+    """Standard normal: F(a) = erfc(-a/sqrt 2)/2. Its proxy 2f is that of erf(a/sqrt 2)."""
+
+    def _cdf(self, a: Tensor) -> Tensor:
+        return torch.special.erfc(-a / math.sqrt(2)) / 2
+
+    def _pdf(self, a: Tensor) -> Tensor:
+        return torch.exp(-a.square() / 2) / math.sqrt(2 * math.pi)
+
+    def _icdf_lower(self, p: Tensor) -> Tensor:
+        return torch.special.ndtri(p)
+
+
+class Cauchy(Noise):
+    """Standard Cauchy: f(a) = 1/(pi (1 + a^2)), F(a) = 1/2 + arctan(a)/pi."""
+
+    def _cdf(self, a: Tensor) -> Tensor:
+        return torch.atan2(torch.ones_like(a), -a) / math.pi  # no cancellation as a -> -inf
+
+    def _pdf(self, a: Tensor) -> Tensor:
+        return 1 / (math.pi * (1 + a.square()))
+
+    def _icdf_lower(self, p: Tensor) -> Tensor:
+        return -1 / torch.tan(math.pi * p)
+
+
+class FastSigmoid(Noise):
+    """f(a) = (1 + |a|)^-2 / 2, F(a) = 1/(2(1 + |a|)) for a <= 0: tails as heavy as Cauchy's.
+
+    Its proxy 2f = (1 + |a|)^-2 is the SuperSpike slope at beta = 1.
+    """
+
+    def _cdf(self, a: Tensor) -> Tensor:
+        tail = 0.5 / (1 - _lower(a))
+        return torch.where(a > 0, 1 - tail, tail)
+
+    def _pdf(self, a: Tensor) -> Tensor:
+        return 0.5 / (1 + a.abs()).square()
+
+    def _icdf_lower(self, p: Tensor) -> Tensor:
+        return 1 - 0.5 / p
+
+
+def _lower(a: Tensor) -> Tensor:
+    """-|a|, with derivative 1 at 0 (that of ``-a.abs()`` is 0 there, and so would be F'(0))."""
+    return torch.where(a > 0, -a, a)

@@ -1,0 +1,82 @@
+"""The binary unit ``x = sign(a - Z)``: the one place where a sign is drawn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sbnlib.noise import Noise
+
+__all__ = ["deterministic_sign", "sample_sign"]
+
+
+def sample_sign(
+    a: Tensor,
+    noise: Noise,
+    *,
+    generator: torch.Generator | None = None,
+    u: Tensor | None = None,
+) -> Tensor:
+    """Draw x = sign(a - Z), that is +1 with probability F(a) and -1 otherwise; never 0.
+
+    Args:
+        a: pre-activations, any shape, floating point.
+        noise: the law F of Z.
+        generator: source of the uniforms when ``u`` is not given.
+        u: uniforms on [0, 1) handed in, of ``a``'s shape or with further axes in front (then so
+            many independent draws); compiled and repeatable code needs it.
+
+    Returns:
+        +1 where ``u < F(a)``, else -1, in ``a``'s dtype, without a gradient.
+
+    Raises:
+        TypeError: ``a`` is not a floating-point tensor, or ``noise`` is not a Noise.
+        ValueError: the shape of ``u`` does not end with ``a``'s, or (checked on eager CPU tensors
+            only) a logit is NaN or infinite. Elsewhere a NaN logit gives NaN, never a sign.
+    """
+    check_unit(a, noise)
+    if u is not None:
+        check_ends_with("u", u, a)
+    # A probability in half precision has 8 or 11 bits, a sampled bit needs more.
+    p = noise.cdf(a.detach().to(torch.promote_types(a.dtype, torch.float32)))
+    if u is None:
+        # float32 uniforms are multiples of 2^-24: an event of probability 1e-9 would be drawn
+        # sixty times too often.
+        u = torch.rand(p.shape, generator=generator, dtype=torch.float64, device=p.device)
+    return _signs(u < p, p).to(a.dtype)
+
+
+def deterministic_sign(a: Tensor) -> Tensor:
+    """sign(a) with sign(0) = +1 (``torch.sign(0)`` is 0, which is not a state); no gradient."""
+    return _signs(a >= 0, a.detach())
+
+
+def _signs(positive: Tensor, source: Tensor) -> Tensor:
+    """+1/-1 from a mask; NaN where ``source`` is NaN."""
+    signs = 2 * positive.to(source.dtype) - 1
+    return torch.where(source.isnan(), source, signs)
+
+
+def check_unit(a: Tensor, noise: Noise) -> None:
+    """The checks every unit and every estimator makes of its pre-activations and noise."""
+    if not isinstance(a, Tensor) or not a.is_floating_point():
+        what = a.dtype if isinstance(a, Tensor) else type(a).__name__
+        raise TypeError(f"a must be a floating-point tensor of pre-activations, got {what}")
+    if not isinstance(noise, Noise):
+        raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
+    if _is_eager_cpu(a) and not a.isfinite().all():
+        raise ValueError("a must be finite, got NaN or infinite pre-activations")
+
+
+def check_ends_with(name: str, x: Tensor, a: Tensor) -> None:
+    """``x`` must have ``a``'s shape, or that shape behind further axes."""
+    if not isinstance(x, Tensor) or x.shape[x.dim() - a.dim() :] != a.shape:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must have shape (..., *{tuple(a.shape)}) to match a, got {shape}")
+
+
+def _is_eager_cpu(a: Tensor) -> bool:
+    """Whether looking at values is free of syncs and does not break compile or vmap."""
+    if torch.compiler.is_compiling() or a.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(a)
