@@ -12,7 +12,6 @@ product and T itself need not stand in memory: 2^n x 2^{m/2} numbers do.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -84,10 +83,11 @@ def exact_gradient(net: SBN, inputs: Tensor, loss: Loss) -> tuple[Tensor, dict[s
 
     Returns:
         The scalar :math:`\frac1B\sum_b \mathbb{E} L_b`, and a dict from the names of
-        ``net.named_parameters()``, in that order, to gradients of the parameters' shapes. The
-        ``.grad`` fields are not touched.
+        ``net.named_parameters()``, in that order, to gradients of the parameters' shapes;
+        parameters that do not require a gradient are left out. The ``.grad`` fields are not
+        touched.
     """
-    parameters = dict(net.named_parameters())
+    parameters = trainable(net)
     value = exact_expectation(net, inputs, loss).mean()
     grads = torch.autograd.grad(value, list(parameters.values()), materialize_grads=True)
     return value.detach(), dict(zip(parameters, grads, strict=True))
@@ -158,10 +158,13 @@ def _pairs(a: Tensor, noise: Noise) -> Tensor:
 
 def _kronecker(pairs: Tensor) -> Tensor:
     """The law of all the units: (..., m, 2) -> (..., 2^m), in the order of ``all_states``."""
-    law = pairs.new_ones(*pairs.shape[:-2], 1)
-    for pair in pairs.unbind(dim=-2):
-        law = (law[..., :, None] * pair[..., None, :]).flatten(-2)
-    return law
+    m = pairs.shape[-2]
+    if m == 0:  # the empty half of a layer of one unit
+        return pairs.new_ones(*pairs.shape[:-2], 1)
+    if m == 1:
+        return pairs[..., 0, :]
+    first, rest = _kronecker(pairs[..., : m // 2, :]), _kronecker(pairs[..., m // 2 :, :])
+    return (first[..., :, None] * rest[..., None, :]).flatten(-2)
 
 
 def _states_like(a: Tensor) -> Tensor:
@@ -217,7 +220,7 @@ class _Moments:
         out: dict[str, tuple[Tensor, Tensor]] = {}
         for k in reversed(range(len(self.layers))):
             out |= self._layer(k)
-        return {name: out[name] for name, _ in self.net.named_parameters()}
+        return {name: out[name] for name in trainable(self.net)}
 
     def _layer(self, k: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Moments of the gradients of layer k; leaves m, M of the layer below in place."""
@@ -295,17 +298,23 @@ def _check_inputs(net: SBN, inputs: Tensor) -> Tensor:
     if not isinstance(inputs, Tensor) or inputs.dim() != 2 or not len(inputs):
         shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
         raise ValueError(f"inputs must have shape (B, n_0) with B >= 1, got {shape}")
-    for k, (n, m) in enumerate(pairwise(_widths(net))):
-        if m > MAX_WIDTH:
-            raise ValueError(f"layer {k} has {m} units; exact sums take at most {MAX_WIDTH}")
-        if k == 0 and inputs.shape[1] != n:
-            raise ValueError(f"inputs must have {n} columns as layer 0 has, got {inputs.shape[1]}")
+    if not inputs.is_floating_point():
+        raise TypeError(f"inputs must be a floating-point tensor, got {inputs.dtype}")
+    below = inputs.shape[1]
+    for k, layer in enumerate(net.layers):
+        linear = [m for m in layer.modules() if hasattr(m, "in_features")]
+        if linear[0].in_features != below:
+            what = "inputs" if k == 0 else f"layer {k - 1}"
+            raise ValueError(f"layer {k} takes {linear[0].in_features} numbers, {what} has {below}")
+        below = linear[-1].out_features
+        if below > MAX_WIDTH:
+            raise ValueError(f"layer {k} has {below} units; exact sums take at most {MAX_WIDTH}")
     return inputs
 
 
-def _widths(net: SBN) -> list[int]:
-    linear = [[m for m in layer.modules() if hasattr(m, "in_features")] for layer in net.layers]
-    return [linear[0][0].in_features, *(ms[-1].out_features for ms in linear)]
+def trainable(net: SBN) -> dict[str, torch.nn.Parameter]:
+    """The named parameters that require a gradient, in the network's order."""
+    return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
 def _check_rowwise(net: SBN) -> None:
@@ -329,11 +338,14 @@ def _check_affine(net: SBN) -> None:
             raise ValueError(
                 f"exact_moments needs nn.Linear layers, layer {k} is {type(layer).__name__}"
             )
+    if len({id(layer.weight) for layer in net.layers}) < len(net.layers):
+        raise ValueError("exact_moments needs layers with weights of their own, two share theirs")
 
 
 def _check_state_only(tier1: Tier1, noise: Noise, inputs: Tensor) -> None:
     """An estimator that draws noise of its own gives another factor each time it is called."""
-    a = torch.linspace(-0.9, 0.9, 64, dtype=inputs.dtype, device=inputs.device)
+    p = torch.linspace(0.05, 0.95, 64, dtype=inputs.dtype, device=inputs.device)
+    a = noise.icdf(p)
     state = torch.get_rng_state()
     first, second = (_factor(tier1, a, 1.0, noise) for _ in range(2))
     torch.set_rng_state(state)

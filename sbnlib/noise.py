@@ -13,7 +13,7 @@ ends of their support, where F has a kink; this is the convention of ``hardtanh`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 
 import torch
@@ -56,15 +56,17 @@ class Noise:
 
     def cdf(self, a: Tensor) -> Tensor:
         """F(a) = P(Z < a), elementwise; any shape, floating point."""
-        return self._cdf(a / self.scale)
+        return self._apply(self._cdf, a)
 
     def pdf(self, a: Tensor) -> Tensor:
         """f(a) = F'(a), elementwise, in units of 1/``a``."""
-        return self._pdf(a / self.scale) / self.scale
+        f = self._apply(self._pdf, a)
+        return f if self.scale == 1 else f / self.scale
 
     def icdf(self, p: Tensor) -> Tensor:
         """F^-1(p) for 0 <= p <= 1, elementwise."""
-        return self._icdf(p) * self.scale
+        wide = torch.promote_types(p.dtype, torch.float32)
+        return (self._icdf(p.to(wide)) * self.scale).to(p.dtype)
 
     def sample(
         self,
@@ -79,9 +81,16 @@ class Noise:
         The magnitude is ``-F^-1(u)`` with ``u`` uniform on (0, 1/2], the sign a fair coin: a
         single uniform on [0, 1) would give ``F^-1(0) = -inf`` once in 2^24 draws.
         """
-        u = 1 - torch.rand((2, *shape), generator=generator, dtype=dtype, device=device)
+        dtype = dtype or torch.get_default_dtype()
+        wide = torch.promote_types(dtype, torch.float32)
+        u = 1 - torch.rand((2, *shape), generator=generator, dtype=wide, device=device)
         magnitude = -self.icdf(u[0] / 2)
-        return torch.where(u[1] <= 0.5, magnitude, -magnitude)
+        return torch.where(u[1] <= 0.5, magnitude, -magnitude).to(dtype)
+
+    def _apply(self, at_scale_1: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+        """A function of a/scale, computed in at least float32, in ``a``'s dtype."""
+        wide = a.to(torch.promote_types(a.dtype, torch.float32))
+        return at_scale_1(wide if self.scale == 1 else wide / self.scale).to(a.dtype)
 
     def _cdf(self, a: Tensor) -> Tensor:
         raise NotImplementedError
@@ -106,7 +115,8 @@ class Logistic(Noise):
         return torch.sigmoid(a)
 
     def _pdf(self, a: Tensor) -> Tensor:
-        return torch.sigmoid(a) * torch.sigmoid(-a)
+        q = torch.sigmoid(-a.abs())  # the smaller of F(a) and F(-a)
+        return q * (1 - q)
 
     def _icdf(self, p: Tensor) -> Tensor:
         return torch.logit(p)

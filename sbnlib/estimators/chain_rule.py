@@ -19,10 +19,11 @@ P(x) stands for P(x | a) = F(x a), never for 1 - p, which would lose the tail.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sbnlib.noise import Noise
-from sbnlib.units import check_ends_with, check_unit
+from sbnlib.units import check_ends_with, check_pre_activations, check_unit
 
 __all__ = ["attach", "chain_rule", "darn", "identity", "reinmax", "straight_through", "zgr"]
 
@@ -85,11 +86,11 @@ def chain_rule(a: Tensor, x: Tensor, noise: Noise, *, s: float | Tensor) -> Tens
     """
     check_unit(a, noise)
     check_ends_with("x", x, a)
-    a0 = a.detach()
-    f, p = noise.pdf(a0), noise.cdf(x.detach() * a0)
-    possible = p > 0
-    inverse = (1 - s) / p.where(possible, p.new_ones(()))
-    return attach(x, a, (f * (inverse + 2 * s)).where(possible | p.isnan(), p.new_zeros(())))
+    f, xa = noise.pdf(a.detach()), x.detach() * a.detach()
+    p, q = noise.cdf(xa), noise.cdf(-xa)  # P(x) and P(-x)
+    # With 1 = P(x) + P(-x) the bracket of the formula times P(x) has no cancellation for |s| <= 1;
+    # f/P(x) stays moderate where 1/P(x) alone would overflow.
+    return attach(x, a, (1 + s) * f + (1 - s) * (f / p.where(p != 0, torch.inf)) * q)
 
 
 def zgr(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
@@ -146,5 +147,6 @@ def identity(a: Tensor, x: Tensor, noise: Noise | None = None) -> Tensor:
 
     Source: Bengio, Leonard & Courville 2013 (arXiv 1308.3432); chapter 8.
     """
+    check_pre_activations(a)
     check_ends_with("x", x, a)
     return attach(x, a, 1.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sbnlib.estimators.chain_rule import attach
 from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
-from sbnlib.units import check_ends_with
+from sbnlib.units import check_ends_with, check_pre_activations
 
 __all__ = ["PROXIES", "Proxy", "proxy"]
 
@@ -61,27 +61,86 @@ def _ede(a: Tensor, t: float = 0.1) -> Tensor:
 PROXIES: dict[str, Proxy] = {
     p.name: p
     for p in (
-        Proxy("hardtanh", _hardtanh, 2.0, Uniform(), r"[|a|<1]",
-              "Hubara et al. 2016, binarized neural networks"),
-        Proxy("tanh", lambda a: 1 - torch.tanh(a).square(), 2.0, Logistic(0.5), r"1-\tanh^2 a",
-              "the derivative of tanh(a)"),
-        Proxy("half_tanh", lambda a: (1 - torch.tanh(a / 2).square()) / 2, 2.0, Logistic(),
-              r"\tfrac12(1-\tanh^2\tfrac a2)", "the derivative of tanh(a/2)"),
-        Proxy("approx_sign", lambda a: 2 * torch.relu(1 - a.abs()), 2.0, Triangular(),
-              r"\max(0,\,2-2|a|)", "Liu et al. 2018, Bi-Real net"),
-        Proxy("erf", lambda a: math.sqrt(2 / math.pi) * torch.exp(-a.square() / 2), 2.0,
-              Gaussian(), r"\sqrt{2/\pi}\,e^{-a^2/2}", "the derivative of erf(a/sqrt 2)"),
-        Proxy("arctan", lambda a: 2 / (math.pi * (1 + a.square())), 2.0, Cauchy(),
-              r"\frac{2}{\pi(1+a^2)}", "the derivative of (2/pi) arctan a"),
-        Proxy("fast_sigmoid", lambda a: 1 / (1 + a.abs()).square(), 2.0, FastSigmoid(),
-              r"(1+|a|)^{-2}", "the derivative of a/(1+|a|)"),
-        Proxy("superspike", lambda a: 1 / (1 + 10 * a.abs()).square(), 0.2, None,
-              r"(1+10|a|)^{-2}", "Zenke & Ganguli 2018, SuperSpike, slope 10"),
-        Proxy("ede", _ede, 20.0, None, r"k t\,(1-\tanh^2(ta)),\ t=0.1,\ k=1/t",
-              "Qin et al. 2020, IR-Net, at the start of training"),
-        Proxy("swish_sign", _swish_sign, 2.0, None,
-              r"\beta\,\frac{2-\beta a\tanh(\beta a/2)}{1+\cosh(\beta a)},\ \beta=5",
-              "Darabi et al. 2018, BNN+"),
+        Proxy(
+            "hardtanh",
+            _hardtanh,
+            2.0,
+            Uniform(),
+            r"[|a|<1]",
+            "Hubara et al. 2016, binarized neural networks",
+        ),
+        Proxy(
+            "tanh",
+            lambda a: 1 - torch.tanh(a).square(),
+            2.0,
+            Logistic(0.5),
+            r"1-\tanh^2 a",
+            "the derivative of tanh(a)",
+        ),
+        Proxy(
+            "half_tanh",
+            lambda a: (1 - torch.tanh(a / 2).square()) / 2,
+            2.0,
+            Logistic(),
+            r"\tfrac12(1-\tanh^2\tfrac a2)",
+            "the derivative of tanh(a/2)",
+        ),
+        Proxy(
+            "approx_sign",
+            lambda a: 2 * torch.relu(1 - a.abs()),
+            2.0,
+            Triangular(),
+            r"\max(0,\,2-2|a|)",
+            "Liu et al. 2018, Bi-Real net",
+        ),
+        Proxy(
+            "erf",
+            lambda a: math.sqrt(2 / math.pi) * torch.exp(-a.square() / 2),
+            2.0,
+            Gaussian(),
+            r"\sqrt{2/\pi}\,e^{-a^2/2}",
+            "the derivative of erf(a/sqrt 2)",
+        ),
+        Proxy(
+            "arctan",
+            lambda a: 2 / (math.pi * (1 + a.square())),
+            2.0,
+            Cauchy(),
+            r"\frac{2}{\pi(1+a^2)}",
+            "the derivative of (2/pi) arctan a",
+        ),
+        Proxy(
+            "fast_sigmoid",
+            lambda a: 1 / (1 + a.abs()).square(),
+            2.0,
+            FastSigmoid(),
+            r"(1+|a|)^{-2}",
+            "the derivative of a/(1+|a|)",
+        ),
+        Proxy(
+            "superspike",
+            lambda a: 1 / (1 + 10 * a.abs()).square(),
+            0.2,
+            None,
+            r"(1+10|a|)^{-2}",
+            "Zenke & Ganguli 2018, SuperSpike, slope 10",
+        ),
+        Proxy(
+            "ede",
+            _ede,
+            20.0,
+            None,
+            r"k t\,(1-\tanh^2(ta)),\ t=0.1,\ k=1/t",
+            "Qin et al. 2020, IR-Net, at the start of training",
+        ),
+        Proxy(
+            "swish_sign",
+            _swish_sign,
+            2.0,
+            None,
+            r"\beta\,\frac{2-\beta a\tanh(\beta a/2)}{1+\cosh(\beta a)},\ \beta=5",
+            "Darabi et al. 2018, BNN+",
+        ),
     )
 }
 
@@ -102,5 +161,6 @@ def proxy(a: Tensor, x: Tensor, noise: Noise | None = None, *, name: str) -> Ten
     """
     if name not in PROXIES:
         raise ValueError(f"name must be one of {sorted(PROXIES)}, got {name!r}")
+    check_pre_activations(a)
     check_ends_with("x", x, a)
     return attach(x, a, PROXIES[name].h(a.detach()))
