@@ -1,25 +1,65 @@
-# make book   make the environment, build the HTML from stored outputs, say where it is
-# make test   the same environment, every test
-PYTHON ?= python3
-VENV   ?= .venv
-BIN     = $(VENV)/bin
-# For example: make book TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The whole project in two commands, each of which makes the environment first if need be:
+#
+#   make book      build the HTML from the stored outputs and say where it is
+#   make test      every test: library, notebooks, the built site
+#
+# and, for those who work on it:
+#
+#   make lab       open the notebooks in JupyterLab, with live sliders
+#   make execute   run the notebooks again and store their outputs
+#   make bench     the speed of exact gradients and measurements, as ratios
+#   make serve     serve the built book at http://localhost:8000
+#   make lint      check the style of the code
+#   make clean     remove what was built (not the environment)
+#
+# Variables:  PYTHON=python3.12   the Python that makes the environment (3.11 or newer)
+#             TORCH_INDEX=https://download.pytorch.org/whl/cpu   where PyTorch comes from
+#             TESTS="-m 'not site'"   what pytest is given
+
+PYTHON      ?= python3
+VENV        ?= .venv
 TORCH_INDEX ?=
-STAMP   = $(VENV)/.installed
+TESTS       ?=
+BIN         := $(VENV)/bin
+INSTALLED   := $(VENV)/.installed
+PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: book test lab execute bench serve lint clean
 
-$(STAMP): requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
-	    $$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
-	touch $@
-
-book: $(STAMP)
-	$(BIN)/jupyter-book build . -W -n --keep-going -q
-	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
+book: $(INSTALLED)
+	@$(BIN)/jupyter-book build . -W -n --keep-going -q
+	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: book
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab book/index.ipynb
+
+execute: $(INSTALLED)
+	$(BIN)/python book/tools/execute.py
+
+bench: $(INSTALLED)
+	$(BIN)/python -m sbnlib.experiments.bench
+
+serve: book
+	@echo "The book: http://localhost:8000 (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+
+clean:
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+
+# PyTorch first and from its own index if one is given; then everything that is pinned; then sbnlib
+# itself, editable. A change of either file makes this run again.
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	    { echo "Python 3.11 or newer is needed; try: make book PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || { echo "Making the environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing what requirements.txt pins (a few minutes the first time)"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@

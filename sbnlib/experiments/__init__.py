@@ -1,0 +1,1 @@
+"""Experiments that write measurement files: run one as ``python -m sbnlib.experiments.NAME``."""

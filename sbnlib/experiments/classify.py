@@ -1,0 +1,489 @@
+"""Train a stochastic binary network beside its tanh twin, and measure both.
+
+    python -m sbnlib.experiments.classify --data digits --estimator straight_through \
+        --noise Logistic --hidden 100 100 --seeds 5
+
+Both models have the same layers, the same linear head and the same number of search trials: every
+learning rate with every initial gain, one fixed seed, chosen by validation accuracy. Then each is
+trained with its chosen setting for N seeds and tested. The test set plays no part in the search.
+
+Predictions of the SBN: ``sign`` (every unit in its most probable state), ``one`` (one sample; the
+accuracy is the mean over ten), ``ten`` (class probabilities averaged over ten samples), ``mean``
+(every unit puts out its mean). The twin has one, ``tanh``.
+
+From Python: ``classify.run(Config(...))`` does it all; ``classify.train(config, model, lr, gain,
+seed)`` repeats one line of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn.functional import nll_loss
+
+from sbnlib import data as datasets
+from sbnlib import noise as noises
+from sbnlib import registry
+from sbnlib.data import Dataset, Split
+from sbnlib.experiments import measurement
+from sbnlib.experiments.training import (
+    EVALUATION,
+    WEIGHTS,
+    Classifier,
+    Recipe,
+    TanhNet,
+    backprop,
+    cached,
+    fit,
+    generator,
+    linear,
+)
+from sbnlib.network import SBN
+
+__all__ = ["MODELS", "Config", "run", "summarize", "train"]
+
+Row = dict[str, Any]
+#: The two models, each with the prediction by which its setting is chosen.
+MODELS = {"sbn": "ten", "tanh": "tanh"}
+NOISES = {name.lower(): getattr(noises, name) for name in noises.__all__ if name != "Noise"}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SEARCH_SEED = 1_000_000  # none of the seeds 0, 1, ... that are reported
+SAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment. Everything is checked here, before any work.
+
+    ``gain`` scales the initial weights and biases of the binary layers (1: torch's default, which
+    leaves logistic units close to coin flips). Because F is applied to a / scale, it does what a
+    smaller noise scale does, at the same learning rate relative to the weights.
+    ``threads`` are those torch may use: small nets are slowed by a second one, and a busy machine
+    by more, fourfold and over.
+
+    Raises ValueError, naming the field, what was given and what is allowed.
+    """
+
+    data: str = "digits"
+    estimator: str = "straight_through"
+    noise: str = "Logistic"
+    hidden: tuple[int, ...] = (100, 100)
+    seeds: int = 5
+    epochs: int = 40
+    batch_size: int = 50
+    lr: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
+    gain: tuple[float, ...] = (1.0, 3.0, 9.0)
+    schedule: str = "cosine"
+    dtype: str = "float64"
+    accelerator: str = "cpu"
+    devices: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "lr", "gain"):
+            object.__setattr__(self, name, _several(name, getattr(self, name)))
+        _one_of("data", self.data, datasets.DATASETS)
+        _one_of("estimator", self.estimator, registry.ESTIMATORS)
+        _one_of("noise", str(self.noise).lower(), NOISES)
+        _one_of("schedule", self.schedule, ("cosine", "constant"))
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("accelerator", self.accelerator, ("cpu", "cuda", "gpu", "mps", "auto"))
+        for name in ("seeds", "epochs", "batch_size", "devices", "threads"):
+            _whole(name, getattr(self, name))
+        for value in self.hidden:
+            _whole("hidden", value)
+        for name in ("lr", "gain"):
+            for value in getattr(self, name):
+                _positive(name, value)
+        if self.batch_size % self.devices:
+            raise ValueError(
+                f"batch_size: got {self.batch_size}, must be a multiple of the "
+                f"{self.devices} devices"
+            )
+
+    @property
+    def command(self) -> str:
+        """The command line that repeats this experiment."""
+        always = ("data", "estimator", "noise", "hidden", "seeds")
+        shown = [f for f in fields(self) if f.name in always or getattr(self, f.name) != f.default]
+        words = [f"--{f.name.replace('_', '-')} {_words(getattr(self, f.name))}" for f in shown]
+        return " ".join(["python -m sbnlib.experiments.classify", *words])
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _one_of(name: str, value: Any, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: got {value!r}, known are {', '.join(known)}")
+
+
+def _whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, must be a whole number, at least 1")
+
+
+def _positive(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name}: got {value!r}, must be a positive number")
+
+
+def _several(name: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, (tuple, list)) or not values:
+        raise ValueError(f"{name}: got {values!r}, must be a list of at least one number")
+    return tuple(values)
+
+
+# One training run --------------------------------------------------------------------------------
+
+
+def train(
+    config: Config,
+    model: str,
+    lr: float,
+    gain: float,
+    seed: int,
+    *,
+    fabric: Fabric | None = None,
+    data: Dataset | None = None,
+    checkpoint: Path | None = None,
+    after_epoch: Callable[[], Any] = lambda: None,
+) -> Row:
+    """Train ``model`` ("sbn" or "tanh") once; a row with its accuracies in [0, 1].
+
+    Seed s gives both models the same order of images and, up to the gain, the same initial weights.
+    The row: model, lr, gain, seed, ``validation`` and ``test`` (accuracy of each prediction) and
+    ``validation_loss`` (mean negative log-likelihood of the prediction in ``MODELS``).
+    """
+    _one_of("model", model, MODELS)
+    fabric = fabric or launch(config)
+    data = _on_device(config, fabric, data or load(config))
+    net = build(config, model, data, gain, seed)
+    recipe = Recipe(lr, seed, config.epochs, config.batch_size, config.schedule == "cosine")
+    with _threads(config.threads):
+        fit(fabric, net, data.train, recipe, checkpoint=checkpoint, after_epoch=after_epoch)
+        draw = generator(fabric.device, seed, EVALUATION)
+        validation, loss = evaluate(net, model, data.validation, draw)
+        test, _ = evaluate(net, model, data.test, draw)
+    return {
+        "model": model,
+        "lr": lr,
+        "gain": gain,
+        "seed": seed,
+        "validation": validation,
+        "validation_loss": loss,
+        "test": test,
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads, and put back what was set before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def build(config: Config, model: str, data: Dataset, gain: float, seed: int) -> Classifier:
+    """An untrained model on ``data``'s device."""
+    inputs, dtype = data.train.inputs, DTYPES[config.dtype]
+    draw = generator("cpu", seed, WEIGHTS)
+    sizes = [inputs.shape[1], *config.hidden]
+    layers = [linear(m, n, gain, draw, dtype) for m, n in zip(sizes, sizes[1:], strict=False)]
+    head = linear(sizes[-1], data.num_classes, 1.0, draw, dtype)
+    if model == "tanh":
+        return Classifier(TanhNet(*layers), head, backprop).to(inputs.device)
+    net = SBN(*layers, noise=NOISES[config.noise.lower()]())
+    return Classifier(net, head, registry.network_estimator(config.estimator)).to(inputs.device)
+
+
+@torch.no_grad()
+def evaluate(
+    classifier: Classifier, model: str, split: Split, draw: torch.Generator
+) -> tuple[dict[str, float], float]:
+    """The accuracy of each prediction, and the loss of the one in ``MODELS``."""
+    net, head = classifier.net, classifier.head
+    if model == "tanh":
+        scores = head(net(split.inputs)).log_softmax(-1)
+        return {"tanh": _accuracy(scores, split)}, nll_loss(scores, split.labels).item()
+    logits = {mode: head(net(split.inputs, mode=mode)) for mode in ("sign", "mean")}
+    samples = [head(net(split.inputs, generator=draw)) for _ in range(SAMPLES)]
+    logs = torch.stack([sample.log_softmax(-1) for sample in samples])
+    ten = logs.logsumexp(0) - math.log(SAMPLES)  # log of the averaged probabilities
+    accuracies = {
+        "sign": _accuracy(logits["sign"], split),
+        "one": statistics.fmean(_accuracy(sample, split) for sample in samples),
+        "ten": _accuracy(ten, split),
+        "mean": _accuracy(logits["mean"], split),
+    }
+    return accuracies, nll_loss(ten, split.labels).item()
+
+
+def _accuracy(scores: Tensor, split: Split) -> float:
+    return (scores.argmax(-1) == split.labels).double().mean().item()
+
+
+def load(config: Config) -> Dataset:
+    """The data set, large enough for one batch. Raises ValueError, or DataError (sbnlib.data)."""
+    data = datasets.load(config.data)
+    if config.batch_size > len(data.train):
+        raise ValueError(
+            f"batch_size: got {config.batch_size}, must be at most the "
+            f"{len(data.train)} training images of {config.data}"
+        )
+    return data
+
+
+def _on_device(config: Config, fabric: Fabric, data: Dataset) -> Dataset:
+    def move(split: Split) -> Split:
+        inputs = split.inputs.to(fabric.device, DTYPES[config.dtype])
+        return Split(inputs, split.labels.to(fabric.device))
+
+    return Dataset(
+        data.name,
+        data.image_shape,
+        data.num_classes,
+        move(data.train),
+        move(data.validation),
+        move(data.test),
+    )
+
+
+def launch(config: Config) -> Fabric:
+    """Fabric on the devices asked for; with several, starts the other processes."""
+    fabric = Fabric(accelerator=config.accelerator, devices=config.devices)
+    fabric.launch()
+    return fabric
+
+
+# The experiment ----------------------------------------------------------------------------------
+
+
+def run(
+    config: Config,
+    *,
+    fabric: Fabric | None = None,
+    data: Dataset | None = None,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Row:
+    """Search, train ``config.seeds`` seeds of both models, test: a measurement.
+
+    With ``folder`` every finished run is kept there and the one under way is checkpointed after
+    each epoch; called again, the experiment goes on where it was and ends with the same numbers
+    (bit for bit on a CPU).
+    """
+    from tqdm import tqdm
+
+    data = data or load(config)
+    fabric = fabric or launch(config)
+    data = _on_device(config, fabric, data)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    grid = len(config.lr) * len(config.gain)
+    total = len(MODELS) * (grid * (grid > 1) + config.seeds) * config.epochs
+    with tqdm(total=total, unit="epoch", disable=not progress or not fabric.is_global_zero) as bar:
+        one = partial(_one, config, fabric, data, folder, bar)
+        search = {model: _search(config, model, one) for model in MODELS}
+        final = {model: _final(config, model, search[model], one) for model in MODELS}
+    return _measurement(config, fabric, search, final)
+
+
+def _one(
+    config: Config,
+    fabric: Fabric,
+    data: Dataset,
+    folder: Path | None,
+    bar: Any,
+    model: str,
+    lr: float,
+    gain: float,
+    seed: int,
+) -> Row:
+    """One training run, or its row if it is known from before."""
+    seen = bar.n
+    bar.set_description(f"{model} lr {lr:g} gain {gain:g} seed {seed}")
+    row = cached(
+        fabric,
+        folder,
+        f"{model}-{lr}-{gain}-{seed}",
+        lambda checkpoint: train(
+            config,
+            model,
+            lr,
+            gain,
+            seed,
+            fabric=fabric,
+            data=data,
+            checkpoint=checkpoint,
+            after_epoch=bar.update,
+        ),
+    )
+    bar.update(seen + config.epochs - bar.n)
+    return row
+
+
+def _search(config: Config, model: str, one: Callable[..., Row]) -> list[Row]:
+    """The validation results of every setting; none if there is but one setting."""
+    settings = [(lr, gain) for gain in config.gain for lr in config.lr]
+    rows = [one(model, *setting, SEARCH_SEED) for setting in settings] if settings[1:] else []
+    return [{"part": "search"} | {k: v for k, v in row.items() if k != "test"} for row in rows]
+
+
+def best(rows: Sequence[Row]) -> Row:
+    """The row of highest validation accuracy; among equals, of lowest validation loss."""
+    return max(rows, key=lambda r: (r["validation"][MODELS[r["model"]]], -r["validation_loss"]))
+
+
+def _final(config: Config, model: str, search: list[Row], one: Callable[..., Row]) -> list[Row]:
+    chosen = best(search) if search else {"lr": config.lr[0], "gain": config.gain[0]}
+    return [
+        {"part": "final"} | one(model, chosen["lr"], chosen["gain"], seed)
+        for seed in range(config.seeds)
+    ]
+
+
+def summarize(final: dict[str, list[Row]]) -> list[Row]:
+    """Mean test accuracy over the seeds and the paired difference to the twin, with their
+    standard errors (null for a single seed).
+
+    The errors tell how the result varies with the seed, not with the choice of the test images.
+    """
+    (twin,) = (column["values"] for column in _columns(final["tanh"]))
+    rows = []
+    for column in [*_columns(final["sbn"]), *_columns(final["tanh"])]:
+        values = column.pop("values")
+        mean, se = _mean_se(values)
+        row = {"part": "summary", **column, "mean": mean, "se": se}
+        if column["model"] != "tanh":
+            gap, gap_se = _mean_se([a - b for a, b in zip(values, twin, strict=True)])
+            row |= {"minus_twin": gap, "minus_twin_se": gap_se}
+        rows.append(row)
+    return rows
+
+
+def _columns(rows: list[Row]) -> list[Row]:
+    return [
+        {
+            "model": rows[0]["model"],
+            "prediction": name,
+            "values": [row["test"][name] for row in rows],
+        }
+        for name in rows[0]["test"]
+    ]
+
+
+def _mean_se(values: Sequence[float]) -> tuple[float, float | None]:
+    se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), se
+
+
+def _measurement(
+    config: Config, fabric: Fabric, search: dict[str, list[Row]], final: dict[str, list[Row]]
+) -> Row:
+    inside = {
+        f"{model}_lr_inside_grid": min(config.lr) < rows[0]["lr"] < max(config.lr)
+        for model, rows in final.items()
+    }
+    checks = {"same_number_of_trials": len(search["sbn"]) == len(search["tanh"]), **inside}
+    rows = [*search["sbn"], *search["tanh"], *final["sbn"], *final["tanh"], *summarize(final)]
+    with _threads(config.threads):
+        device = measurement.describe_device(fabric.device)
+    return measurement.record(
+        kind="classify",
+        command=config.command,
+        checks=checks,
+        rows=rows,
+        device=device if config.devices == 1 else f"{config.devices} x {device}",
+        seeds=range(config.seeds),
+    )
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sbnlib.experiments.classify",
+        usage="%(prog)s --data NAME --estimator NAME --noise NAME [options]",
+        description="Train a stochastic binary network beside its tanh twin, and measure both.",
+        epilog="Killed? Give the same command again: it goes on where it was.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    known = {"data": datasets.DATASETS, "estimator": registry.ESTIMATORS, "noise": NOISES}
+    for field in fields(Config):
+        many = isinstance(field.default, tuple)
+        kind = type(field.default[0]) if many else type(field.default)
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            default=field.default,
+            type=kind,
+            nargs="+" if many else None,
+            metavar=field.name.upper(),
+            help=", ".join(known.get(field.name, ())) or " ",
+        )
+    parser.add_argument("--out", type=Path, help="the measurement file (runs/classify-DATA.json)")
+    parser.add_argument(
+        "--resume-dir", type=Path, default=Path("runs"), help="where unfinished runs are kept"
+    )
+    return parser
+
+
+def _resume_folder(parent: Path, config: Config) -> Path:
+    """A folder for this experiment only: same settings, same commit, same torch."""
+    key = json.dumps([asdict(config), measurement.commit(), torch.__version__])
+    return parent / f"classify-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def report(result: Row) -> str:
+    """The summary as a table, in percent."""
+    rows = [row for row in result["rows"] if row["part"] == "summary"]
+    lines = [f"{'':14}{'test %':>8}{'se':>6}{'minus twin':>12}{'se':>6}"]
+    for row in rows:
+        cells = [row.get(key) for key in ("mean", "se", "minus_twin", "minus_twin_se")]
+        shown = ["-" if cell is None else f"{100 * cell:.2f}" for cell in cells]
+        name = f"{row['model']} {row['prediction']}"
+        lines.append(f"{name:14}{shown[0]:>8}{shown[1]:>6}{shown[2]:>12}{shown[3]:>6}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = vars(parser.parse_args(argv))
+    out, parent = options.pop("out"), options.pop("resume_dir")
+    try:
+        config = Config(**options)
+        data, fabric = load(config), launch(config)
+    except (ValueError, RuntimeError) as error:  # DataError, and Fabric's "no such device"
+        parser.error(str(error))
+    out = out or Path("runs") / f"classify-{config.data}.json"
+    folder = _resume_folder(parent, config)
+    result = run(config, fabric=fabric, data=data, folder=folder, progress=True)
+    if fabric.is_global_zero:
+        measurement.write(out, result)
+        shutil.rmtree(folder)  # what is worth keeping is in the measurement file
+        print(report(result), f"written to {out}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

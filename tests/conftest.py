@@ -1,0 +1,12 @@
+"""Notebooks run here as they run for the book: same variables, stored figures."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+
+from execute import ENVIRONMENT  # noqa: E402
+
+os.environ.update(ENVIRONMENT)

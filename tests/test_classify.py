@@ -1,0 +1,370 @@
+"""The training experiment: repeatable, resumable after a kill, fair to both models."""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from sbnlib import data
+from sbnlib.experiments import classify, measurement, training
+from sbnlib.experiments.classify import Config
+
+SMALL = Config(hidden=(12, 8), seeds=2, epochs=3, lr=(0.03, 0.1), gain=(3.0,))
+
+
+@pytest.fixture(scope="module")
+def result():
+    return classify.run(SMALL)
+
+
+def part(result, name, model=None):
+    rows = [row for row in result["rows"] if row["part"] == name]
+    return [row for row in rows if model in (None, row["model"])]
+
+
+# What is asked for -------------------------------------------------------------------------------
+
+BAD = [
+    ("data", "mnist", "known are digits, fashion-mnist"),
+    ("estimator", "nope", "known are straight_through"),
+    ("noise", "student", "known are cauchy, .*logistic"),
+    ("hidden", (), "at least one"),
+    ("hidden", 100, "a list"),
+    ("hidden", (10, 0), "got 0, must be a whole number"),
+    ("hidden", (10.0,), "got 10.0, must be a whole number"),
+    ("seeds", 0, "at least 1"),
+    ("seeds", True, "got True"),
+    ("epochs", -1, "at least 1"),
+    ("batch_size", 1.5, "whole number"),
+    ("lr", (0.1, 0.0), "got 0.0, must be a positive number"),
+    ("lr", (float("nan"),), "got nan, must be a positive number"),
+    ("lr", 0.1, "a list"),
+    ("gain", (-1.0,), "got -1.0"),
+    ("gain", (float("inf"),), "got inf"),
+    ("schedule", "linear", "known are cosine, constant"),
+    ("dtype", "int8", "known are float32, float64"),
+    ("accelerator", "tpu", "known are cpu"),
+    ("devices", 0, "at least 1"),
+    ("devices", 3, "batch_size: got 50, must be a multiple of the 3 devices"),
+    ("threads", 0, "at least 1"),
+]
+
+
+@pytest.mark.parametrize("field, value, complaint", BAD)
+def test_bad_settings_are_refused(field, value, complaint):
+    with pytest.raises(ValueError, match=complaint) as error:
+        Config(**{field: value})
+    assert field in str(error.value) or field == "devices"
+
+
+def test_noise_is_found_in_any_case():
+    data_set = classify.load(SMALL)
+    net = classify.build(Config(noise="gAuSSian"), "sbn", data_set, 1.0, 0).net
+    assert type(net.noise).__name__ == "Gaussian"
+
+
+def test_batch_larger_than_the_data_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr(classify, "train", None)
+    with pytest.raises(ValueError, match="batch_size: got 2000, must be at most the 1078"):
+        classify.run(Config(batch_size=2000))
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["--estimator", "nope"], "known are straight_through"),
+        (["--lr", "0"], "lr: got 0.0"),
+        (["--batch-size", "2000"], "at most the 1078"),
+        (["--data", "mnist"], "known are digits"),
+        (["--seeds", "few"], "invalid int value"),
+    ],
+)
+def test_command_line_refuses(arguments, complaint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        classify.main(arguments)
+    assert stop.value.code == 2 and complaint in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_missing_data_stops_the_command(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SBN_DATA", str(tmp_path))
+    with pytest.raises(SystemExit):
+        classify.main(["--data", "fashion-mnist"])
+    assert "train-images-idx3-ubyte.gz is not there" in capsys.readouterr().err
+
+
+def test_command_repeats_the_settings():
+    config = Config(hidden=(7, 5), lr=(0.02,), schedule="constant")
+    words = config.command.split()
+    assert words[:3] == ["python", "-m", "sbnlib.experiments.classify"]
+    options = vars(classify._parser().parse_args(words[3:]))
+    del options["out"], options["resume_dir"]
+    assert Config(**options) == config
+
+
+# What is computed --------------------------------------------------------------------------------
+
+
+def test_same_seeds_same_numbers(result):
+    again = classify.run(SMALL)
+    assert again["rows"] == result["rows"]
+
+
+def test_one_line_can_be_repeated(result):
+    row = part(result, "final", "sbn")[1]
+    again = classify.train(SMALL, "sbn", row["lr"], row["gain"], row["seed"])
+    assert {"part": "final"} | again == row
+
+
+def test_global_randomness_is_neither_used_nor_moved():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = classify.train(SMALL, "sbn", 0.03, 3.0, 0)
+    torch.manual_seed(6)
+    assert classify.train(SMALL, "sbn", 0.03, 3.0, 0) == first
+    torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    classify.train(Config(hidden=(4,), epochs=1, threads=before + 1), "tanh", 0.03, 1.0, 0)
+    assert torch.get_num_threads() == before
+
+
+def test_both_models_get_the_same_search(result):
+    trials = {
+        m: [(r["lr"], r["gain"], r["seed"]) for r in part(result, "search", m)]
+        for m in classify.MODELS
+    }
+    assert trials["sbn"] == trials["tanh"] and len(trials["sbn"]) == 2
+    assert result["checks"]["same_number_of_trials"] is True
+    assert all("test" not in row for row in part(result, "search"))
+    assert not set(result["seeds"]) & {row["seed"] for row in part(result, "search")}
+
+
+def test_the_best_by_validation_is_trained(result):
+    for model, prediction in classify.MODELS.items():
+        rows = part(result, "search", model)
+        top = max(row["validation"][prediction] for row in rows)
+        ties = [row for row in rows if row["validation"][prediction] == top]
+        chosen = min(ties, key=lambda row: row["validation_loss"])
+        final = part(result, "final", model)
+        assert {(r["lr"], r["gain"]) for r in final} == {(chosen["lr"], chosen["gain"])}
+        assert [r["seed"] for r in final] == [0, 1]
+
+
+def test_a_single_setting_needs_no_search():
+    rows = classify.run(Config(hidden=(4,), seeds=1, epochs=1, lr=(0.03,), gain=(3.0,)))["rows"]
+    assert [row["part"] for row in rows] == ["final"] * 2 + ["summary"] * 5
+    assert all(row["se"] is None for row in rows if row["part"] == "summary")
+
+
+def test_summary_is_paired():
+    accuracies = {"sbn": [0.9, 0.8, 0.95], "tanh": [0.91, 0.83, 0.95]}
+    final = {
+        m: [{"model": m, "test": {"tanh" if m == "tanh" else "sign": a}} for a in values]
+        for m, values in accuracies.items()
+    }
+    sbn, twin = classify.summarize(final)
+    gaps = [-0.01, -0.03, 0.0]
+    assert sbn["mean"] == pytest.approx(statistics.fmean(accuracies["sbn"]))
+    assert sbn["minus_twin"] == pytest.approx(statistics.fmean(gaps))
+    assert sbn["minus_twin_se"] == pytest.approx(statistics.stdev(gaps) / math.sqrt(3))
+    assert sbn["se"] == pytest.approx(statistics.stdev(accuracies["sbn"]) / math.sqrt(3))
+    assert "minus_twin" not in twin
+
+
+class FourStates(nn.Module):
+    """Stands for an SBN with one unit: logits of class 1 in turn 3, 3, 3, -4 when sampled."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn = 0
+
+    def forward(self, inputs, *, mode="sample", generator=None):
+        value = {"sign": -1.0, "mean": 0.5}.get(mode)
+        if value is None:
+            value = (3.0, 3.0, 3.0, -4.0)[self.turn % 4]
+            self.turn += 1
+        return torch.full((len(inputs), 1), value)
+
+
+def test_predictions_are_what_they_say():
+    head = nn.Linear(1, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[0.0], [1.0]]))
+        head.bias.zero_()
+    split = data.Split(torch.zeros(5, 3), torch.tensor([1, 1, 1, 1, 0]))
+    model = training.Classifier(FourStates(), head, None)
+    accuracy, loss = classify.evaluate(model, "sbn", split, torch.Generator())
+    one = [0.8, 0.8, 0.8, 0.2, 0.8, 0.8, 0.8, 0.2, 0.8, 0.8]
+    assert accuracy["sign"] == pytest.approx(0.2)
+    assert accuracy["mean"] == pytest.approx(0.8)
+    assert accuracy["one"] == pytest.approx(statistics.fmean(one))
+    p = (8 / (1 + math.exp(-3)) + 2 / (1 + math.exp(4))) / 10  # averaged probability of class 1
+    assert accuracy["ten"] == pytest.approx(0.8)
+    assert loss == pytest.approx(-(4 * math.log(p) + math.log(1 - p)) / 5, rel=1e-5)
+
+
+def test_twin_is_a_plain_tanh_net_with_the_same_start():
+    data_set = classify.load(SMALL)
+    twin = classify.build(SMALL, "tanh", data_set, 3.0, 0)
+    sbn = classify.build(SMALL, "sbn", data_set, 3.0, 0)
+    for (name, p), (other, q) in zip(twin.named_parameters(), sbn.named_parameters(), strict=True):
+        assert name == other and torch.equal(p, q)
+    first, second = twin.net.layers
+    x, y = data_set.test.inputs[:4].double(), data_set.test.labels[:4]
+    logits = twin.head(torch.tanh(second(torch.tanh(first(x)))))
+    expected = cross_entropy(logits, y, reduction="none")
+    torch.testing.assert_close(twin(x, y, None), expected)
+    assert first.weight.abs().max() <= 3 / math.sqrt(64) and first.weight.abs().max() > 0.37
+
+
+def test_training_step_is_adam_on_the_mean_loss():
+    """One epoch of one batch, against the step written out."""
+    config = Config(hidden=(6,), epochs=1, batch_size=600)
+    data_set = classify._on_device(config, classify.launch(config), classify.load(config))
+    start, trained = (classify.build(config, "tanh", data_set, 1.0, 3) for _ in range(2))
+    recipe = training.Recipe(lr=0.01, seed=3, epochs=1, batch_size=600)
+    training.fit(classify.launch(config), trained, data_set.train, recipe)
+    batch = training._order(len(data_set.train), recipe, 0)[:600]
+    inputs, labels = data_set.train.inputs[batch], data_set.train.labels[batch]
+    start(inputs, labels, None).mean().backward()
+    for before, after in zip(start.parameters(), trained.parameters(), strict=True):
+        # the first step of Adam: lr g / (|g| + eps)
+        expected = before - 0.01 * before.grad / (before.grad.abs() + 1e-8)
+        torch.testing.assert_close(after, expected.detach(), rtol=0, atol=1e-9)
+
+
+def test_cosine_goes_to_zero_and_constant_stays():
+    recipe = training.Recipe(lr=0.1, seed=0, epochs=10, batch_size=1)
+    assert [recipe.lr_at(e) for e in (0, 5, 10)] == pytest.approx([0.1, 0.05, 0.0])
+    constant = training.Recipe(lr=0.1, seed=0, epochs=10, batch_size=1, cosine=False)
+    assert {constant.lr_at(e) for e in range(10)} == {0.1}
+
+
+def test_it_learns():
+    """Chance is 0.10; ten epochs of 64-30-10 bring both models above 0.85."""
+    config = Config(hidden=(30,), epochs=10)
+    for model, prediction in classify.MODELS.items():
+        assert classify.train(config, model, 0.03, 3.0, 0)["test"][prediction] > 0.85
+
+
+# Killed and resumed ------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_kill_in_any_epoch_changes_nothing(result, tmp_path, monkeypatch):
+    """Killed again and again, before or after a checkpoint, the run ends with the same rows."""
+    save = training._save
+    count = 0
+
+    def save_and_die(*args):
+        nonlocal count
+        count += 1
+        if count % 3 == 0:
+            raise Killed
+        save(*args)
+        if count % 3 == 1:
+            raise Killed
+
+    monkeypatch.setattr(training, "_save", save_and_die)
+    kills, epochs = 0, 8 * SMALL.epochs  # 4 search runs and 4 final ones
+    while True:
+        try:
+            resumed = classify.run(SMALL, folder=tmp_path)
+            break
+        except Killed:
+            kills += 1
+    assert kills > epochs / 2 and count < 1.6 * epochs  # only epochs cut short are done again
+    assert resumed["rows"] == result["rows"]
+
+
+def test_cut_off_row_is_ignored_and_rewritten(result, tmp_path):
+    classify.run(SMALL, folder=tmp_path)
+    path = sorted(tmp_path.glob("sbn-*.json"))[0]
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    assert classify.run(SMALL, folder=tmp_path)["rows"] == result["rows"]
+    assert path.read_text() == whole
+
+
+def test_known_rows_are_not_trained_again(result, tmp_path, monkeypatch):
+    classify.run(SMALL, folder=tmp_path)
+    assert not list(tmp_path.glob("*.ckpt"))
+    monkeypatch.setattr(classify, "fit", None)
+    assert classify.run(SMALL, folder=tmp_path)["rows"] == result["rows"]
+
+
+def test_folders_of_other_settings_are_other_folders(tmp_path):
+    folders = {
+        classify._resume_folder(tmp_path, Config(**change))
+        for change in ({}, {"epochs": 3}, {"noise": "Uniform"}, {"lr": (0.1,)})
+    }
+    assert len(folders) == 4
+
+
+DIE = """
+import os, sys
+from sbnlib.experiments import classify, training
+save = training._save
+def save_and_die(fabric, checkpoint, state):
+    save(fabric, checkpoint, state)
+    if state["epoch"] == 2 and checkpoint.name.startswith("tanh"):
+        os._exit(137)
+training._save = save_and_die
+classify.main(sys.argv[1:])
+"""
+
+
+def test_killed_process_and_the_same_command_again(result, tmp_path):
+    """The real thing: the process dies, the command is given again, the file is the same."""
+    out = tmp_path / "result.json"
+    out.write_text('{"kind": "classify", "rows": [{"part"')  # cut off by an earlier kill
+    options = [*SMALL.command.split()[3:], "--out", str(out), "--resume-dir", str(tmp_path)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+
+    def call(*program):
+        return subprocess.run(
+            [sys.executable, *program, *options], env=environment, capture_output=True, text=True
+        )
+
+    assert call("-c", DIE).returncode == 137
+    with pytest.raises(measurement.MeasurementError, match="result.json"):
+        measurement.read(out)
+    left = {path.suffix for path in tmp_path.rglob("*.*") if path != out}
+    assert left == {".json", ".ckpt"}  # finished rows, and the run that was under way
+    again = call("-m", "sbnlib.experiments.classify")
+    assert again.returncode == 0, again.stderr
+    assert "test %" in again.stdout and "epoch" in again.stderr
+    assert json.dumps(measurement.read(out)["rows"]) == json.dumps(result["rows"])
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+# The stored file ---------------------------------------------------------------------------------
+
+STORED = Path(__file__).parent.parent / "book" / "measurements" / "classify-digits.json"
+
+
+def test_stored_digits_file_can_be_repeated():
+    """One row of the book's file, trained again here, to the three digits the book prints."""
+    stored = measurement.read(STORED)
+    assert stored["kind"] == "classify" and all(stored["checks"].values())
+    assert stored["command"] == Config().command
+    row = part(stored, "final", "sbn")[0]
+    again = classify.train(Config(), "sbn", row["lr"], row["gain"], row["seed"])
+    for prediction, accuracy in again["test"].items():
+        assert accuracy == pytest.approx(row["test"][prediction], abs=2e-3)

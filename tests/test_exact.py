@@ -1,0 +1,420 @@
+"""Exact expectations, gradients and moments against brute force over the product space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from bridge import in_order, make_net, random_inputs
+from scipy import stats
+from torch import nn
+
+import sbnlib.exact
+from sbnlib import (
+    SBN,
+    chain_rule,
+    darn,
+    exact_expectation,
+    exact_gradient,
+    exact_moments,
+    identity,
+    pathwise,
+    straight_through,
+    zgr,
+)
+from sbnlib.exact import all_states
+
+WIDTHS = [(2, 1), (3, 3), (2, 3, 3), (2, 1, 2), (2, 2, 3, 2), (1, 2, 2, 1, 2)]
+noises = pytest.mark.parametrize("noise_name", ref.NOISES)
+nets = pytest.mark.parametrize("widths", WIDTHS, ids=lambda w: "-".join(map(str, w)))
+losses = pytest.mark.parametrize("kind", ["linear", "quadratic", "smooth", "targets"])
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def make_loss(kind: str, n: int, batch: int) -> ref.RefLoss:
+    return ref.target_loss(n, batch, 1) if kind == "targets" else ref.LOSSES[kind](n, 1)
+
+
+def case(
+    widths: tuple[int, ...], noise_name: str, kind: str = "smooth", batch: int = 3
+) -> tuple[ref.RefNet, np.ndarray, ref.RefLoss]:
+    net = ref.random_net(widths, ref.RefNoise(noise_name, 1.7), seed=sum(widths))
+    return net, random_inputs(batch, widths[0]), make_loss(kind, widths[-1], batch)
+
+
+@pytest.fixture(params=["split", "full", "as it chooses"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Forces the two ways of applying a transition: split Kronecker factors, full matrix."""
+    if request.param != "as it chooses":
+        monkeypatch.setattr(sbnlib.exact, "BLOCK", 0 if request.param == "split" else 1 << 60)
+    return request.param
+
+
+# ----------------------------------------------------------- expectations and gradients
+
+
+@losses
+@nets
+@noises
+def test_expectation_and_gradient_equal_brute_force(
+    noise_name: str, widths: tuple[int, ...], kind: str
+) -> None:
+    net, inputs, loss = case(widths, noise_name, kind)
+    model, given = make_net(net), torch.tensor(inputs)
+    expected = ref.expectation(net, inputs, loss)
+    values = exact_expectation(model, given, loss.torch)
+    np.testing.assert_allclose(values.detach().numpy(), expected, **CLOSE)
+    mean, grads = exact_gradient(model, given, loss.torch)
+    assert mean.item() == pytest.approx(expected.mean(), rel=1e-12)
+    assert list(grads) == [name for name, _ in model.named_parameters()]
+    for g, e in zip(grads.values(), in_order(ref.gradient(net, inputs, loss)), strict=True):
+        np.testing.assert_allclose(g.numpy(), e, **CLOSE)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@nets
+def test_both_routes_equal_brute_force(widths: tuple[int, ...], batch: int, route: str) -> None:
+    net, inputs, loss = case(widths, "Logistic", "targets", batch)
+    model = make_net(net)
+    mean, grads = exact_gradient(model, torch.tensor(inputs), loss.torch)
+    assert mean.item() == pytest.approx(ref.expectation(net, inputs, loss).mean(), rel=1e-12)
+    for g, e in zip(grads.values(), in_order(ref.gradient(net, inputs, loss)), strict=True):
+        np.testing.assert_allclose(g.numpy(), e, **CLOSE)
+
+
+@pytest.mark.parametrize("widths", [(2, 10, 1), (1, 1, 10), (2, 9, 2)])
+def test_wide_layers_beside_narrow_ones(widths: tuple[int, ...], route: str) -> None:
+    net, inputs, loss = case(widths, "Gaussian", "smooth", batch=1)
+    mean, grads = exact_gradient(make_net(net), torch.tensor(inputs), loss.torch)
+    assert mean.item() == pytest.approx(ref.expectation(net, inputs, loss).item(), rel=1e-12)
+    for g, e in zip(grads.values(), in_order(ref.gradient(net, inputs, loss)), strict=True):
+        np.testing.assert_allclose(g.numpy(), e, **CLOSE)
+
+
+def test_a_wide_layer_below_one_unit_by_the_law_of_a_sum() -> None:
+    # 14 equal independent bits, one unit above: P(sum) is binomial, no enumeration needed
+    net = SBN(nn.Linear(1, 14), nn.Linear(14, 1)).double()
+    for layer, weight, bias in zip(net.layers, (0.0, 0.2), (0.5, -0.3), strict=True):
+        nn.init.constant_(layer.weight, weight)
+        nn.init.constant_(layer.bias, bias)
+    p = stats.logistic.cdf(0.5)
+    up = np.arange(15)
+    law = stats.binom.pmf(up, 14, p) @ stats.logistic.cdf(0.2 * (2 * up - 14) - 0.3)
+    value = exact_expectation(net, torch.zeros(1, 1).double(), lambda x: (x[..., 0] + 1) / 2)
+    assert value.item() == pytest.approx(law, rel=1e-12)
+
+
+@pytest.mark.parametrize("noise_name", ["Logistic", "Gaussian", "Cauchy"])
+def test_gradient_equals_central_finite_differences(noise_name: str) -> None:
+    net, inputs, loss = case((2, 3, 2), noise_name)
+    model, given = make_net(net), torch.tensor(inputs)
+    _, grads = exact_gradient(model, given, loss.torch)
+    for name, p in model.named_parameters():
+
+        def value(at: np.ndarray, p: nn.Parameter = p) -> float:
+            old, p.data = p.data, torch.tensor(at)
+            out = exact_expectation(model, given, loss.torch).mean().item()
+            p.data = old
+            return out
+
+        numeric = ref.finite_difference(value, p.detach().numpy().copy())
+        np.testing.assert_allclose(grads[name].numpy(), numeric, atol=1e-8)
+
+
+@noises
+def test_gradient_of_one_layer_is_f_times_the_expected_flip(noise_name: str) -> None:
+    net, inputs, loss = case((3, 3), noise_name, "smooth", batch=1)
+    _, grads = exact_gradient(make_net(net), torch.tensor(inputs), loss.torch)
+    a = inputs[0] @ net.weights[0].T + net.biases[0]
+    x = ref.states(3)
+    prob = net.noise.prob(x, a).prod(1)
+    for i in range(3):
+        up, down = x.copy(), x.copy()
+        up[:, i], down[:, i] = 1, -1
+        flip = prob @ (loss.value(up, 0) - loss.value(down, 0))
+        assert grads["layers.0.bias"][i].item() == pytest.approx(net.noise.pdf(a[i]) * flip)
+
+
+def test_the_expectation_is_differentiable_in_the_loss_s_own_parameters() -> None:
+    # L = (h'x - t)^2: dE/dh = 2 E (h'x - t) x
+    net, inputs, _ = case((2, 2, 3), "Logistic", batch=2)
+    h = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.2, -0.4], dtype=torch.float64)
+    value = exact_expectation(make_net(net), torch.tensor(inputs), lambda x: (x @ h - t) ** 2)
+    value.sum().backward()
+    xs = ref.paths(net.widths)
+    expected = 0.0
+    for b, v in enumerate(inputs):
+        prob = ref.path_probabilities(net, v, xs)
+        gap = xs[-1] @ h.detach().numpy() - t[b].item()
+        expected = expected + 2 * (prob * gap) @ xs[-1]
+    np.testing.assert_allclose(h.grad.numpy(), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("noise_name", ["Logistic", "Uniform"])
+def test_losses_that_are_not_differentiable_are_allowed(noise_name: str, route: str) -> None:
+    net, inputs, _ = case((2, 3, 3), noise_name)
+    loss = ref.RefLoss(
+        "majority",
+        lambda x, b: (x.sum(-1) > 0).astype(float),
+        lambda x, b: np.zeros_like(x),
+        lambda x: (x.sum(-1) > 0).double(),
+    )
+    mean, grads = exact_gradient(make_net(net), torch.tensor(inputs), loss.torch)
+    assert mean.item() == pytest.approx(ref.expectation(net, inputs, loss).mean(), rel=1e-12)
+    for g, e in zip(grads.values(), in_order(ref.gradient(net, inputs, loss)), strict=True):
+        np.testing.assert_allclose(g.numpy(), e, **CLOSE)
+
+
+def test_saturated_units_give_a_finite_gradient(route: str) -> None:
+    net = ref.random_net((2, 3, 2), ref.RefNoise("Uniform", 0.2), seed=1)
+    inputs, loss = random_inputs(2, 2), ref.smooth_loss(2)
+    _, grads = exact_gradient(make_net(net), torch.tensor(inputs), loss.torch)
+    for g, e in zip(grads.values(), in_order(ref.gradient(net, inputs, loss)), strict=True):
+        np.testing.assert_allclose(g.numpy(), e, **CLOSE)
+
+
+def test_the_gradient_leaves_no_trace_on_the_network() -> None:
+    net, inputs, loss = case((2, 2, 2), "Logistic")
+    model = make_net(net)
+    mean, grads = exact_gradient(model, torch.tensor(inputs), loss.torch)
+    exact_moments(model, torch.tensor(inputs), loss.torch, "zgr")
+    assert all(p.grad is None for p in model.parameters())
+    assert mean.shape == () and not mean.requires_grad
+    assert not any(g.requires_grad for g in grads.values())
+
+
+def test_single_precision_networks_stay_in_single_precision() -> None:
+    net, inputs, loss = case((2, 3, 3), "Gaussian")
+    model = make_net(net, dtype=torch.float32)
+    mean, grads = exact_gradient(model, torch.tensor(inputs, dtype=torch.float32), loss.torch)
+    assert mean.dtype == torch.float32
+    for g, e in zip(grads.values(), in_order(ref.gradient(net, inputs, loss)), strict=True):
+        assert g.dtype == torch.float32
+        np.testing.assert_allclose(g.numpy(), e, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_without_bias() -> None:
+    net, inputs, loss = case((2, 3, 2), "Logistic")
+    net = ref.RefNet(net.weights, tuple(0 * b for b in net.biases), net.noise)
+    model = SBN(nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False)).double()
+    for layer, w in zip(model.layers, net.weights, strict=True):
+        layer.weight.data = torch.tensor(w)
+    model.sign.noise = make_net(net).noise
+    _, grads = exact_gradient(model, torch.tensor(inputs), loss.torch)
+    moments = exact_moments(model, torch.tensor(inputs), loss.torch, "zgr")
+    exact, estimate = ref.gradient(net, inputs, loss), ref.moments(net, inputs, loss, "zgr")
+    for k in range(2):
+        np.testing.assert_allclose(grads[f"layers.{k}.weight"], exact[k, "weight"], **CLOSE)
+        for mine, theirs in zip(moments[f"layers.{k}.weight"], estimate[k, "weight"], strict=True):
+            np.testing.assert_allclose(mine.numpy(), theirs, **CLOSE)
+
+
+def test_all_states_are_all_the_states_once() -> None:
+    for n in (1, 2, 5):
+        x = all_states(n, dtype=torch.float64)
+        assert x.shape == (2**n, n) and x.dtype == torch.float64
+        assert sorted(map(tuple, x.tolist())) == sorted(map(tuple, ref.states(n)))
+    for n in (0, -1, 60):
+        with pytest.raises(ValueError, match="n "):
+            all_states(n)
+
+
+# ------------------------------------------------------------------------------- moments
+
+MOMENTS: dict[str, tuple[str | Callable, str, float]] = {
+    "straight_through": ("straight_through", "straight_through", 0.0),
+    "zgr": ("zgr", "zgr", 0.0),
+    "darn": ("darn", "darn_mean", 0.0),
+    "darn midpoint": (partial(darn, baseline="midpoint"), "darn_midpoint", 0.0),
+    "chain_rule": (partial(chain_rule, s=0.4), "chain_rule", 0.4),
+    "identity": (identity, "identity", 0.0),
+}
+
+
+@nets
+@pytest.mark.parametrize("name", MOMENTS)
+@noises
+def test_mean_and_variance_equal_enumeration_of_all_paths(
+    noise_name: str, name: str, widths: tuple[int, ...]
+) -> None:
+    estimator, reference_name, s = MOMENTS[name]
+    net, inputs, loss = case(widths, noise_name, "targets")
+    model = make_net(net)
+    result = exact_moments(model, torch.tensor(inputs), loss.torch, estimator)
+    assert list(result) == [key for key, _ in model.named_parameters()]
+    expected = in_order(ref.moments(net, inputs, loss, reference_name, s))
+    for (mean, variance), (mean0, variance0) in zip(result.values(), expected, strict=True):
+        scale = 1 + np.abs(variance0).max()
+        np.testing.assert_allclose(mean.numpy(), mean0, **CLOSE)
+        np.testing.assert_allclose(variance.numpy(), variance0, rtol=1e-11, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("name", ["straight_through", "zgr", "darn"])
+def test_variance_of_two_inputs_equals_enumeration_of_pairs_of_paths(name: str) -> None:
+    # One fresh draw for each input: no formula for the variance of the mean is used here
+    net, inputs, loss = case((2, 2, 1), "Logistic", "targets", batch=2)
+    result = exact_moments(make_net(net), torch.tensor(inputs), loss.torch, name)
+    expected = in_order(ref.joint_moments(net, inputs, loss, MOMENTS[name][1]))
+    for (mean, variance), (mean0, variance0) in zip(result.values(), expected, strict=True):
+        np.testing.assert_allclose(mean.numpy(), mean0, **CLOSE)
+        np.testing.assert_allclose(variance.numpy(), variance0, **CLOSE)
+
+
+def test_moments_by_both_routes(route: str) -> None:
+    net, inputs, loss = case((2, 3, 3, 2), "Gaussian")
+    result = exact_moments(make_net(net), torch.tensor(inputs), loss.torch, zgr)
+    expected = in_order(ref.moments(net, inputs, loss, "zgr"))
+    for (mean, variance), (mean0, variance0) in zip(result.values(), expected, strict=True):
+        np.testing.assert_allclose(mean.numpy(), mean0, **CLOSE)
+        np.testing.assert_allclose(variance.numpy(), variance0, rtol=1e-11, atol=1e-12)
+
+
+def test_a_pathwise_estimator_is_taken_as_its_tier_1_function() -> None:
+    net, inputs, loss = case((2, 2, 2), "Logistic")
+    model, given = make_net(net), torch.tensor(inputs)
+    one = exact_moments(model, given, loss.torch, straight_through)
+    two = exact_moments(model, given, loss.torch, pathwise(straight_through))
+    assert all(torch.equal(a, b) for k in one for a, b in zip(one[k], two[k], strict=True))
+
+
+def test_moments_with_probability_tiny_and_zero_stay_finite() -> None:
+    for noise_name, scale in (("Gaussian", 0.05), ("Uniform", 0.3), ("Logistic", 0.01)):
+        net = ref.random_net((2, 3, 2), ref.RefNoise(noise_name, scale), seed=3)
+        inputs, loss = random_inputs(2, 2), ref.smooth_loss(2)
+        for name in ("zgr", "darn"):
+            result = exact_moments(make_net(net), torch.tensor(inputs), loss.torch, name)
+            assert all(torch.isfinite(t).all() for pair in result.values() for t in pair)
+
+
+def test_deep_zgr_with_uniform_noise_is_unbiased_for_quadratic_losses() -> None:
+    # CURRICULUM 7: no saturated unit, any depth, quadratic loss; straight-through is biased
+    net = ref.random_net((2, 3, 2, 2), ref.RefNoise("Uniform", 6.0), seed=5)
+    inputs, loss = 0.5 * random_inputs(2, 2), ref.quadratic_loss(2)
+    xs = ref.paths(net.widths)
+    reach = [np.abs(a).max() for v in inputs for a in ref.pre_activations(net, v, xs)]
+    assert max(reach) < 6.0
+    exact = in_order(ref.gradient(net, inputs, loss))
+    model, given = make_net(net), torch.tensor(inputs)
+    for (mean, _), g in zip(exact_moments(model, given, loss.torch, "zgr").values(), exact,
+                            strict=True):  # fmt: skip
+        np.testing.assert_allclose(mean.numpy(), g, atol=1e-13)
+    st = exact_moments(model, given, loss.torch, "straight_through").values()
+    assert max(np.abs(m.numpy() - g).max() for (m, _), g in zip(st, exact, strict=True)) > 1e-3
+
+
+# -------------------------------------------------------------------------------- errors
+
+
+def noisy_estimator(a: torch.Tensor, x: torch.Tensor, noise: object) -> torch.Tensor:
+    return x + torch.rand_like(a) * noise.pdf(a.detach()) * (a - a.detach())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 100.0])
+@pytest.mark.parametrize("noise_name", ["Logistic", "Uniform"])
+def test_estimators_that_draw_noise_have_no_exact_moments(noise_name: str, scale: float) -> None:
+    net = ref.random_net((2, 2), ref.RefNoise(noise_name, scale))
+    with pytest.raises(ValueError, match="estimator"):
+        exact_moments(make_net(net), torch.ones(1, 2).double(), lambda x: x.sum(-1),
+                      noisy_estimator)  # fmt: skip
+
+
+def test_exact_moments_leave_the_global_generator_alone() -> None:
+    net, inputs, loss = case((2, 2), "Logistic")
+    model = make_net(net)
+    before = torch.get_rng_state()
+    exact_moments(model, torch.tensor(inputs), loss.torch, "zgr")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_unknown_estimator_lists_the_known_ones() -> None:
+    net, inputs, loss = case((2, 2), "Logistic")
+    with pytest.raises(ValueError, match="straight_through.*zgr"):
+        exact_moments(make_net(net), torch.tensor(inputs), loss.torch, "nonsense")
+
+
+FUNCTIONS = [
+    exact_expectation,
+    exact_gradient,
+    partial(exact_moments, estimator="zgr"),
+]
+functions = pytest.mark.parametrize(
+    "function", FUNCTIONS, ids=["expectation", "gradient", "moments"]
+)
+
+
+@functions
+@pytest.mark.parametrize("loss", [lambda x: x.sum(), lambda x: x, lambda x: 1.0])
+def test_a_loss_of_the_wrong_shape_is_refused(function: Callable, loss: Callable) -> None:
+    net, inputs, _ = case((2, 2), "Logistic")
+    with pytest.raises(ValueError, match="loss"):
+        function(make_net(net), torch.tensor(inputs), loss)
+
+
+@functions
+def test_layers_that_are_not_fully_connected_are_refused_by_name(function: Callable) -> None:
+    net = SBN(nn.Conv2d(1, 2, 3)).double()
+    with pytest.raises(ValueError, match="Conv2d"):
+        function(net, torch.ones(1, 1, 5, 5).double(), lambda x: x.sum((-1, -2, -3)))
+
+
+@functions
+def test_batch_norm_in_training_mode_is_refused(function: Callable) -> None:
+    net = SBN(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), nn.Linear(3, 2)).double()
+    before = net.layers[0][1].running_mean.clone()
+    with pytest.raises(ValueError, match="BatchNorm1d|Linear"):
+        function(net, torch.ones(4, 2).double(), lambda x: x.sum(-1))
+    assert torch.equal(net.layers[0][1].running_mean, before)
+
+
+def test_batch_norm_in_evaluation_mode_is_an_affine_layer() -> None:
+    net, inputs, loss = case((2, 3, 2), "Logistic")
+    model = make_net(net)
+    norm = nn.BatchNorm1d(3).double().eval()
+    norm.running_mean += 0.3
+    norm.running_var *= 2.0
+    with_norm = SBN(nn.Sequential(model.layers[0], norm), model.layers[1], noise=model.noise)
+    root = np.sqrt(2 + norm.eps)
+    folded = ref.RefNet(
+        (net.weights[0] / root, net.weights[1]),
+        ((net.biases[0] - 0.3) / root, net.biases[1]),
+        net.noise,
+    )
+    values = exact_expectation(with_norm.eval(), torch.tensor(inputs), loss.torch)
+    expected = ref.expectation(folded, inputs, loss)
+    np.testing.assert_allclose(values.detach().numpy(), expected, **CLOSE)
+
+
+@functions
+@pytest.mark.parametrize("shape", [(2,), (0, 2), (3, 5), (2, 3, 2)])
+def test_inputs_of_the_wrong_shape_are_refused(function: Callable, shape: tuple[int, ...]) -> None:
+    net, _, loss = case((2, 2), "Logistic")
+    with pytest.raises(ValueError, match="inputs"):
+        function(make_net(net), torch.ones(shape).double(), loss.torch)
+
+
+@functions
+def test_integer_inputs_and_other_modules_are_refused(function: Callable) -> None:
+    net, _, loss = case((2, 2), "Logistic")
+    with pytest.raises((TypeError, ValueError), match="inputs"):
+        function(make_net(net), torch.ones(1, 2, dtype=torch.int64), loss.torch)
+    with pytest.raises(TypeError, match="net"):
+        function(nn.Linear(2, 2).double(), torch.ones(1, 2).double(), loss.torch)
+
+
+@functions
+def test_a_layer_too_wide_to_enumerate_is_refused_before_any_work(function: Callable) -> None:
+    net = SBN(nn.Linear(2, 60))
+    with pytest.raises(ValueError, match="60"):
+        function(net, torch.ones(1, 2), lambda x: x.sum(-1))
+
+
+def test_exact_moments_need_a_differentiable_loss() -> None:
+    net, inputs, _ = case((2, 2), "Logistic")
+    with pytest.raises(ValueError, match="loss"):
+        exact_moments(make_net(net), torch.tensor(inputs), lambda x: (x.sum(-1) > 0).double(),
+                      "zgr")  # fmt: skip

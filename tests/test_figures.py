@@ -1,0 +1,276 @@
+"""Figures: same bytes every time, words for every picture, small, and alone on no page."""
+
+import gzip
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from sbnlib import figures  # noqa: E402
+from sbnlib.figures import svg  # noqa: E402
+from sbnlib.figures.explore import pack  # noqa: E402
+
+ALT = "Two curves that cross at zero."
+X = np.linspace(-4, 4, 201)
+GRID = {"scale": np.linspace(0.3, 2, 10), "shift": np.linspace(-1, 1, 10)}
+
+
+@pytest.fixture(autouse=True)
+def house_style(monkeypatch):
+    monkeypatch.setenv("SBN_FIGURES", "static")
+    with matplotlib.rc_context():
+        figures.use()
+        yield
+    assert not plt.get_fignums()
+
+
+def draw(scale=1.0, shift=0.0):
+    fig, ax = plt.subplots()
+    ax.plot(X, np.tanh((X - shift) / scale), color="black", label="exact")
+    ax.plot(X, X / 4, color="#0072B2", marker="o", markevery=20, label="pre-activation $a_1$")
+    ax.set(ylim=(-1.1, 1.1), xlabel="$a$", ylabel="value & <more>")
+    ax.legend()
+    return fig
+
+
+def small(**options):
+    return figures.explore(draw, ALT, scale=[1, 2], shift=[0, 0.5, 1], **options)
+
+
+def stored(picture):
+    """The lines and the frames that the page holds."""
+    kinds = ("text/plain", "application/json")
+    found = (re.search(f'<script type="{k}">(.*?)</script>', picture.html, re.S)[1] for k in kinds)
+    lines, data = found
+    return lines.split("\n"), json.loads(data)
+
+
+def frame(picture, index):
+    """What the script in the page puts together."""
+    lines, data = stored(picture)
+    out, at = [], 0
+    for begin, end, put in data["frames"][index]:
+        out += data["base"][at:begin] + put
+        at = end
+    return "".join(lines[i] for i in out + data["base"][at:])
+
+
+def ids(html):
+    return set(re.findall(r' id="([^"]+)"', html))
+
+
+# ------------------------------------------------------------------------------------ pictures
+
+
+def test_same_figure_gives_the_same_bytes():
+    assert figures.show(draw(), ALT).html == figures.show(draw(), ALT).html
+    assert figures.show(draw(), ALT, fmt="png").image == figures.show(draw(), ALT, fmt="png").image
+    assert small().html == small().html
+
+
+def test_two_figures_on_a_page_share_no_id_and_leave_none_dangling():
+    one, two = (figures.show(draw(s), ALT).html for s in (1, 2))
+    assert ids(one) and ids(two) and not ids(one) & ids(two)
+    assert set(re.findall(r"#(s[0-9a-f]{10}-\d+)", one)) == ids(one)
+
+
+def test_ink_is_that_of_the_page():
+    html = figures.show(draw(), ALT).html
+    assert "stroke:currentColor" in html and 'fill="currentColor"' in html
+    assert "#000000" not in html and "#0072b2" in html
+    assert "<style" not in html  # inside inline SVG it would act on the whole page
+
+
+def test_paper_is_that_of_the_page():
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], [0, 1], marker="o", markerfacecolor=figures.PAPER)
+    assert "fill:var(--pst-color-background,#fff)" in figures.show(fig, ALT).html
+
+
+def test_text_is_text():
+    html = figures.show(draw(), ALT).html
+    assert ">value &amp; &lt;more&gt;</text>" in html
+    assert ">pre-activation\xa0</tspan>" in html  # one word, not fourteen letters
+    assert re.search(r'font-style:italic;font-size:9px;font-family:STIXGeneral,[^"]*">a<', html)
+
+
+def test_private_letters_of_stix_become_unicode():
+    fig, ax = plt.subplots()
+    ax.set_title(r"$\mathbb{E}\,\mathcal{L}(x)$")
+    html = figures.show(fig, ALT).html
+    assert "\N{MATHEMATICAL DOUBLE-STRUCK CAPITAL E}" in html and "\N{SCRIPT CAPITAL L}" in html
+    assert not re.search("[\ue000-\uf8ff]", html)
+
+
+@pytest.mark.parametrize("fmt", ["svg", "png"])
+def test_nothing_is_fetched(fmt):
+    html = small(fmt=fmt, caption="At $a<0$.").html
+    html = re.sub(r'base64,[^"]*|xmlns="http://www.w3.org/2000/svg"', "", html)
+    assert "//" not in re.sub(r"^\s*//.*$", "", html, flags=re.M)  # comments of the script
+
+
+def test_bundle_and_words():
+    picture = figures.show(draw(), 'A "quoted" sentence.', caption="At $a<0$ & more.")
+    bundle = picture._repr_mimebundle_()
+    assert set(bundle) == {"text/html", "text/plain", "image/svg+xml"}
+    assert 'role="img" aria-label="A &quot;quoted&quot; sentence."' in bundle["text/html"]
+    assert r"At \(a&lt;0\) &amp; more.</figcaption>" in bundle["text/html"]
+    assert "background:#fff" in bundle["image/svg+xml"]
+    assert bundle["text/plain"] == "Picture('A \"quoted\" sentence.')"
+
+
+def test_png_is_small_and_quantized():
+    picture = figures.show(draw(), ALT, fmt="png")
+    data = picture.image["image/png"]
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) < 20_000
+    assert b"tIME" not in data and b"Software" not in data
+    assert 'alt=""' in picture.html and f'aria-label="{ALT}"' in picture.html
+
+
+def test_short_path_keeps_the_points():
+    d = "M 57.6 217.872 \nL 60.123 29.376 \nL 414.72 29.376 \nz\nM 0 0 \nC 1 2 3.5 4 5 -6 \nL 7 8"
+    assert svg.short_path(d) == (
+        "m57.6 217.87 2.52-188.49 354.6 0zm-57.6-217.87c1 2 3.5 4 5-6l2 14"
+    )
+
+
+def test_rounding_does_not_add_up():
+    d = "M 0 0 " + " ".join(f"L {i / 3:.6f} {i / 7:.6f}" for i in range(1, 3001))
+    steps = [float(v) for v in re.findall(r"-?[\d.]+", svg.short_path(d))]
+    assert sum(steps[::2]) == pytest.approx(1000, abs=0.006)
+    assert sum(steps[1::2]) == pytest.approx(3000 / 7, abs=0.006)
+
+
+def test_save_writes_a_page(tmp_path):
+    picture = small()
+    picture.save(tmp_path / "p.html")
+    assert picture.html in (tmp_path / "p.html").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------- sliders
+
+
+def test_hundred_frames_are_small():
+    picture = figures.explore(draw, ALT, **GRID)
+    whole = sum(len(frame(picture, i)) for i in range(100))
+    html = picture.html.encode()
+    assert len(html) < whole / 5
+    assert len(gzip.compress(html)) < 60_000
+
+
+def test_each_position_of_the_sliders_has_its_own_frame():
+    def titled(a, b):
+        fig, ax = plt.subplots()
+        ax.set_title(f"a is {a}, b is {b}")
+        return fig
+
+    grid = {"a": [1, 2], "b": ["x", "y", "z"]}
+    picture = figures.explore(titled, ALT, **grid, start={"a": 1})
+    assert "a is 1, b is y</text>" in picture.html.partition("<script")[0]
+    for i, (a, b) in enumerate(itertools.product(*grid.values())):
+        assert f"a is {a}, b is {b}</text>" in frame(picture, i)
+
+
+def test_pack_restores_every_frame():
+    frames = [list("abcde"), list("abxyde"), list("cde"), list("aabcdez"), []]
+    for first in range(len(frames)):
+        table, base, changes = pack(frames, first)
+        assert len(table) == len(set(table)) and [table[i] for i in base] == frames[first]
+        for want, change in zip(frames, changes, strict=True):
+            got, at = [], 0
+            for begin, end, put in change:
+                got += base[at:begin] + put
+                at = end
+            assert [table[i] for i in got + base[at:]] == want
+
+
+def test_first_frame_note_and_labels_stand_without_a_script():
+    s = figures.Slider(np.linspace(-1, 1, 5), label="pre-activation a", format="{:.2f}")
+    picture = figures.explore(draw, ALT, scale=[1, 2], shift=s, start={"shift": -0.5})
+    page = re.sub(r"<script.*?</script>", "", picture.html, flags=re.S)
+    assert frame(picture, 6) in page  # scale = 2 is the middle of two, shift = -0.5 the second
+    assert "Shown: scale = 2, pre-activation a = −0.50." in page
+    assert '<div class="sbn-panel" hidden>' in page
+    assert re.search(r'aria-label="pre-activation a" aria-valuetext="−0.50"', page)
+    assert page.count('<output aria-live="polite">') == 2
+
+
+def test_axes_do_not_jump_between_frames():
+    def widening(a):
+        fig, ax = plt.subplots()
+        ax.plot([0, 10**a], [0, 10**a])
+        return fig
+
+    picture = figures.explore(widening, ALT, a=[0, 5], start={"a": 5})
+    clips = {re.search(r"<clipPath[^>]*>(<rect[^>]*>)", frame(picture, i))[1] for i in (0, 1)}
+    assert len(clips) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([1, 2, 3], ["1", "2", "3"]),
+        (np.linspace(-1, 1, 5), ["−1.0", "−0.5", "0.0", "0.5", "1.0"]),
+        ([0.25, 0.5, 1], ["0.25", "0.50", "1.00"]),
+        ([1e-4, 1e-2, 1], ["0.0001", "0.01", "1"]),
+        (["logistic", "fast-sigmoid"], ["logistic", "fast-sigmoid"]),
+        ([False, True], ["False", "True"]),
+        (range(-1, 1), ["−1", "0"]),
+        ([-0.1, -1e-17, 0.1], ["−0.1", "0.0", "0.1"]),
+    ],
+)
+def test_numbers_as_the_reader_sees_them(values, texts):
+    assert figures.Slider(values).texts() == texts
+
+
+def test_stored_figures_compute_on_the_cpu():
+    assert figures.device().type == "cpu"
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("alt", ["", "  ", None, 3])
+def test_no_picture_without_words(alt):
+    fig = draw()
+    with pytest.raises(ValueError, match="alt must be a sentence"):
+        figures.show(fig, alt)
+    plt.close(fig)
+    with pytest.raises(ValueError, match="alt must be a sentence"):
+        figures.explore(draw, alt, shift=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (ValueError, "grid is empty", {}),
+        (ValueError, "shift must have at least 2 positions, got 1", {"shift": [0]}),
+        (TypeError, "shift must be a sequence", {"shift": 3}),
+        (TypeError, "shift must be a sequence", {"shift": "abc"}),
+        (ValueError, "fmt must be one of 'svg', 'png'; got 'gif'", {"shift": [0, 1], "fmt": "gif"}),
+        (ValueError, "start: shift = 0.3 is not on", {"shift": [0, 1], "start": {"shift": 0.3}}),
+        (ValueError, "start names .'s'.*are .'shift'", {"shift": [0, 1], "start": {"s": 0}}),
+    ],
+)
+def test_errors_name_the_argument_before_anything_is_drawn(error, message, arguments):
+    def never(**_):
+        raise AssertionError("drawn")
+
+    with pytest.raises(error, match=message):
+        figures.explore(never, ALT, **arguments)
+
+
+def test_draw_must_give_a_figure():
+    with pytest.raises(TypeError, match="what draw returns must be a matplotlib Figure, got NoneT"):
+        figures.explore(lambda a: None, ALT, a=[0, 1])
+    with pytest.raises(TypeError, match="draw must be a function"):
+        figures.explore(draw(), ALT, a=[0, 1])
+    with pytest.raises(TypeError, match="fig must be a matplotlib Figure, got list"):
+        figures.show([], ALT)
+    plt.close("all")

@@ -1,0 +1,210 @@
+"""Every notebook of the book: its form, and that the tools which execute and compare it work.
+
+The comparison itself is nbval's, on by default (pyproject.toml): each code cell is run again and
+what it prints must be what is stored.
+"""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import execute
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = sorted(p for p in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+each = pytest.mark.parametrize("path", BOOK, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [c for c in read(path).cells if c.cell_type == "code" and c.source.strip()]
+
+
+def bundles(path):
+    return [o.data for c in code_cells(path) for o in c.outputs if "data" in o]
+
+
+# ------------------------------------------------------------------------------ every notebook
+
+
+@each
+def test_every_cell_was_executed_in_order(path):
+    counts = [c.execution_count for c in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@each
+def test_no_error_and_no_warning_is_stored(path):
+    for cell in code_cells(path):
+        allowed = "raises-exception" in cell.metadata.get("tags", [])
+        for output in cell.outputs:
+            assert allowed or output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", output.text
+
+
+@each
+def test_code_fits_the_page(path):
+    wide = [line for c in code_cells(path) for line in c.source.splitlines() if len(line) > 76]
+    assert not wide
+
+
+@each
+def test_file_is_in_its_stable_form(path):
+    notebook = read(path)
+    assert notebook.metadata == execute.settle(read(path)).metadata
+    assert all("execution" not in c.metadata for c in notebook.cells)
+    assert path.read_text(encoding="utf-8") == nbformat.writes(notebook, indent=1) + "\n"
+
+
+@each
+def test_every_picture_has_words(path):
+    for data in bundles(path):
+        html = data.get("text/html", "")
+        if any(key.startswith("image/") for key in data) or "<svg" in html or "<img" in html:
+            found = re.search(r'<div class="sbn-frame" role="img" aria-label="([^"]*)">', html)
+            assert found, f"show it with figures.show or figures.explore: {list(data)}"
+            assert len(found[1].split()) >= 4, f"not a sentence: {found[1]!r}"
+
+
+@each
+def test_live_figures_have_ten_positions_and_are_stored_as_html(path):
+    for data in bundles(path):
+        assert "application/vnd.jupyter.widget-view+json" not in data, "execute it with execute.py"
+        sliders = r'<input type="range" min="0" max="(\d+)"'
+        assert all(int(last) >= 9 for last in re.findall(sliders, data.get("text/html", "")))
+
+
+# ---------------------------------------------------------------------------------- the tools
+
+IMPORTS = """\
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from sbnlib import figures
+figures.use()
+x = torch.linspace(-3, 3, 40)
+noise = torch.randn(40, generator=torch.Generator().manual_seed(1))
+def draw(a, s=1.0):
+    fig, ax = plt.subplots()
+    ax.plot(x, torch.tanh(a * x) + s * noise, label="$a$")
+    ax.set_ylim(-4, 4)
+    ax.legend()
+    return fig"""
+SHOW = "figures.show(draw(1.0), alt='A noisy sigmoid curve.', caption='At $a=1$.')"
+SVG = "figures.explore(draw, 'A curve with noise.', a=np.linspace(0, 2, 10), s=[0, .5, 1])"
+PNG = "figures.explore(draw, 'A curve with noise.', a=np.linspace(0, 2, 10), s=[0, 1], fmt='png')"
+
+
+def notebook(path, *sources):
+    cells = [nbformat.v4.new_code_cell(s, id=f"cell-{i}") for i, s in enumerate(sources)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def nbval(path):
+    """Compare as `pytest` does on the book, on a copy outside it."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval"]
+    command += ["--nbval-current-env", "--nbval-sanitize-with", ROOT / "tests" / "nbval.cfg"]
+    command += ["-c", "/dev/null", "--rootdir", path.parent, path]
+    return subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """Torch numbers, a still picture, sliders over SVG and over PNG: executed once."""
+    path = tmp_path_factory.mktemp("book") / "n.ipynb"
+    notebook(path, IMPORTS, "print(round(float(noise[0]), 3))", SHOW, SVG, PNG)
+    assert execute.main([str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def copy(executed, tmp_path):
+    return Path(shutil.copy(executed, tmp_path))
+
+
+def test_executing_writes_the_form_that_the_book_wants(executed):
+    test_every_cell_was_executed_in_order(executed)
+    test_no_error_and_no_warning_is_stored(executed)
+    test_file_is_in_its_stable_form(executed)
+    test_every_picture_has_words(executed)
+    assert [c.id for c in read(executed).cells] == [f"cell-{i}" for i in range(5)]
+
+
+def test_executing_twice_gives_the_same_bytes(copy):
+    first = sha(copy)
+    assert execute.main([str(copy)]) == 0
+    assert sha(copy) == first
+
+
+def test_nbval_passes_over_a_curve_that_moved(copy):
+    text = copy.read_text(encoding="utf-8")
+    curve = re.search(r" d=\\\"(m[^\\]*)", text)[1]
+    copy.write_text(text.replace(curve, curve + " 1 1"), encoding="utf-8")
+    result = nbval(copy)
+    assert result.returncode == 0, result.stdout
+
+
+def test_nbval_fails_on_a_stale_number_and_on_stale_words(copy):
+    stale = read(copy)
+    stale.cells[1].outputs[0].text = "0.123\n"
+    data = stale.cells[2].outputs[0].data
+    data["text/html"] = data["text/html"].replace("noisy sigmoid", "smooth")
+    nbformat.write(stale, copy)
+    result = nbval(copy)
+    assert result.returncode == 1
+    assert "2 failed, 3 passed" in result.stdout
+
+
+def test_a_cell_that_raises_leaves_the_notebook_alone(tmp_path, capsys):
+    path = notebook(tmp_path / "n.ipynb", "print(1)", "1 / 0")
+    before = path.read_bytes()
+    assert execute.main([str(path)]) == 1
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    told = capsys.readouterr().err
+    assert "n.ipynb, cell 1 (cell-1)" in told
+    assert "ZeroDivisionError" in told
+
+
+def test_an_unknown_notebook_is_named(capsys):
+    with pytest.raises(SystemExit):
+        execute.main(["no-such.ipynb"])
+    assert "no-such.ipynb" in capsys.readouterr().err
+
+
+def test_notebooks_come_in_the_order_of_the_contents(tmp_path):
+    for name in ("a", "b", "c"):
+        notebook(tmp_path / f"{name}.ipynb")
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: index\nparts:\n- caption: P\n  chapters:\n"
+        "  - file: c\n    sections:\n    - file: a.ipynb\n  - file: words\n  - file: b\n"
+    )
+    assert [p.stem for p in execute.notebooks(tmp_path)] == ["c", "a", "b"]
+
+
+def test_in_a_running_notebook_the_slider_calls_draw(tmp_path):
+    live = "panel = figures.explore(draw, 'A curve.', a=np.linspace(0, 2, 10))\npanel"
+    move = (
+        "picture, slider = panel.children\nbefore = picture.value\nslider.index = 7\n"
+        "print(before != picture.value, '<svg' in picture.value, slider.label)"
+    )
+    path = notebook(tmp_path / "n.ipynb", IMPORTS, live, move)
+    client = NotebookClient(read(path), kernel_name="python3")
+    environment = {k: v for k, v in execute.os.environ.items() if k != "SBN_FIGURES"}
+    ran = client.execute(env=environment)
+    assert "application/vnd.jupyter.widget-view+json" in ran.cells[1].outputs[0].data
+    assert ran.cells[2].outputs[0].text == "True True 1.56\n"

@@ -1,0 +1,179 @@
+"""The face of the repository: what its files promise is there, nothing else by mistake."""
+
+import importlib.util
+import math
+import re
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import yaml
+
+import sbnlib
+from sbnlib import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+GENERATED = {".git", ".venv", "_build", "__pycache__", ".pytest_cache", ".ruff_cache"}
+
+
+def text(name):
+    return (ROOT / name).read_text("utf-8")
+
+
+def toc_files():
+    toc = yaml.safe_load(text("_toc.yml"))
+    return [toc["root"]] + [c["file"] for part in toc["parts"] for c in part["chapters"]]
+
+
+def tracked_files():
+    """What git tracks or would track; every file when this is no git checkout."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode == 0:
+        return [p for p in (ROOT / name for name in run.stdout.splitlines()) if p.is_file()]
+    return [p for p in ROOT.rglob("*") if p.is_file() and not GENERATED & set(p.parts)]
+
+
+# ------------------------------------------------------------------------------------ the book
+
+
+def test_pages_and_table_of_contents_agree():
+    pages = {p.relative_to(ROOT).with_suffix("").as_posix()
+             for suffix in ("ipynb", "md") for p in BOOK.rglob(f"*.{suffix}")
+             if ".ipynb_checkpoints" not in p.parts}
+    assert pages == set(toc_files())
+
+
+def test_map_lists_the_chapters():
+    front = nbformat.read(BOOK / "index.ipynb", as_version=4)
+    source = "\n".join(c.source for c in front.cells)
+    everything = [str(k) for k in range(1, 21)]
+    entries = re.findall(r"^(\d+)\. ([^\[\n]+)$", source, flags=re.M)
+    nodes = re.findall(r'"sbn-node"><title>(\d+) · ([^<]+)<', source)
+    assert [k for k, _ in entries] == everything
+    assert sorted(nodes, key=lambda node: int(node[0])) == entries
+    titles = dict(entries)
+    for file in toc_files():
+        if m := re.search(r"/(\d\d)-[^/]*$", file):
+            page = nbformat.read(ROOT / f"{file}.ipynb", as_version=4)
+            assert f"# {titles[str(int(m[1]))]}" in page.cells[0].source.splitlines()
+
+
+def test_chapter_numbers_come_from_file_names():
+    spec = importlib.util.spec_from_file_location("sbn_site", BOOK / "ext" / "sbn_site.py")
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    assert site.chapter_of("book/2-activations/06-straight-through") == 6
+    assert site.chapter_of("book/notation") is None
+    assert site.repository_options("") == {}
+    options = site.repository_options("https://github.com/someone/somewhere")
+    assert set(options["launch_buttons"]) == {"notebook_interface", "binderhub_url", "colab_url"}
+
+
+# Each law at scale 1: F, f and the name of the proxy on the notation page.
+NOISE = {
+    "Logistic": (lambda a: 1 / (1 + math.exp(-a)), lambda a: 1 / (2 + math.exp(a) + math.exp(-a))),
+    "Uniform": (lambda a: (1 + a) / 2, lambda a: 0.5),
+    "Triangular": (lambda a: (1 + a) ** 2 / 2 if a <= 0 else 1 - (1 - a) ** 2 / 2,
+                   lambda a: 1 - abs(a)),
+    "Gaussian": (lambda a: math.erfc(-a / math.sqrt(2)) / 2,
+                 lambda a: math.exp(-a * a / 2) / math.sqrt(2 * math.pi)),
+    "Cauchy": (lambda a: 0.5 + math.atan(a) / math.pi, lambda a: 1 / (math.pi * (1 + a * a))),
+    "FastSigmoid": (lambda a: (1 + a / (1 + abs(a))) / 2, lambda a: (1 + abs(a)) ** -2 / 2),
+}
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_table_of_the_notation_page(name):
+    cdf, pdf = NOISE[name]
+    assert f"`{name}`" in text("book/notation.md")
+    noise = getattr(sbnlib, name)()
+    a = [-0.9, -0.3, 0.0, 0.2, 0.7]
+    at = torch.tensor(a, dtype=torch.float64)
+    assert noise.cdf(at).tolist() == pytest.approx([cdf(v) for v in a], rel=1e-12)
+    assert noise.pdf(at).tolist() == pytest.approx([pdf(v) for v in a], rel=1e-12)
+
+
+def test_colours_of_the_notation_page_are_those_of_the_registry():
+    colours = set(re.findall(r"#[0-9A-F]{6}", text("book/notation.md")))
+    assert colours == {entry.colour for entry in registry.ESTIMATORS.values()}
+
+
+# ------------------------------------------------------------------------------ the repository
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")),
+                         ids=lambda p: p.name)
+def test_workflows_parse(path):
+    workflow = yaml.safe_load(path.read_text("utf-8"))
+    assert {"name", "jobs"} <= set(workflow)
+    for job in workflow["jobs"].values():
+        assert job["runs-on"]
+        assert all("uses" in step or "run" in step for step in job["steps"])
+
+
+def test_pages_workflow_knows_its_own_address():
+    environment = yaml.safe_load(text(".github/workflows/pages.yml"))["jobs"]["deploy"]["env"]
+    assert environment["SBN_REPOSITORY_URL"] == "${{ github.server_url }}/${{ github.repository }}"
+
+
+def test_launch_notebooks_install_the_library_once(tmp_path):
+    spec = importlib.util.spec_from_file_location("launch", BOOK / "tools" / "launch.py")
+    launch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launch)
+    path = tmp_path / "one.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
+    for _ in range(2):
+        launch.add_install_cell(path, "https://github.com/someone/somewhere")
+    cells = nbformat.read(path, as_version=4).cells
+    assert [c.source for c in cells] == [
+        '%pip install --quiet "sbnlib[figures,experiments] @ '
+        'git+https://github.com/someone/somewhere"', "1"]
+
+
+def test_citation_names_the_seed_paper():
+    citation = yaml.safe_load(text("CITATION.cff"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == sbnlib.__version__
+    (paper,) = citation["references"]
+    assert paper["conference"]["name"] == "GCPR 2021"
+    assert paper["identifiers"][0]["value"] == "arXiv:2006.06880"
+
+
+def test_the_two_commands_are_targets():
+    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), flags=re.M))
+    named = set(re.findall(r"make ([a-z]+)", text("README.md") + text("CONTRIBUTING.md")))
+    assert {"book", "test"} <= named <= targets
+    assert {"lab", "execute", "bench", "serve", "lint", "clean"} <= targets
+
+
+def test_requirements_are_pinned():
+    lines = [line.partition("#")[0].strip() for line in text("requirements.txt").splitlines()]
+    loose = [line for line in lines if line and not re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+", line)]
+    assert not loose
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        targets = re.findall(r"\]\(([^)#]+)\)", text(name))
+        assert not [t for t in targets if "://" not in t and not (ROOT / t).exists()]
+
+
+def test_readme_picture_is_small():
+    assert (BOOK / "assets" / "readme-figure.png").stat().st_size < 150_000
+
+
+def test_nothing_names_the_machine_it_was_made_on():
+    # written in pieces, so that this file does not find itself
+    words = ["/wo" + "rk/", "/ho" + "me/", "/Us" + "ers/", "/tm" + "p/", "art" + "ifactory"]
+    pattern = re.compile("|".join(map(re.escape, words)))
+    found = []
+    for path in tracked_files():
+        if path.suffix in {".png", ".woff2", ".npz", ".gz"}:
+            continue
+        content = path.read_text("utf-8", errors="ignore")
+        found += [f"{path.relative_to(ROOT)}: {m[0]}" for m in pattern.finditer(content)]
+    assert not found

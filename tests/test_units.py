@@ -1,0 +1,167 @@
+"""The one place where a sign is drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from bridge import make_noise, z_limit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from sbnlib import Logistic, sample_sign
+
+names = pytest.mark.parametrize("name", ref.NOISES)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+LOGITS = (-2.5, -0.75, -0.1, 0.0, 0.3, 0.9, 4.0)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@names
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+def test_frequency_of_plus_one_is_the_cdf(name: str, scale: float) -> None:
+    # 6 x 2 x 7 z-tests, together one false alarm in 10^6 (Bonferroni)
+    draws, noise = 2**17, ref.RefNoise(name, scale)
+    a = torch.tensor(LOGITS).expand(draws, -1)
+    up = (sample_sign(a, make_noise(name, scale), generator=seeded()) == 1).sum(0).numpy()
+    p = noise.cdf(a[0].double().numpy())
+    certain = (p == 0) | (p == 1)
+    assert np.array_equal(up[certain], draws * p[certain])
+    z = (up - draws * p)[~certain] / np.sqrt(draws * p * (1 - p))[~certain]
+    assert np.abs(z).max() < z_limit(6 * 2 * 7)
+
+
+@names
+def test_units_are_independent(name: str) -> None:
+    # Correlation of neighbours and of successive rows; 6 x 2 z-tests, together 1e-6
+    draws = 2**18
+    x = sample_sign(torch.full((draws, 2), 0.2), make_noise(name), generator=seeded(1))
+    centred = (x - x.mean(0)) / x.std(0)
+    across = float((centred[:, 0] * centred[:, 1]).mean()) * np.sqrt(draws)
+    along = float((centred[1:, 0] * centred[:-1, 0]).mean()) * np.sqrt(draws)
+    assert max(abs(across), abs(along)) < z_limit(12)
+
+
+@dtypes
+@names
+def test_values_are_plus_or_minus_one_and_never_zero(name: str, dtype: torch.dtype) -> None:
+    # sign(a - Z) with torch.sign gives 0 in about 4 of 2^26 draws at p = 1/2
+    x = sample_sign(torch.zeros(2**22, dtype=dtype), make_noise(name), generator=seeded(2))
+    assert x.dtype == dtype
+    assert bool((x.abs() == 1).all())
+    # One z-test per noise and dtype, 18 in all, together 1e-6
+    assert abs(float(x.double().mean())) * 2**11 < z_limit(18)
+
+
+@dtypes
+def test_samples_are_detached_and_have_the_shape_of_the_logits(dtype: torch.dtype) -> None:
+    a = torch.zeros(2, 1, 3, dtype=dtype, requires_grad=True)
+    x = sample_sign(a, Logistic(), generator=seeded())
+    assert x.shape == a.shape
+    assert not x.requires_grad
+
+
+def test_probabilities_far_below_the_float32_grid_are_right() -> None:
+    # p = 1e-9 over 2^27 float32 logits: 0.13 expected; uniforms on the float32 grid hit at
+    # 2^-24, 8 times. Three or more: false alarm 3.6e-4, missed bug 1.4 %.
+    a = torch.full((2**22,), float(np.log(1e-9)), dtype=torch.float32)
+    generator, hits = seeded(3), 0
+    for _ in range(2**5):
+        hits += int((sample_sign(a, Logistic(), generator=generator) == 1).sum())
+    assert hits < 3
+
+
+@names
+def test_uniforms_handed_in_just_below_and_above_a_tiny_probability(name: str) -> None:
+    p = 1e-9 if name not in ref.BOUNDED else 2**-25
+    known = ref.RefNoise(name).scipy()
+    logit = float(known.ppf(p)) if known is not None else 1 - 0.5 / p
+    a = torch.tensor([logit, logit], dtype=torch.float64)
+    u = torch.tensor([p * (1 - 1e-5), p * (1 + 1e-5)], dtype=torch.float64)
+    assert sample_sign(a, make_noise(name), u=u).tolist() == [1, -1]
+
+
+@names
+@settings(max_examples=50, deadline=None)
+@given(
+    a=hnp.arrays(np.float64, (3, 4), elements=st.floats(-6, 6)),
+    u=hnp.arrays(np.float64, (2, 3, 4), elements=st.floats(0, 1, exclude_max=True)),
+)
+def test_plus_one_where_u_is_below_the_cdf_with_extra_leading_axes(
+    name: str, a: np.ndarray, u: np.ndarray
+) -> None:
+    x = sample_sign(torch.tensor(a), make_noise(name), u=torch.tensor(u)).numpy()
+    p = ref.RefNoise(name).cdf(a)
+    clear = np.abs(u - p) > 1e-12
+    assert x.shape == u.shape
+    assert np.array_equal(x[clear], np.where(u < p, 1.0, -1.0)[clear])
+
+
+def test_equality_is_not_below() -> None:
+    half = torch.tensor([0.5], dtype=torch.float64)
+    assert sample_sign(torch.zeros(1, dtype=torch.float64), Logistic(), u=half).item() == -1
+
+
+@pytest.mark.parametrize("name", ref.BOUNDED)
+def test_certain_states_outside_a_bounded_support(name: str) -> None:
+    a, u = torch.tensor([-1.0, -2.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1 - 2**-24, 1 - 2**-24])
+    assert sample_sign(a, make_noise(name), u=u).tolist() == [-1, -1, 1, 1]
+
+
+def test_every_state_of_three_units_has_its_probability() -> None:
+    # Chi-square over the eight joint states, false-alarm rate 1e-6
+    a = np.array([0.4, -0.9, 0.1])
+    x = sample_sign(torch.tensor(a).expand(2**17, 3), Logistic(), generator=seeded(5)).numpy()
+    all_states = ref.states(3)
+    counts = [(x == s).all(1).sum() for s in all_states]
+    expected = ref.RefNoise("Logistic").prob(all_states, a).prod(1) * len(x)
+    assert stats.chisquare(counts, expected).pvalue > 1e-6
+
+
+def test_the_generator_repeats_the_sample() -> None:
+    a = torch.linspace(-2, 2, 999)
+    one, two, other = (sample_sign(a, Logistic(), generator=seeded(s)) for s in (7, 7, 8))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_handing_in_uniforms_leaves_the_generator_alone() -> None:
+    generator = seeded(1)
+    before = generator.get_state()
+    sample_sign(torch.zeros(3), Logistic(), generator=generator, u=torch.rand(3))
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="a"):
+        sample_sign(torch.tensor([0.0, bad]), Logistic())
+
+
+@pytest.mark.parametrize("a", [torch.tensor([1, 2]), torch.tensor([True]), [0.5], 0.5, None])
+def test_logits_that_are_no_floating_point_tensor_are_refused(a: object) -> None:
+    with pytest.raises(TypeError, match="a"):
+        sample_sign(a, Logistic())
+
+
+@pytest.mark.parametrize("noise", ["Logistic", Logistic, None, 1.0])
+def test_a_noise_that_is_no_noise_is_refused(noise: object) -> None:
+    with pytest.raises(TypeError, match="noise"):
+        sample_sign(torch.zeros(2), noise)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 2, 3), (3, 2, 1), ()])
+def test_uniforms_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="u"):
+        sample_sign(torch.zeros(3, 2), Logistic(), u=torch.rand(shape))
+
+
+def test_uniforms_that_are_no_tensor_are_refused() -> None:
+    with pytest.raises((TypeError, ValueError), match="u"):
+        sample_sign(torch.zeros(2), Logistic(), u=[0.1, 0.2])
