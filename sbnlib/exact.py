@@ -133,7 +133,7 @@ def exact_moments(
 def _law_of_last_layer(net: SBN, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """pi_K of shape (B, 2^{n_K}) and the states it weights."""
     a = net.layers[0](inputs)
-    law, states = _kronecker(_pairs(a, net.noise)), _states_like(a)
+    law, states = _transition(a, net.noise), _states_like(a)
     for layer in net.layers[1:]:
         law, states = _next_law(law, layer(states), net.noise)
     return law, states
@@ -141,30 +141,39 @@ def _law_of_last_layer(net: SBN, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 def _next_law(law: Tensor, a: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """From pi over the 2^n states to pi T, with a the next pre-activation at each state."""
-    states, pairs = _states_like(a), _pairs(a, noise)
+    states = _states_like(a)
     # T pays when it is tiny or serves many inputs; else the split form is as fast and smaller.
     if a.shape[0] * states.shape[0] <= (BLOCK if len(law) >= 8 else BLOCK >> 10):
-        return law @ _kronecker(pairs), states
-    half = a.shape[1] // 2
-    high, low = _kronecker(pairs[:, :half]), _kronecker(pairs[:, half:])
-    # Row by row of the batch: (2^{n} x 2^{m/2})^T @ (2^n x 2^{m/2}).
-    return torch.stack([((high * row[:, None]).T @ low).flatten() for row in law]), states
+        return law @ _transition(a, noise), states
+    pairs, half = _pairs(a, noise), a.shape[1] // 2
+    high, low = _kronecker(pairs[:half]), _kronecker(pairs[half:])
+    # Row by row of the batch: (2^{m/2} x 2^n) @ (2^n x 2^{m/2}).
+    return torch.stack([((high * row) @ low.T).flatten() for row in law]), states
+
+
+def _transition(a: Tensor, noise: Noise) -> Tensor:
+    """T, the law of the states of all units given each row of a: (..., m) -> (..., 2^m)."""
+    return _kronecker(_pairs(a, noise)).movedim(0, -1)
 
 
 def _pairs(a: Tensor, noise: Noise) -> Tensor:
-    """P(x_j = -1), P(x_j = +1) for each unit: (..., m, 2)."""
-    return torch.stack([noise.cdf(-a), noise.cdf(a)], dim=-1)
+    """P(x_j = -1), P(x_j = +1) for each unit: (..., m) -> (m, 2, ...)."""
+    a = a.movedim(-1, 0)
+    return torch.stack([noise.cdf(-a), noise.cdf(a)], dim=1)
 
 
 def _kronecker(pairs: Tensor) -> Tensor:
-    """The law of all the units: (..., m, 2) -> (..., 2^m), in the order of ``all_states``."""
-    m = pairs.shape[-2]
+    """The law of all the units: (m, 2, ...) -> (2^m, ...), in the order of ``all_states``.
+
+    The rows are the last axis, and long, so that every product runs along memory.
+    """
+    m = len(pairs)
     if m == 0:  # the empty half of a layer of one unit
-        return pairs.new_ones(*pairs.shape[:-2], 1)
+        return pairs.new_ones(1, *pairs.shape[2:])
     if m == 1:
-        return pairs[..., 0, :]
-    first, rest = _kronecker(pairs[..., : m // 2, :]), _kronecker(pairs[..., m // 2 :, :])
-    return (first[..., :, None] * rest[..., None, :]).flatten(-2)
+        return pairs[0]
+    first, rest = _kronecker(pairs[: m // 2]), _kronecker(pairs[m // 2 :])
+    return (first[:, None] * rest).flatten(0, 1)
 
 
 def _states_like(a: Tensor) -> Tensor:
@@ -198,7 +207,7 @@ class _Moments:
     def _forward(self) -> tuple[list[Tensor], list[Tensor]]:
         """The law (B, 2^{n_k}) and the states of every layer."""
         a = self.layers[0](self.inputs)
-        laws, states = [_kronecker(_pairs(a, self.net.noise))], [_states_like(a)]
+        laws, states = [_transition(a, self.net.noise)], [_states_like(a)]
         for layer in self.layers[1:]:
             law, state = _next_law(laws[-1], layer(states[-1]), self.net.noise)
             laws.append(law)
@@ -244,7 +253,7 @@ class _Moments:
         plus = (self.states[k] > 0).to(a.dtype)
         masks = torch.stack([1 - plus, plus])  # [sign, state, unit]
         c = self._factors(a)  # [sign, *a.shape]
-        t = _kronecker(_pairs(a, self.net.noise))  # (S, 2^n) or (B, 1, 2^n)
+        t = _transition(a, self.net.noise)  # (S, 2^n) or (B, 1, 2^n)
         d1 = sum(c[v] * (t @ (masks[v] * self.first)) for v in (0, 1))
         d2: Tensor | float = 0.0
         n = a.shape[-1]

@@ -45,25 +45,11 @@ def sample_sign(
     # A probability in half precision has 8 or 11 bits, a sampled bit needs more.
     p = noise.cdf(a.to(torch.promote_types(a.dtype, torch.float32)))
     if u is None:
-        u = _uniforms(p, generator)
+        # float32 uniforms are multiples of 2^-24: an event of probability 1e-9 would be drawn
+        # sixty times too often.
+        u = torch.rand(p.shape, generator=generator, dtype=torch.float64, device=p.device)
     x = _signs(u < p, a)
     return x if _is_eager_cpu(a) else torch.where(a.isnan(), a, x)
-
-
-def _uniforms(p: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniforms on [0, 1) fine enough to compare with small probabilities.
-
-    float32 uniforms are multiples of 2^-24: they would draw an event of probability 1e-9 sixty
-    times too often. Where one is 0 its next 24 bits are drawn; where values cannot be looked at,
-    float64 uniforms, twice as slow, do the same.
-    """
-    if not _is_eager_cpu(p):
-        return torch.rand(p.shape, generator=generator, dtype=torch.float64, device=p.device)
-    u = torch.rand(p.shape, generator=generator, dtype=p.dtype)
-    if p.dtype == torch.float32 and u.numel() and u.min() == 0:
-        zero = u == 0
-        u[zero] = torch.rand(int(zero.sum()), generator=generator) * 2.0**-24
-    return u
 
 
 def deterministic_sign(a: Tensor) -> Tensor:

@@ -202,11 +202,12 @@ def test_single_measurements_are_unbiased(name: str, repeated: Repeated) -> None
 
 @pytest.mark.parametrize("num_samples", [40, 4000])
 def test_the_cosine_of_the_mean_of_one_number_is_its_sign(num_samples: int) -> None:
-    # Every sample of a single weight is parallel to the exact gradient
+    # Slopes 1.4 and 0.6: every sample is positive, none is equal to the exact gradient
     net = SBN(nn.Linear(1, 1, bias=False)).double()
     nn.init.constant_(net.layers[0].weight, 1.3)
-    result = measure(net, torch.ones(1, 1).double(), lambda x: (x + x**2)[..., 0], "darn",
-                     num_samples, generator=seeded())["all"]  # fmt: skip
+    loss = lambda x: (x + 0.2 * x**2)[..., 0]  # noqa: E731
+    inputs = torch.ones(1, 1).double()
+    result = measure(net, inputs, loss, "darn", num_samples, generator=seeded())["all"]
     assert result.cosine_of_mean.value == pytest.approx(1.0, abs=1e-9)
 
 
@@ -430,6 +431,18 @@ def test_parameters_outside_linear_layers_are_measured_too() -> None:
     for name, accuracy in result.items():
         assert abs(accuracy.bias2.value) < 1e-25, name
         assert accuracy.variance.value < 1e-25, name
+
+
+def test_frozen_layers_are_left_out_or_zero() -> None:
+    net, inputs, loss = case((2, 2, 2))
+    model, free = make_net(net), make_net(net)
+    model.layers[0].requires_grad_(False)
+    mine, all_ = (
+        measure(m, torch.tensor(inputs), loss.torch, "zgr", 200, generator=seeded())
+        for m in (model, free)
+    )
+    assert mine["layers.1.weight"] == all_["layers.1.weight"]
+    assert mine.get("layers.0.weight") is None or mine["layers.0.weight"].mse.value == 0
 
 
 def test_memory_does_not_grow_with_the_number_of_samples() -> None:

@@ -214,6 +214,34 @@ def test_layers_without_bias() -> None:
             np.testing.assert_allclose(mine.numpy(), theirs, **CLOSE)
 
 
+def test_a_layer_used_twice_has_one_gradient_and_no_moments() -> None:
+    net, inputs, loss = case((2, 2, 2), "Logistic")
+    net = ref.RefNet((net.weights[0],) * 2, (net.biases[0],) * 2, net.noise)
+    layer = make_net(net).layers[0]
+    model = SBN(layer, layer, noise=make_net(net).noise)
+    _, grads = exact_gradient(model, torch.tensor(inputs), loss.torch)
+    exact = ref.gradient(net, inputs, loss)
+    assert list(grads) == ["layers.0.weight", "layers.0.bias"]
+    for name, g in grads.items():
+        kind = name.split(".")[-1]
+        np.testing.assert_allclose(g.numpy(), exact[0, kind] + exact[1, kind], **CLOSE)
+    with pytest.raises(ValueError, match="layer"):
+        exact_moments(model, torch.tensor(inputs), loss.torch, "zgr")
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1)])
+def test_frozen_layers_do_not_disturb_the_others(frozen: tuple[int, ...]) -> None:
+    net, inputs, loss = case((2, 3, 2, 2), "Logistic")
+    model = make_net(net)
+    for k in frozen:
+        model.layers[k].requires_grad_(False)
+    _, grads = exact_gradient(model, torch.tensor(inputs), loss.torch)
+    exact = ref.gradient(net, inputs, loss)
+    for k in set(range(3)) - set(frozen):
+        for kind in ("weight", "bias"):
+            np.testing.assert_allclose(grads[f"layers.{k}.{kind}"], exact[k, kind], **CLOSE)
+
+
 def test_all_states_are_all_the_states_once() -> None:
     for n in (1, 2, 5):
         x = all_states(n, dtype=torch.float64)

@@ -254,6 +254,7 @@ def test_no_picture_without_words(alt):
         (TypeError, "shift must be a sequence", {"shift": 3}),
         (TypeError, "shift must be a sequence", {"shift": "abc"}),
         (ValueError, "fmt must be one of 'svg', 'png'; got 'gif'", {"shift": [0, 1], "fmt": "gif"}),
+        (TypeError, "start must be a dict", {"shift": [0, 1], "start": 0}),
         (ValueError, "start: shift = 0.3 is not on", {"shift": [0, 1], "start": {"shift": 0.3}}),
         (ValueError, "start names .'s'.*are .'shift'", {"shift": [0, 1], "start": {"s": 0}}),
     ],

@@ -153,9 +153,12 @@ def no_name(tab):
 
 
 def axe(tab):
+    """The rules that the page breaks. (axe takes a table head of mathematics for an empty one.)"""
     from axe_playwright_python.sync_playwright import Axe
 
-    return {violation["id"] for violation in Axe().run(tab).response["violations"]}
+    broken = Axe().run(tab).response["violations"]
+    mathematics = tab.locator("th:has(mjx-container)").count() > 0
+    return {v["id"] for v in broken} - ({"empty-table-header"} if mathematics else set())
 
 
 @every_page
@@ -205,9 +208,10 @@ def test_sliders_move_the_picture(open_page, page):
 def test_map_links_the_written_chapters(open_page):
     tab = open_page(PAGES[0])
     written = {p for p in PAGES if re.search(r"/\d\d-[^/]*$", p)}
-    for where in (".sbn-map", ".sbn-paths"):
-        hrefs = [a.get_attribute("href") for a in tab.locator(f"{where} a").all()]
-        assert {f"book/{href.removesuffix('.html')}" for href in hrefs} == written
+    hrefs = [a.get_attribute("href") for a in tab.locator(".sbn-map a").all()]
+    assert {f"book/{href.removesuffix('.html')}" for href in hrefs} == written
+    assert tab.locator(".sbn-paths .sbn-node").count() == 20
+    assert tab.locator(".sbn-paths .sbn-written").count() == len(written)
 
 
 # -------------------------------------------------------------------------------------- links

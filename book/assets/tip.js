@@ -8,6 +8,7 @@
   function makeBox() {
     const made = document.createElement("div");
     made.id = "sbn-tip";
+    made.className = "bd-article"; // it looks like a piece of the page
     made.setAttribute("role", "tooltip");
     made.addEventListener("mouseenter", () => clearTimeout(timer));
     made.addEventListener("mouseleave", hideSoon);
@@ -63,6 +64,7 @@
       clearTimeout(timer);
       timer = setTimeout(() => show(link, content), DELAY);
     };
+    link.removeAttribute("title"); // the browser's own tooltip would lie over the preview
     link.addEventListener("mouseenter", soon);
     link.addEventListener("focus", soon);
     link.addEventListener("mouseleave", hideSoon);

@@ -9,7 +9,7 @@
 5. The word that opens a proof can be styled, and ids that sphinx-proof and sphinx-exercise give
    to every box alike are dropped: an id must be unique on its page. Thebe, which would need a
    server, is not loaded.
-6. The map on the front page links the chapters that exist, in its lists and in its picture.
+6. The map on the front page links the chapters that exist and fills their circles.
 """
 
 import json
@@ -134,26 +134,25 @@ def mend_boxes(app: Sphinx, page: str, template: str, context: dict, doctree: ob
 
 
 def link_map(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
-    """Turn the entries of written chapters into links; what is not written stays plain text."""
+    """Entries of written chapters become links; what is not written stays plain text."""
     if page != app.config.root_doc:
         return
     written = {chapter_of(doc): doc for doc in app.env.found_docs if chapter_of(doc)}
-
-    def opening(number: int) -> str:
-        return f'<a class="reference internal" href="{context["pathto"](written[number])}">'
 
     def entries(match: re.Match[str]) -> str:
         number = count(int(match["start"] or 1))
         return MAP_ENTRY.sub(lambda entry: linked(entry, next(number)), match[0])
 
     def linked(entry: re.Match[str], number: int) -> str:
-        return f"<li><p>{opening(number)}{entry[1]}</a></p>" if number in written else entry[0]
+        if number not in written:
+            return entry[0]
+        href = context["pathto"](written[number])
+        return f'<li><p><a class="reference internal" href="{href}">{entry[1]}</a></p>'
 
     def node(match: re.Match[str]) -> str:
-        number = int(match["number"])
-        if number not in written:
+        if int(match["number"]) not in written:
             return match[0]
-        return opening(number) + match[0].replace("sbn-node", "sbn-node sbn-written", 1) + "</a>"
+        return match[0].replace("sbn-node", "sbn-node sbn-written", 1)
 
     context["body"] = MAP_NODE.sub(node, MAP_LIST.sub(entries, context["body"]))
 

@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
     "SBN_FIGURES": "static",
     "PYTHONHASHSEED": "0",
-    "OMP_NUM_THREADS": "2",
-    "MKL_NUM_THREADS": "2",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
 }
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

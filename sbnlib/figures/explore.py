@@ -81,7 +81,7 @@ def explore(
     if not callable(draw):
         raise TypeError(f"draw must be a function that returns a Figure, got {draw!r}")
     sliders = _sliders(grid)
-    at = _start(sliders, start or {})
+    at = _start(sliders, {} if start is None else start)
     if _live():
         return _widgets(draw, alt, fmt, sliders, at, caption)
     return _static(draw, alt, fmt, sliders, at, caption)
@@ -118,6 +118,8 @@ def _slider(name: str, given: Any) -> Slider:
 
 
 def _start(sliders: Mapping[str, Slider], start: Mapping[str, Any]) -> dict[str, int]:
+    if not isinstance(start, Mapping):
+        raise TypeError(f"start must be a dict from slider to position, got {start!r}")
     unknown = set(start) - set(sliders)
     if unknown:
         raise ValueError(f"start names {sorted(unknown)}, but the sliders are {list(sliders)}")
@@ -304,9 +306,10 @@ def _widgets(
         frame, _image = style.still(fig, fmt)
         style.close(fig)
         css = style.PNG_CSS if fmt == "png" else ""
-        picture.value = css + style.wrap(frame, alt, caption)
+        picture.value = css + style.wrap(frame, alt, None)
 
     for control in controls.values():
         control.observe(update, names="value")
     update()
-    return w.VBox([picture, *controls.values()])
+    words = [w.HTMLMath(style.mathematics(caption))] if caption else []
+    return w.VBox([picture, *controls.values(), *words])

@@ -154,7 +154,8 @@ def png_tag(fig: Figure, data: bytes) -> str:
     width, height = fig.get_size_inches() * 96
     return (
         '<img class="sbn-png dark-light" alt="" decoding="sync" '
-        f'width="{width:.0f}" height="{height:.0f}" style="max-width:100%;height:auto;padding:0;background:none" '
+        f'width="{width:.0f}" height="{height:.0f}" '
+        'style="max-width:100%;height:auto;padding:0;background:none" '
         f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
     )
 
