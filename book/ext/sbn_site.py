@@ -115,8 +115,8 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
             copy(source / name, target / name)
 
 
-def sort_tips(app: Sphinx, exception: Exception | None) -> None:
-    """Rewrite `selector_to_html = {…}` with sorted keys: sets have no order of their own."""
+def tidy_tips(app: Sphinx, exception: Exception | None) -> None:
+    """Sort the keys of `selector_to_html = {…}`, since sets have no order; drop empty caches."""
     if exception:
         return
     for path in sorted(Path(app.outdir, "_static", "tippy").rglob(f"*.{TIPS_NAME}.js")):
@@ -125,6 +125,8 @@ def sort_tips(app: Sphinx, exception: Exception | None) -> None:
         if data:
             tips = json.dumps(json.loads(data), sort_keys=True)
             path.write_text(name + equals + tips + newline + rest, "utf-8")
+    for cache in Path(app.outdir).glob("tippy_*_cache.json"):
+        cache.unlink()
 
 
 def mend_boxes(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
@@ -173,5 +175,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", mend_boxes, priority=400)  # before the tips are collected
     app.connect("html-page-context", link_map, priority=400)
     app.connect("build-finished", copy_mathjax)
-    app.connect("build-finished", sort_tips, priority=900)  # after sphinx_tippy has written
+    app.connect("build-finished", tidy_tips, priority=900)  # after sphinx_tippy has written
     return {"parallel_read_safe": True, "parallel_write_safe": True}
