@@ -237,7 +237,7 @@ def _outer(d: Tensor, x: Tensor, count: int) -> Tensor:
     d = d.reshape(-1, count, *d.shape[-2:]).transpose(0, 1).flatten(1, 2)
     x = x.expand(*x.shape[:-3], count, *x.shape[-2:])
     x = x.reshape(-1, count, *x.shape[-2:]).transpose(0, 1).flatten(1, 2)
-    return d.transpose(1, 2) @ x
+    return d.mT * x if d.shape[1] == 1 else d.mT @ x  # batched products of depth 1 are slow
 
 
 def _accumulate(samples: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -268,39 +268,55 @@ def _owners(net: SBN) -> list[torch.nn.Module]:
 
 
 class _Groups:
-    """Streaming sums of samples, kept apart for each group of the jackknife.
-
-    For each group and parameter: the number of samples, their mean, the summed squared distance
-    from that mean, and the summed cosine. Two such records merge exactly (Chan, Golub & LeVeque),
-    the term between their means included.
-    """
+    """Streaming sums of samples, kept apart for each group of the jackknife."""
 
     def __init__(self, target: dict[str, Tensor]) -> None:
-        self.target = target | {"all": torch.cat(list(target.values()))}
-        self.groups: list[dict[str, _Sums]] = []
+        sizes = torch.tensor([len(g) for g in target.values()])
+        owner = torch.arange(len(target)).repeat_interleave(sizes)
+        self.names = [*target, "all"]
+        self.target = torch.cat(list(target.values()))
+        # A sum over the coordinates of each parameter, and of all, is a product with this (P, K+1).
+        columns = torch.nn.functional.one_hot(owner), torch.ones(len(owner), 1)
+        self.member = torch.cat(columns, dim=1).to(self.target)
+        self.groups: list[_Sums] = []
         self.added = 0
 
     def add(self, chunk: dict[str, Tensor]) -> None:
-        rows = {name: g.detach().flatten(1).double() for name, g in chunk.items()}
-        rows["all"] = torch.cat([rows[name] for name in chunk], dim=1)
-        sums = {name: _Sums.of(rows[name], target) for name, target in self.target.items()}
+        rows = torch.cat([g.detach().flatten(1) for g in chunk.values()], dim=1).double()
+        sums = _Sums.of(rows, self.target, self.member)
         if self.added < GROUPS:
             self.groups.append(sums)
         else:
-            old = self.groups[self.added % GROUPS]
-            self.groups[self.added % GROUPS] = {k: old[k].merged(sums[k]) for k in sums}
+            at = self.added % GROUPS
+            self.groups[at] = self.groups[at].merged(sums)
         self.added += 1
 
     def summary(self) -> dict[str, Accuracy]:
-        return {
-            name: _jackknife([group[name] for group in self.groups], target)
-            for name, target in self.target.items()
-        }
+        """Statistics of all samples, and standard errors by leaving out one group at a time."""
+        total, n = functools.reduce(_Sums.merged, self.groups), len(self.groups)
+        full = _statistics(_stack([total]), self.target, self.member)[0]
+        left_out = _leave_one_out(_stack(self.groups), total)
+        left_out = _statistics(left_out, self.target, self.member)
+        centre = left_out.mean(dim=0)
+        se = ((left_out - centre).square().sum(dim=0) * (n - 1) / n).sqrt()
+        # Noise in the mean turns it away: correct for it.
+        full[:, -1] += (n - 1) * (full[:, -1] - centre[:, -1])
+        norms2 = (self.target.square() @ self.member).tolist()
+        out = {}
+        for name, values, errors, norm2 in zip(self.names, full, se, norms2, strict=True):
+            estimates = map(Estimate, values.tolist(), errors.tolist())
+            out[name] = Accuracy(*estimates, norm2, int(total.count))
+        return out
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums of one record; with a first axis R, of R records."""
+    """Sums of one record of samples; with a first axis R, of R records.
+
+    The number of samples, for each coordinate their mean and the summed squared distance from it,
+    and for each parameter the summed cosine. Two records merge exactly (Chan, Golub & LeVeque), the
+    term between their means included.
+    """
 
     count: Tensor
     mean: Tensor
@@ -308,43 +324,33 @@ class _Sums:
     cosines: Tensor
 
     @staticmethod
-    def of(rows: Tensor, target: Tensor) -> _Sums:
+    def of(rows: Tensor, target: Tensor, member: Tensor) -> _Sums:
+        """The record of samples (S, P), which are overwritten."""
         mean = rows.mean(dim=0)
-        norms = torch.linalg.vector_norm(rows, dim=1) * torch.linalg.vector_norm(target)
-        cosines = (rows @ target) / norms.where(norms > 0, torch.inf)
+        norms2 = (rows.square() @ member) * (target.square() @ member)
+        cosines = rows @ (target[:, None] * member) / norms2.where(norms2 > 0, torch.inf).sqrt()
         count = torch.tensor(len(rows), dtype=rows.dtype)
-        return _Sums(count, mean, (rows - mean).square().sum(), cosines.sum())
+        return _Sums(count, mean, rows.sub_(mean).square_().sum(dim=0), cosines.sum(dim=0))
 
     def merged(self, other: _Sums) -> _Sums:
         count = self.count + other.count
         delta = other.mean - self.mean
-        between = delta.square().sum() * self.count * other.count / count
         return _Sums(
             count,
             self.mean + delta * (other.count / count),
-            self.scatter + other.scatter + between,
+            self.scatter + other.scatter + delta.square() * (self.count * other.count / count),
             self.cosines + other.cosines,
         )
 
 
-def _statistics(sums: _Sums, target: Tensor) -> Tensor:
-    """(R, 5): bias2, variance, mse, cosine, cosine_of_mean of each of R records."""
-    variance = sums.scatter / (sums.count - 1)
-    bias2 = (sums.mean - target).square().sum(dim=1) - variance / sums.count
-    along = torch.nn.functional.cosine_similarity(sums.mean, target[None], eps=1e-300)
-    return torch.stack([bias2, variance, bias2 + variance, sums.cosines / sums.count, along], dim=1)
-
-
-def _jackknife(groups: list[_Sums], target: Tensor) -> Accuracy:
-    """Statistics of all samples, and standard errors by leaving out one group at a time."""
-    total, n = functools.reduce(_Sums.merged, groups), len(groups)
-    full = _statistics(_stack([total]), target)[0]
-    left_out = _statistics(_leave_one_out(_stack(groups), total), target)
-    centre = left_out.mean(dim=0)
-    se = ((left_out - centre).square().sum(dim=0) * (n - 1) / n).sqrt()
-    full[-1] += (n - 1) * (full[-1] - centre[-1])  # noise in the mean turns it away: correct for it
-    estimates = [Estimate(v, e) for v, e in zip(full.tolist(), se.tolist(), strict=True)]
-    return Accuracy(*estimates, float(target.square().sum()), int(total.count))
+def _statistics(sums: _Sums, target: Tensor, member: Tensor) -> Tensor:
+    """(R, K+1, 5): bias2, variance, mse, cosine, cosine_of_mean of each parameter and of all."""
+    count = sums.count[:, None]
+    variance = sums.scatter @ member / (count - 1)
+    bias2 = (sums.mean - target).square() @ member - variance / count
+    norms2 = (sums.mean.square() @ member) * (target.square() @ member)
+    along = (sums.mean * target) @ member / norms2.where(norms2 > 0, torch.inf).sqrt()
+    return torch.stack([bias2, variance, bias2 + variance, sums.cosines / count, along], dim=-1)
 
 
 def _stack(records: list[_Sums]) -> _Sums:
@@ -355,11 +361,11 @@ def _stack(records: list[_Sums]) -> _Sums:
 
 def _leave_one_out(groups: _Sums, total: _Sums) -> _Sums:
     """The merge of all groups but one, for each; sums are about the overall mean."""
-    count = total.count - groups.count
+    count, size = total.count - groups.count, groups.count[:, None]
     shift = groups.mean - total.mean
-    mean = -shift * (groups.count / count)[:, None]
-    about = groups.scatter + groups.count * shift.square().sum(dim=1)
-    scatter = total.scatter - about - count * mean.square().sum(dim=1)
+    mean = -shift * (size / count[:, None])
+    about = groups.scatter + size * shift.square()
+    scatter = total.scatter - about - count[:, None] * mean.square()
     return _Sums(count, total.mean + mean, scatter, total.cosines - groups.cosines)
 
 

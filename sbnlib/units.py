@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,11 +46,18 @@ def sample_sign(
     # A probability in half precision has 8 or 11 bits, a sampled bit needs more.
     p = noise.cdf(a.to(torch.promote_types(a.dtype, torch.float32)))
     if u is None:
-        # float32 uniforms are multiples of 2^-24: an event of probability 1e-9 would be drawn
-        # sixty times too often.
-        u = torch.rand(p.shape, generator=generator, dtype=torch.float64, device=p.device)
+        u = uniforms(p.shape, p, generator)
     x = _signs((u - p).lt_(0), a)  # u < p; a comparison that puts out floats is 2x faster
     return x if _is_eager_cpu(a) else torch.where(a.isnan(), a, x)
+
+
+def uniforms(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniforms on [0, 1), in float64 on ``like``'s device.
+
+    float32 uniforms are multiples of 2^-24: an event of probability 1e-9 would be drawn sixty
+    times too often.
+    """
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
 
 
 def deterministic_sign(a: Tensor) -> Tensor:

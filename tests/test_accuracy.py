@@ -190,14 +190,14 @@ def test_standard_errors_are_calibrated(name: str, statistic: str, repeated: Rep
 
 @pytest.mark.parametrize("name", ["straight_through", "zgr"])
 def test_single_measurements_are_unbiased(name: str, repeated: Repeated) -> None:
-    # The mean over 200 repetitions against enumeration; 2 x 4 z-values, together 1e-6. (The
-    # cosine of the mean is a ratio: unbiased up to 1/M^2 only, so it is not here.)
+    # The mean over 200 repetitions against enumeration; 2 x 5 z-values, together 1e-6. The cosine
+    # of the mean is a ratio, unbiased up to 1/M^2 only; uncorrected it is 10 standard errors off.
     net, inputs, _ = case((2, 2), seed=4)
     expected = truth(net, inputs, curved_loss(), name)[0]["all"]
-    for statistic in ("bias2", "variance", "mse", "cosine"):
+    for statistic in STATISTICS:
         values = np.array([getattr(run, statistic).value for run in repeated[name]])
         se = values.std(ddof=1) / np.sqrt(len(values))
-        assert abs(values.mean() - expected[statistic]) < z_limit(8) * se, statistic
+        assert abs(values.mean() - expected[statistic]) < z_limit(10) * se, statistic
 
 
 @pytest.mark.parametrize("num_samples", [40, 4000])

@@ -2,11 +2,25 @@
 (() => {
   const BOXES = "mjx-container[display], div.math, div.cell_output, .pst-scrollable-table-container, pre";
 
+  // A long formula within a line of text is a box only where the line is too short for it.
+  function markFormula(formula) {
+    formula.classList.remove("sbn-wide");
+    const line = formula.closest("p, li, dd, td, th, figcaption, div");
+    const wide = formula.getBoundingClientRect().width > line.clientWidth + 1;
+    formula.classList.toggle("sbn-wide", wide);
+    focusable(formula, wide);
+  }
+
+  function focusable(box, scrolls) {
+    if (scrolls) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+
   function mark() {
+    document.querySelectorAll("article span.math").forEach(markFormula);
     for (const box of document.querySelectorAll(BOXES)) {
-      const scrolls = box.scrollWidth > box.clientWidth + 1;
-      if (scrolls && getComputedStyle(box).overflowX !== "visible") box.tabIndex = 0;
-      else box.removeAttribute("tabindex");
+      const hidden = getComputedStyle(box).overflowX !== "visible";
+      focusable(box, hidden && box.scrollWidth > box.clientWidth + 1);
     }
   }
 

@@ -115,6 +115,11 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
             copy(source / name, target / name)
 
 
+def write_every_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """A preview shows a piece of another page, and sphinx-tippy knows only pages just written."""
+    return sorted(env.found_docs)
+
+
 def tidy_tips(app: Sphinx, exception: Exception | None) -> None:
     """Sort the keys of `selector_to_html = {…}`, since sets have no order; drop empty caches."""
     if exception:
@@ -174,6 +179,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", unload_thebe)
     app.connect("html-page-context", mend_boxes, priority=400)  # before the tips are collected
     app.connect("html-page-context", link_map, priority=400)
+    app.connect("env-updated", write_every_page)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", tidy_tips, priority=900)  # after sphinx_tippy has written
     return {"parallel_read_safe": True, "parallel_write_safe": True}

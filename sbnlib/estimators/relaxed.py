@@ -1,0 +1,155 @@
+"""Estimators that relax the sign to tanh, and those that borrow the relaxation's slope.
+
+One meaning of the temperature in the whole library: the relaxed unit is
+``x_tau = tanh((a - Z) / (2 tau))``, which tends to sign(a - Z) as tau -> 0. For logistic noise it is
+the binary Concrete (Gumbel-softmax) variable at temperature tau, in +-1 coding.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from sbnlib.estimators.chain_rule import attach
+from sbnlib.noise import Noise
+from sbnlib.units import check_ends_with, check_unit, uniforms
+
+__all__ = ["check_tau", "concrete", "gumbel_rao", "noise_given_state", "st_gumbel"]
+
+
+def concrete(
+    a: Tensor,
+    noise: Noise,
+    *,
+    tau: float,
+    generator: torch.Generator | None = None,
+    u: Tensor | None = None,
+) -> Tensor:
+    r"""The relaxed unit :math:`x_\tau = \tanh((a - Z)/2\tau)`, differentiable in ``a``.
+
+    The value is real, not a state: a network of such units is another network, whose gradient is
+    exact and whose loss is biased by O(tau).
+
+    Args:
+        a: pre-activations ``(..., n)``.
+        noise: the law of Z.
+        tau: temperature > 0, in the units of ``a``.
+        generator: source of randomness.
+        u: uniforms handed in, of ``a``'s shape or with further axes in front; Z = F^-1(u).
+
+    Raises:
+        ValueError: ``tau <= 0``, a wrong shape.
+
+    Source: Maddison, Mnih & Teh 2017 (arXiv 1611.00712); Jang, Gu & Poole 2017; chapter 9.
+    """
+    check_unit(a, noise)
+    check_tau(tau)
+    if u is None:
+        z = noise.sample(a.shape, generator=generator, dtype=a.dtype, device=a.device)
+    else:
+        check_ends_with("u", u, a)
+        z = noise.icdf(u.to(a.dtype))
+    return torch.tanh((a - z) / (2 * tau))
+
+
+def st_gumbel(
+    a: Tensor,
+    x: Tensor,
+    noise: Noise,
+    *,
+    tau: float,
+    generator: torch.Generator | None = None,
+    u: Tensor | None = None,
+) -> Tensor:
+    r"""Straight-through Gumbel: the sign forward, the relaxed unit's slope backward.
+
+    .. math:: c = \frac{1}{2\tau}\operatorname{sech}^2\frac{a - Z}{2\tau}, \qquad Z \sim F \mid x
+
+    The noise that explains the given state is drawn from its conditional law, so that (x, Z) has
+    the law it has when Z is drawn first. As tau -> 0 the mean tends to the trapezoid rule
+    f(a)(L'(1) + L'(-1)) and the variance grows as 1/tau.
+
+    Args:
+        a, x, noise: as :func:`sbnlib.straight_through`.
+        tau: temperature > 0.
+        generator: source of randomness.
+        u: uniforms of ``x``'s shape for the draw of Z given x.
+
+    Raises:
+        ValueError: ``tau <= 0``, a wrong shape.
+
+    Source: Jang, Gu & Poole 2017; chapter 9.
+    """
+    return _mean_slope(a, x, noise, tau, 1, generator, None if u is None else u[None])
+
+
+def gumbel_rao(
+    a: Tensor,
+    x: Tensor,
+    noise: Noise,
+    *,
+    tau: float,
+    num_inner: int,
+    generator: torch.Generator | None = None,
+    u: Tensor | None = None,
+) -> Tensor:
+    r"""Gumbel-Rao: ST-Gumbel with its slope averaged over ``num_inner`` draws of Z given x.
+
+    Its mean is ST-Gumbel's, its variance smaller: ZGR's plus O(1/(num_inner tau)) as tau -> 0. The
+    cold limit ZGR needs the exact inner expectation.
+
+    Args:
+        a, x, noise, tau, generator: as :func:`st_gumbel`.
+        num_inner: K >= 1.
+        u: uniforms of shape ``(num_inner, *x.shape)``.
+
+    Raises:
+        ValueError: ``tau <= 0``, ``num_inner < 1``, a wrong shape.
+
+    Source: Paulus, Maddison & Krause 2021 (ICLR); chapter 9.
+    """
+    if isinstance(num_inner, bool) or not isinstance(num_inner, int) or num_inner < 1:
+        raise ValueError(f"num_inner must be an integer >= 1, got {num_inner!r}")
+    return _mean_slope(a, x, noise, tau, num_inner, generator, u)
+
+
+def _mean_slope(
+    a: Tensor,
+    x: Tensor,
+    noise: Noise,
+    tau: float,
+    draws: int,
+    generator: torch.Generator | None,
+    u: Tensor | None,
+) -> Tensor:
+    check_unit(a, noise)
+    check_ends_with("x", x, a)
+    check_tau(tau)
+    shape = (draws, *x.shape)
+    if u is None:
+        u = uniforms(shape, a, generator)
+    elif u.shape != shape:
+        raise ValueError(f"u must have shape {shape}, got {tuple(u.shape)}")
+    z = noise_given_state(a.detach(), x.detach(), noise, u)
+    slope = (1 - torch.tanh((a.detach() - z) / (2 * tau)).square()) / (2 * tau)
+    return attach(x, a, slope.mean(dim=0))
+
+
+def noise_given_state(a: Tensor, x: Tensor, noise: Noise, u: Tensor) -> Tensor:
+    """Z given sign(a - Z) = x, from a uniform: x Z has the law of Z below x a.
+
+    Differentiable in ``a`` at fixed ``u``, and on the right side of ``a`` whatever the rounding.
+    """
+    xa = x * a
+    # u = 0 would give -inf; half a step of the generator's grid instead.
+    u = u.to(a.dtype).clamp_min(torch.finfo(a.dtype).eps / 4)
+    return x * torch.minimum(noise.icdf(u * noise.cdf(xa)), xa)
+
+
+def check_tau(tau: float) -> None:
+    ok = isinstance(tau, Tensor) or (isinstance(tau, Real) and 0 < float(tau) < math.inf)
+    if not ok:
+        raise ValueError(f"tau must be a finite temperature > 0, got {tau!r}")

@@ -1,0 +1,115 @@
+"""Tier 2: estimators that evaluate the loss. Their common form, and the score function.
+
+All have the form ``(loss, a, noise, *, num_samples, generator) -> value`` of shape
+``a.shape[:-1]``: the mean of L over ``num_samples`` draws of the states. Its gradient in ``a`` is the
+estimate, its gradient in the loss's own parameters the ordinary one. ``loss`` gets states
+``(..., B, n)`` with any axes in front and returns ``(..., B)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sbnlib.noise import Noise
+from sbnlib.units import check_unit, sample_sign, uniforms
+
+__all__ = ["BASELINES", "Loss", "check_call", "evaluate", "reinforce", "score", "with_gradient"]
+
+Loss = Callable[[Tensor], Tensor]
+
+#: Baselines of :func:`reinforce` that have a name.
+BASELINES = ("loo", "running")
+
+
+def reinforce(
+    loss: Loss,
+    a: Tensor,
+    noise: Noise,
+    *,
+    num_samples: int = 1,
+    generator: torch.Generator | None = None,
+    baseline: str | Tensor | None = None,
+) -> Tensor:
+    r"""The score-function estimator (REINFORCE), unbiased for every loss.
+
+    .. math:: \hat g_i = \frac1M\sum_m (L(x_m) - b_m)\,\frac{x_{mi}\, f(a_i)}{P(x_{mi})}
+
+    Args:
+        loss: any function of the states; it need not be differentiable.
+        a: pre-activations ``(..., n)``.
+        noise: the law of the injected noise.
+        num_samples: M >= 1; at least 2 for the named baselines.
+        generator: source of randomness.
+        baseline: b. None for 0; a tensor that broadcasts to ``a.shape[:-1]`` and does not depend on
+            the samples; ``"loo"``, the mean of the *other* samples' losses, with which the estimate
+            is the pairwise U-statistic and ignores a constant in L; ``"running"``, the mean of the
+            losses of the samples drawn *before* (0 for the first).
+
+    Returns:
+        The mean loss of the samples, shape ``a.shape[:-1]``, with the estimate as gradient.
+
+    Raises:
+        ValueError: ``num_samples`` too small, unknown baseline, a loss of the wrong shape.
+
+    Source: Williams 1992; leave-one-out: Kool, van Hoof & Welling 2019; chapter 4.
+    """
+    check_call(a, noise, num_samples)
+    if isinstance(baseline, str):
+        if baseline not in BASELINES:
+            raise ValueError(f"baseline must be one of {BASELINES}, a tensor or None, "
+                             f"got {baseline!r}")  # fmt: skip
+        if num_samples < 2:
+            raise ValueError(f"baseline={baseline!r} needs num_samples >= 2, got {num_samples}")
+    x = _draw(a, noise, num_samples, generator)
+    values = evaluate(loss, x)
+    weight = values.detach() - _baseline(values.detach(), baseline)
+    return with_gradient(values.mean(dim=0), a, (weight[..., None] * score(a, x, noise)).mean(0))
+
+
+def _baseline(values: Tensor, baseline: str | Tensor | None) -> Tensor | float:
+    if baseline is None or isinstance(baseline, Tensor):
+        return 0.0 if baseline is None else baseline.detach()
+    m = values.shape[0]
+    if baseline == "loo":
+        return (values.sum(dim=0) - values) / (m - 1)
+    before = values.cumsum(dim=0) - values
+    counts = torch.arange(m, dtype=values.dtype, device=values.device).clamp_min(1)
+    return before / counts.reshape(-1, *[1] * (values.dim() - 1))
+
+
+def score(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
+    r"""The derivative of log P(x) in ``a``: :math:`x f(a)/P(x)`; 0 where P(x) = 0."""
+    p = noise.cdf(x * a)
+    return x * noise.pdf(a) / p.where(p != 0, torch.inf)
+
+
+def with_gradient(value: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
+    """``value`` with a further gradient in ``a``, for each row: (...,) and (..., n) -> (...,)."""
+    return value + (gradient.detach() * (a - a.detach())).sum(dim=-1)
+
+
+def evaluate(loss: Loss, x: Tensor) -> Tensor:
+    """L(x) for states ``(..., B, n)``; the result must have shape ``(..., B)``."""
+    values = loss(x)
+    if not isinstance(values, Tensor) or values.shape != x.shape[:-1]:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"loss must map {tuple(x.shape)} to {tuple(x.shape[:-1])}, got {got}")
+    return values
+
+
+def check_call(a: Tensor, noise: Noise, num_samples: int) -> None:
+    """The checks that every Tier 2 estimator makes before any work."""
+    check_unit(a, noise)
+    if a.dim() < 1:
+        raise ValueError("a must have at least the axis of the units, got a scalar")
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be an integer >= 1, got {num_samples!r}")
+
+
+def _draw(a: Tensor, noise: Noise, m: int, generator: torch.Generator | None) -> Tensor:
+    """``(M, *a.shape)`` independent states."""
+    a = a.detach()
+    return sample_sign(a, noise, u=uniforms((m, *a.shape), a, generator))

@@ -1,0 +1,559 @@
+"""How fast sbnlib is, as ratios to the plain way of computing the same numbers.
+
+    python -m sbnlib.experiments.bench [--quick] [--only NAME ...] [--out FILE] [--threads N]
+
+Both sides of a row run in turns in one process, so that whatever else the machine does meets both.
+A row gives the minimum and the median of each side in seconds and the ratios of the minima and of
+the medians; the target is held against the ratio of the minima, which other processes disturb
+least. The load of the machine is printed beside it. Both sides must first give the same numbers
+(``checks`` of the file).
+
+One torch thread by default, on both sides: where other processes run, a second one waits for them,
+and a sum of 2 ms takes 80.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from sbnlib.accuracy import measure
+from sbnlib.exact import all_states, exact_gradient
+from sbnlib.experiments import measurement
+from sbnlib.network import SBN, Loss
+
+__all__ = ["ROWS", "Row", "Times", "main", "peak_memory", "take_turns"]
+
+Side = Callable[[], Any]
+Gradient = tuple[Tensor, dict[str, Tensor]]
+TOLERANCE = 1e-10  # of values and gradients of two exact sums, relative
+
+
+class Times(NamedTuple):
+    """Seconds."""
+
+    minimum: float
+    median: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. ``ratio`` is of the minima, ``ratio_of_medians`` of the medians.
+
+    ``target`` is such as ">= 30" or "<= 1.3", or "" where there is none; ``difference`` is the
+    largest relative difference between the numbers of the two sides, None where the sides are not
+    two ways to the same numbers; ``details`` holds what else was measured.
+    """
+
+    row: str
+    ours: str
+    other: str
+    ours_s: Times | None = None
+    other_s: Times | None = None
+    ratio: float | None = None
+    ratio_of_medians: float | None = None
+    target: str = ""
+    difference: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    load: tuple[float, float] = (math.nan, math.nan)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None if there is none."""
+        if not self.target or self.ratio is None:
+            return None
+        sense, bound = self.target.split()
+        return self.ratio >= float(bound) if sense == ">=" else self.ratio <= float(bound)
+
+
+def take_turns(ours: Side, other: Side, rounds: int, repeats: int = 1) -> tuple[Times, Times]:
+    """Times of both sides, run in turns; ``repeats`` runs of ours to one of the other.
+
+    One run of each comes first and does not count.
+    """
+    ours(), other()
+    a, b = [], []
+    for _ in range(rounds):
+        a += [_seconds(ours) for _ in range(repeats)]
+        b.append(_seconds(other))
+    return _times(a), _times(b)
+
+
+def _seconds(side: Side) -> float:
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
+
+
+def _times(seconds: Sequence[float]) -> Times:
+    return Times(min(seconds), statistics.median(seconds))
+
+
+def _ratios(above: Times, below: Times) -> dict[str, float]:
+    return {
+        "ratio": above.minimum / below.minimum,
+        "ratio_of_medians": above.median / below.median,
+    }
+
+
+def _problem(widths: Sequence[int], batch: int) -> tuple[SBN, Tensor, Loss]:
+    """A net, inputs and a loss with a target for each input, always the same ones; float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = zip(widths, widths[1:], strict=False)
+        net = SBN(*(nn.Linear(m, n, dtype=torch.float64) for m, n in sizes))
+        inputs = torch.randn(batch, widths[0], dtype=torch.float64)
+        w = torch.randn(widths[-1], dtype=torch.float64)
+        targets = torch.randn(batch, dtype=torch.float64)
+    return net, inputs, lambda x: (torch.tanh(x @ w) - targets).square()
+
+
+def _names(widths: Sequence[int], batch: int) -> str:
+    return f"{'-'.join(map(str, widths))}, B = {batch}, float64"
+
+
+def _difference(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
+    """The largest difference of two lists of tensors, each relative to its largest entry."""
+    pairs = zip(a, b, strict=True)
+    return max(float((x - y).detach().abs().max() / y.detach().abs().max()) for x, y in pairs)
+
+
+# Exact gradients ---------------------------------------------------------------------------------
+
+
+def enumerate_states(net: SBN, inputs: Tensor, loss: Loss, block: int = 64) -> Gradient:
+    r"""E L = sum over all joint states of P(x_1, ..., x_K | input) L(x_K), as it is written.
+
+    Every term evaluates all its units; all terms of a block of joint states are done at once. Of
+    the sizes of the block that were tried, 64 is the fastest.
+    """
+
+    def term(rows: Tensor) -> Tensor:
+        below, logits = inputs, []
+        for layer, x in zip(net.layers, rows.split(_widths(net), dim=1), strict=True):
+            x = x[:, None].expand(-1, len(inputs), -1)
+            logits.append(x * layer(below))
+            below = x
+        return logsigmoid(torch.cat(logits, dim=-1)).sum(dim=-1).exp() * loss(below)
+
+    states = all_states(sum(_widths(net)), dtype=inputs.dtype)
+    return _accumulated(net, (term(rows).sum() / len(inputs) for rows in states.split(block)))
+
+
+def enumerate_tables(net: SBN, inputs: Tensor, loss: Loss, block: int = 4) -> Gradient:
+    r"""The same sum from tables of log P(x_k | x_{k-1}), the fastest enumeration tried here.
+
+    The terms are still formed, exponentiated, weighted and added one by one.
+    """
+    states = _states_of(net, inputs)
+
+    def term(part: Tensor, values: Tensor) -> Tensor:
+        paths = _log_p(states[0], net.layers[0](part))
+        for layer, below, x in zip(net.layers[1:], states, states[1:], strict=False):
+            paths = paths[..., None] + _log_p(x, layer(below))
+        ones = [1] * (len(states) - 1)
+        return (paths.exp() * values.view(len(part), *ones, -1)).sum() / len(inputs)
+
+    parts = zip(inputs.split(block), _losses(loss, states[-1], inputs).split(block), strict=True)
+    return _accumulated(net, (term(part, values) for part, values in parts))
+
+
+def full_tables(net: SBN, inputs: Tensor, loss: Loss) -> Gradient:
+    """The forward algorithm with each transition as one table of 2^n x 2^m probabilities."""
+    states = _states_of(net, inputs)
+    law = _log_p(states[0], net.layers[0](inputs)).exp()
+    for layer, below, x in zip(net.layers[1:], states, states[1:], strict=False):
+        a = layer(below)
+        # log sigmoid(xa) = (xa - |a|)/2 + log sigmoid(|a|): one matrix product for all pairs
+        constant = (logsigmoid(a.abs()) - a.abs() / 2).sum(dim=1, keepdim=True)
+        law = law @ (a @ x.T / 2 + constant).exp()
+    return _accumulated(net, [(law * _losses(loss, states[-1], inputs)).sum() / len(inputs)])
+
+
+def _log_p(x: Tensor, a: Tensor) -> Tensor:
+    """log P(x | a) of each state for each row of pre-activations: (T, n), (S, n) -> (S, T)."""
+    return logsigmoid(x * a[:, None]).sum(dim=-1)
+
+
+def _losses(loss: Loss, x: Tensor, inputs: Tensor) -> Tensor:
+    """The loss of each state for each input: (B, S)."""
+    return loss(x[:, None].expand(-1, len(inputs), -1)).T
+
+
+def _widths(net: SBN) -> list[int]:
+    return [layer.out_features for layer in net.layers]
+
+
+def _states_of(net: SBN, like: Tensor) -> list[Tensor]:
+    return [all_states(n, dtype=like.dtype) for n in _widths(net)]
+
+
+def _accumulated(net: SBN, terms: Iterable[Tensor]) -> Gradient:
+    """The sum of the terms and its gradient, one backward pass a term."""
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    values, grads = [], [torch.zeros_like(p) for p in parameters]
+    for term in terms:
+        values.append(term.detach())
+        for total, grad in zip(grads, torch.autograd.grad(term, parameters), strict=True):
+            total += grad
+    return torch.stack(values).sum(), dict(zip(names, grads, strict=True))
+
+
+def exact(
+    name: str,
+    baseline: Callable[[SBN, Tensor, Loss], Gradient],
+    target: str,
+    *,
+    widths: Sequence[int],
+    batch: int,
+    rounds: int,
+    repeats: int,
+) -> Row:
+    """``exact_gradient`` against another way to the same numbers."""
+    problem = _problem(widths, batch)
+    (a, grads_a), (b, grads_b) = exact_gradient(*problem), baseline(*problem)
+    ours, other = take_turns(
+        lambda: exact_gradient(*problem), lambda: baseline(*problem), rounds, repeats
+    )
+    return Row(
+        name,
+        f"exact_gradient, {_names(widths, batch)}",
+        (baseline.__doc__ or "").split("\n")[0].rstrip(".,:"),
+        ours,
+        other,
+        **_ratios(other, ours),
+        target=target,
+        difference=_difference([a, *grads_a.values()], [b, *grads_b.values()]),
+        details={"rounds": rounds, "repeats": repeats},
+    )
+
+
+def wide(name: str, *, widths: Sequence[int]) -> Row:
+    """Seconds and peak memory of one cold ``exact_gradient``, in a process of its own."""
+    found = _probe("probe_exact", list(widths))
+    return Row(name, f"exact_gradient, {_names(widths, 1)}, one cold run", "", details=found)
+
+
+def probe_exact(widths: Sequence[int]) -> dict[str, float]:
+    problem = _problem(widths, 1)
+    return {"seconds": _seconds(lambda: exact_gradient(*problem)), "peak_mib": peak_memory()}
+
+
+# Statistics of an estimator ----------------------------------------------------------------------
+
+
+def backward_loop(
+    net: SBN, inputs: Tensor, loss: Loss, num_samples: int, generator: torch.Generator
+) -> Tensor:
+    """One sampled forward and one backward pass a gradient sample, by hand: (M, parameters).
+
+    Straight-through as it is usually written, without a check or a module; it draws what
+    ``measure`` draws.
+    """
+    parameters, rows = list(net.parameters()), []
+    for _ in range(num_samples):
+        x = inputs
+        for layer in net.layers:
+            p = torch.sigmoid(layer(x))
+            u = torch.rand(p.shape, generator=generator, dtype=p.dtype)
+            x = 2 * (u < p).to(p.dtype) - 1 + 2 * (p - p.detach())
+        grads = torch.autograd.grad(loss(x).mean(), parameters)
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    return torch.stack(rows)
+
+
+def statistics_of_st(
+    name: str,
+    target: str,
+    *,
+    widths: Sequence[int],
+    batch: int,
+    num_samples: int,
+    loop_samples: int,
+    rounds: int,
+) -> Row:
+    """``measure`` against a loop of backward calls, timed on fewer samples and scaled up."""
+    problem, draws = _problem(widths, batch), torch.Generator().manual_seed(0)
+    ours, loop = take_turns(
+        lambda: measure(*problem, "straight_through", num_samples, generator=draws),
+        lambda: _moments(backward_loop(*problem, loop_samples, draws)),
+        rounds,
+    )
+    other = Times(*(seconds * num_samples / loop_samples for seconds in loop))
+    return Row(
+        name,
+        f"measure, straight-through, {_names(widths, batch)}, {num_samples} samples",
+        f"loop of backward calls, {loop_samples} timed and scaled linearly",
+        ours,
+        other,
+        **_ratios(other, ours),
+        target=target,
+        difference=_difference_of_statistics(problem),
+        details={"rounds": rounds, "samples": num_samples, "loop_samples": loop_samples},
+    )
+
+
+def _moments(rows: Tensor) -> Tensor:
+    """Mean of the samples, and the trace of their covariance at the end."""
+    return torch.cat([rows.mean(dim=0), rows.var(dim=0).sum()[None]])
+
+
+def _difference_of_statistics(problem: tuple[SBN, Tensor, Loss]) -> float:
+    """Variance and MSE of sixteen samples by both; so few are drawn one by one by both."""
+    m = 16
+    found = measure(*problem, "straight_through", m, generator=_seeded())["all"]
+    moments = _moments(backward_loop(*problem, m, _seeded()))
+    exact_mean = torch.cat([g.flatten() for g in exact_gradient(*problem)[1].values()])
+    mse = (moments[:-1] - exact_mean).square().sum() + moments[-1] * (1 - 1 / m)
+    given = torch.tensor([found.variance.value, found.mse.value], dtype=torch.float64)
+    return _difference(given, torch.stack([moments[-1], mse]))
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+def memory_of_statistics(
+    name: str, target: str, *, widths: Sequence[int], sizes: Sequence[int]
+) -> Row:
+    """Peak memory of ``measure`` at each number of samples, each in a process of its own."""
+    found = {str(m): _probe("probe_measure", list(widths), m) for m in sizes}
+    peaks = [probe["peak_mib"] for probe in found.values()]
+    return Row(
+        name,
+        f"peak memory of measure, {_names(widths, 1)}, {sizes[-1]:.0e} samples",
+        f"the least at {', '.join(f'{m:.0e}' for m in sizes)} samples",
+        ratio=max(peaks) / min(peaks),
+        target=target,
+        details=found,
+    )
+
+
+def probe_measure(widths: Sequence[int], num_samples: int) -> dict[str, float]:
+    problem = _problem(widths, 1)
+    seconds = _seconds(lambda: measure(*problem, "straight_through", num_samples))
+    return {"seconds": seconds, "peak_mib": peak_memory()}
+
+
+def _probe(function: str, *arguments: Any) -> dict[str, float]:
+    """The result of a function of this module in a new process with as many threads."""
+    code = (
+        "import json, torch; from sbnlib.experiments import bench; "
+        f"torch.set_num_threads({torch.get_num_threads()}); "
+        f"print(json.dumps(bench.{function}(*{arguments!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def peak_memory() -> float:
+    """The most memory this process has held, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage would count what the parent held when it forked
+        line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+# A training step ---------------------------------------------------------------------------------
+
+
+def training_step(
+    name: str, target: str, *, widths: Sequence[int], batch: int, rounds: int
+) -> Row:
+    """A step of plain SGD on cross-entropy, float32: binary units against tanh."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inputs, labels = torch.randn(batch, widths[0]), torch.randint(widths[-1], (batch,))
+        layers, twins = _layers(widths), _layers(widths)
+        binary = nn.Sequential(SBN(*layers[:-1]), layers[-1])
+        smooth = nn.Sequential(*(m for layer in twins[:-1] for m in (layer, nn.Tanh())), twins[-1])
+        sides = [_step(net, inputs, labels) for net in (binary, smooth)]
+        ours, other = take_turns(*sides, rounds)
+    return Row(
+        name,
+        f"step of an SBN {'-'.join(map(str, widths))}, batch {batch}, straight-through, float32",
+        "the same net with tanh",
+        ours,
+        other,
+        **_ratios(ours, other),
+        target=target,
+        details={"rounds": rounds},
+    )
+
+
+def _layers(widths: Sequence[int]) -> list[nn.Linear]:
+    return [nn.Linear(m, n) for m, n in zip(widths, widths[1:], strict=False)]
+
+
+def _step(net: nn.Module, inputs: Tensor, labels: Tensor) -> Side:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(net(inputs), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+# The command -------------------------------------------------------------------------------------
+
+NET, WIDE = (2, 5, 5, 5), (2, 12, 12, 12)
+ST = {"widths": NET, "num_samples": 100_000}
+
+#: name -> the function that makes the row, its arguments, and those that --quick changes (None:
+#: --quick leaves the row out).
+ROWS: dict[str, tuple[Callable[..., Row], dict[str, Any], dict[str, Any] | None]] = {
+    "exact": (
+        exact,
+        {"baseline": enumerate_states, "target": ">= 1000", "widths": NET, "batch": 200}
+        | {"rounds": 6, "repeats": 40},
+        {"rounds": 2},
+    ),
+    "exact-tables": (
+        exact,
+        {"baseline": enumerate_tables, "target": "", "widths": NET, "batch": 200}
+        | {"rounds": 20, "repeats": 20},
+        {"rounds": 5},
+    ),
+    "exact-12": (
+        exact,
+        {"baseline": full_tables, "target": ">= 30", "widths": WIDE, "batch": 1}
+        | {"rounds": 6, "repeats": 10},
+        {"rounds": 2},
+    ),
+    "exact-16": (wide, {"widths": (2, 16, 16, 16)}, None),
+    "statistics-1": (
+        statistics_of_st,
+        ST | {"target": ">= 300", "batch": 1, "loop_samples": 1000, "rounds": 12},
+        {"rounds": 3},
+    ),
+    "statistics-200": (
+        statistics_of_st,
+        ST | {"target": ">= 8", "batch": 200, "loop_samples": 1000, "rounds": 4},
+        {"num_samples": 10_000, "rounds": 2},
+    ),
+    "statistics-memory": (
+        memory_of_statistics,
+        {"target": "<= 1.05", "widths": NET, "sizes": (10**5, 10**6, 10**7)},
+        {"sizes": (10**5, 10**6)},
+    ),
+    "step": (
+        training_step,
+        {"target": "<= 1.3", "widths": (784, 200, 200, 10), "batch": 100, "rounds": 1500},
+        {"rounds": 200},
+    ),
+}
+
+
+def make(name: str, quick: bool = False) -> Row:
+    """The row of this name, with the load of the machine before and after."""
+    function, arguments, changes = ROWS[name]
+    before = os.getloadavg()[0]
+    row = function(name, **arguments | (changes or {} if quick else {}))
+    return replace(row, load=(before, os.getloadavg()[0]))
+
+
+def report(row: Row) -> str:
+    """The row in words, two lines."""
+    verdict = {True: "met", False: "not met", None: "no target"}[row.met]
+    ratio = "" if row.ratio is None else f"{row.ratio:.4g}x"
+    if row.ratio_of_medians is not None:
+        ratio += f" ({row.ratio_of_medians:.4g}x)"
+    cells = [_show(row.ours_s), _show(row.other_s), ratio, row.target, verdict]
+    load = f"load {row.load[0]:.1f} to {row.load[1]:.1f}"
+    words = [f"{'':18}{row.ours}" + (f" / {row.other}" if row.other else "")]
+    for size, probe in row.details.items():
+        if isinstance(probe, dict):
+            words.append(f"{'':18}{size}: {probe['seconds']:.3g} s, {probe['peak_mib']:.0f} MiB")
+    if "peak_mib" in row.details:
+        at = row.details
+        words.append(f"{'':18}{at['seconds']:.3g} s, {at['peak_mib']:.0f} MiB")
+    widths = (22, 22, 20, 8, 9)
+    line = " ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+    return "\n".join([f"{row.row:18}{line}  {load}", *words])
+
+
+def _show(times: Times | None) -> str:
+    return "" if times is None else " ".join([_unit(times.minimum), f"({_unit(times.median)})"])
+
+
+def _unit(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def as_measurement(rows: Sequence[Row], command: str) -> dict[str, Any]:
+    """What the file holds; a check says that the two sides of a row gave the same numbers."""
+    compared = {row.row: row.difference for row in rows if row.difference is not None}
+    return measurement.record(
+        kind="bench",
+        command=command,
+        device=measurement.describe_device(),
+        seeds=[0],
+        checks={f"{name}: same numbers": d <= TOLERANCE for name, d in compared.items()},
+        ratios={row.row: row.ratio for row in rows if row.ratio is not None},
+        rows=[asdict(row) | {"met": row.met} for row in rows],
+    )
+
+
+def run(names: Sequence[str], quick: bool, threads: int) -> list[Row]:
+    """Make and print the rows, with ``threads`` torch threads."""
+    rows, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        print(f"{measurement.describe_device()}; seconds: minimum (median); ratio: of minima (of")
+        print("medians); the target is for the first")
+        for name in names:
+            rows.append(make(name, quick))
+            print(report(rows[-1]), flush=True)
+    finally:
+        torch.set_num_threads(before)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """1 if the two sides of a row differ; a missed target is printed and no more."""
+    options = _parser().parse_args(argv)
+    if options.threads < 1:
+        _parser().error(f"--threads: got {options.threads}, must be at least 1")
+    names = [name for name in options.only or ROWS if not (options.quick and ROWS[name][2] is None)]
+    rows = run(names, options.quick, options.threads)
+    words = " ".join(sys.argv[1:] if argv is None else argv)
+    result = as_measurement(rows, f"python -m sbnlib.experiments.bench {words}".strip())
+    if options.out:
+        measurement.write(options.out, result)
+        print(f"written to {options.out}")
+    return 0 if all(result["checks"].values()) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sbnlib.experiments.bench", description="The speed of sbnlib, as ratios."
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, no long row")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=", ".join(ROWS))
+    parser.add_argument("--out", type=Path, help="measurement file to write; default none")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of both sides")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

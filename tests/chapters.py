@@ -1,0 +1,148 @@
+"""Chapters as data: their cells, their own definitions run here, the labels that they use.
+
+Nothing is drawn: ``define`` takes single statements out of a notebook, and only those asked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+CHAPTERS = sorted(
+    p for p in BOOK.glob("*/[0-9][0-9]-*.ipynb") if ".ipynb_checkpoints" not in p.parts
+)
+
+DIRECTIVE = re.compile(
+    r"^[ ]*(?:`{3,}|:{3,})\{(?P<name>[\w:-]+)\}(?P<argument>[^\n]*)\n"
+    r"(?P<options>(?:[ ]*:[\w-]+:[^\n]*\n)*)",
+    re.MULTILINE,
+)
+OPTION = re.compile(r"^[ ]*:(?:label|name):[ ]*(\S+)", re.MULTILINE)
+DOLLARS = re.compile(r"\$\$ \(([\w-]+)\)")
+TARGET = re.compile(r"^[ *-]*\(([\w-]+)\)=[ ]*$", re.MULTILINE)
+ROLE = r"\{%s\}`(?:[^`<]*<)?([^`<>]+)>?`"
+
+
+def chapter(number: int) -> Path:
+    """The notebook of a chapter."""
+    (path,) = (p for p in CHAPTERS if p.name.startswith(f"{number:02d}-"))
+    return path
+
+
+def cells(path: Path, kind: str = "code") -> list[Any]:
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+def tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def tagged(path: Path, tag: str) -> list[Any]:
+    return [c for c in cells(path) if tag in tags(c)]
+
+
+def containing(path: Path, text: str) -> Any:
+    """The one code cell with this text in its source."""
+    (cell,) = (c for c in cells(path) if text in c.source)
+    return cell
+
+
+def printed(cell: Any) -> str:
+    """What the stored outputs of a cell print."""
+    return "".join(o.text for o in cell.outputs if o.get("name") == "stdout")
+
+
+def prose(path: Path) -> str:
+    """The words of a page of the book, a notebook or Markdown."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    return "\n\n".join(c.source for c in cells(path, "markdown"))
+
+
+# -------------------------------------------------------------------------------- running
+
+
+@contextmanager
+def as_in_the_book() -> Iterator[None]:
+    """float64 and one thread, as the first cell of a chapter has it; undone afterwards."""
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+
+
+def _names(statement: ast.stmt) -> set[str]:
+    """What a statement defines at the top level."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return {statement.name}
+    if not isinstance(statement, ast.Assign | ast.AnnAssign):
+        return set()
+    return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and _stored(n)}
+
+
+def _stored(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Store)
+
+
+def define(path: Path, *names: str) -> dict[str, Any]:
+    """The imports of a notebook and its first definition of every name, run in its order."""
+    space: dict[str, Any] = {"__name__": path.stem}
+    missing = set(names)
+    for statement in (s for c in cells(path) for s in ast.parse(c.source).body):
+        wanted = _names(statement) & missing
+        if wanted or isinstance(statement, ast.Import | ast.ImportFrom):
+            code = compile(ast.Module([statement], []), str(path), "exec")
+            exec(code, space)
+            missing -= wanted
+    if missing:
+        raise NameError(f"{path.name} does not define {sorted(missing)}")
+    return space
+
+
+# --------------------------------------------------------------------------------- labels
+
+
+def directives(text: str, name: str) -> list[str]:
+    """The options of every directive whose name begins so, one string each."""
+    found = DIRECTIVE.finditer(text)
+    return [m["argument"] + "\n" + m["options"] for m in found if m["name"].startswith(name)]
+
+
+def _labelled(text: str, name: str) -> list[str]:
+    return [label for options in directives(text, name) for label in OPTION.findall(options)]
+
+
+def equations(text: str) -> list[str]:
+    return _labelled(text, "math") + DOLLARS.findall(text)
+
+
+def statements(text: str) -> list[str]:
+    """Labels of definitions, theorems and the like."""
+    return _labelled(text, "prf:")
+
+
+def exercises(text: str) -> list[str]:
+    return _labelled(text, "exercise")
+
+
+def labels(text: str) -> list[str]:
+    """Every label of a page, whatever it names."""
+    return _labelled(text, "") + DOLLARS.findall(text) + TARGET.findall(text)
+
+
+def roles(text: str, name: str) -> list[str]:
+    """The targets of a role: {eq}`label`, {ref}`words <label>`, {cite:t}`key,key`."""
+    return [t.strip() for found in re.findall(ROLE % name, text) for t in found.split(",")]

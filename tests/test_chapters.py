@@ -1,0 +1,194 @@
+"""What every chapter must have: labels that resolve, tests of its formulas, exercises, figures."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from chapters import (
+    BOOK,
+    CHAPTERS,
+    ROOT,
+    cells,
+    directives,
+    equations,
+    exercises,
+    labels,
+    printed,
+    prose,
+    roles,
+    statements,
+    tagged,
+    tags,
+)
+
+PAGES = [p for suffix in ("md", "ipynb") for p in BOOK.rglob(f"*.{suffix}")]
+PAGES = sorted(p for p in PAGES if ".ipynb_checkpoints" not in p.parts)
+WORDS = {page: prose(page) for page in PAGES}
+PROVED = ("prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary")
+KINDS, LEVELS = ("Prove", "Code", "Predict", "Break"), ("easy", "medium", "hard")
+EXERCISE = re.compile(r"[:`]{3,}\{exercise\}[^\n]*\n:label: (\S+)\n(?::[^\n]*\n)*\*([^*]+)\*")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+each = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(BOOK)))
+
+
+def number(path: Path) -> str:
+    return path.name[:2]
+
+
+def written_tests(path: Path) -> list[str]:
+    """The names of the tests in the file that belongs to a chapter."""
+    source = (ROOT / "tests" / f"test_chapter_{number(path)}.py").read_text(encoding="utf-8")
+    return [n.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
+
+
+def has_test(label: str, names: list[str]) -> bool:
+    """A test named after the label, with or without further words."""
+    name = "test_" + label.replace("-", "_")
+    return any(n == name or n.startswith(name + "_") for n in names)
+
+
+# --------------------------------------------------------------------------------- labels
+
+
+def test_no_label_is_given_twice() -> None:
+    count = Counter(label for text in WORDS.values() for label in labels(text))
+    assert [label for label, n in count.items() if n > 1] == []
+
+
+@every_page
+@pytest.mark.parametrize(
+    ("role", "kind"),
+    [("eq", equations), ("prf:ref", statements), ("ref", labels), ("numref", labels)],
+)
+def test_every_reference_has_its_label(page: Path, role: str, kind: object) -> None:
+    known = {label for text in WORDS.values() for label in kind(text)}
+    assert set(roles(WORDS[page], role)) <= known
+
+
+@every_page
+def test_every_link_inside_the_book_has_its_target(page: Path) -> None:
+    known = {label for text in WORDS.values() for label in labels(text)}
+    links = [t for t in LINK.findall(WORDS[page]) if not re.match(r"\w+:", t)]
+    files = [t for t in links if t.lstrip("#") not in known]
+    assert [t for t in files if not (page.parent / t.split("#")[0]).exists()] == []
+
+
+@every_page
+def test_every_citation_is_in_the_bibliography(page: Path) -> None:
+    keys = re.findall(r"^@\w+\{([^,\s]+)", (BOOK / "references.bib").read_text("utf-8"), re.M)
+    assert set(roles(WORDS[page], r"cite(?::\w+)?")) <= set(keys)
+
+
+@each
+def test_labels_carry_the_number_of_the_chapter(path: Path) -> None:
+    text = prose(path)
+    for label in equations(text) + exercises(text):
+        assert re.match(rf"(eq|ex)-{number(path)}-", label), label
+
+
+# ------------------------------------------------------------------------------- formulas
+
+
+@each
+def test_there_are_four_labelled_equations(path: Path) -> None:
+    assert len(equations(prose(path))) >= 4
+
+
+@each
+def test_every_labelled_equation_has_a_test(path: Path) -> None:
+    names = written_tests(path)
+    assert [label for label in equations(prose(path)) if not has_test(label, names)] == []
+
+
+@each
+def test_every_theorem_has_a_label_a_proof_and_a_test(path: Path) -> None:
+    text, names = prose(path), written_tests(path)
+    theorems = [options for name in PROVED for options in directives(text, name)]
+    found = [re.search(r":label: (\S+)", options)[1] for options in theorems]
+    assert len(directives(text, "prf:proof")) >= len(theorems)
+    assert [label for label in found if not has_test(label, names)] == []
+
+
+# ------------------------------------------------------------------------------- exercises
+
+
+@each
+def test_there_are_three_exercises_each_with_a_solution(path: Path) -> None:
+    text = prose(path)
+    solved = [o.split()[0] for o in directives(text, "solution") if o.split()]
+    assert len(exercises(text)) >= 3
+    assert sorted(solved) == sorted(exercises(text))
+    assert text.count("{solution-start}") == text.count("{solution-end}")
+
+
+@each
+def test_solutions_are_folded(path: Path) -> None:
+    folded = r"\{solution(?:-start)?\} \S+\n:class: dropdown"
+    assert len(re.findall(folded, prose(path))) == len(exercises(prose(path)))
+
+
+@each
+def test_every_exercise_says_its_kind_and_how_hard_it_is(path: Path) -> None:
+    said = dict(EXERCISE.findall(prose(path)))
+    assert list(said) == exercises(prose(path))
+    for label, words in said.items():
+        assert words.startswith(KINDS), label
+        assert any(level in words for level in LEVELS), label
+
+
+@each
+def test_three_to_five_objectives_each_name_an_exercise(path: Path) -> None:
+    (box,) = re.findall(r":class: sbn-objectives\n(.*?)\n:::", prose(path), re.S)
+    objectives = re.findall(r"^\d\. .*", box, re.M)
+    assert 3 <= len(objectives) <= 5
+    assert all(set(roles(o, "ref")) & set(exercises(prose(path))) for o in objectives)
+
+
+@each
+def test_a_code_exercise_has_a_checker_and_its_solution_passes(path: Path) -> None:
+    assert tagged(path, "checker")
+    assert len(tagged(path, "solution")) == len(tagged(path, "checker"))
+    for cell in tagged(path, "solution"):
+        assert "check" in cell.source and "right" in printed(cell)
+    assert any("wrong" in name for name in written_tests(path))
+
+
+# ----------------------------------------------------------------------- figures and the rest
+
+
+@each
+def test_there_are_two_live_figures(path: Path) -> None:
+    live = [c for c in cells(path) if "figures.explore(" in c.source]
+    assert len(live) >= 2
+    for cell in live:
+        html = "".join(o.data.get("text/html", "") for o in cell.outputs if "data" in o)
+        assert 'type="range"' in html
+
+
+@each
+def test_code_that_draws_stays_out_of_the_way(path: Path) -> None:
+    drawing = [c for c in cells(path) if re.search(r"figures\.(show|explore)\(", c.source)]
+    assert all("hide-input" in tags(c) for c in drawing)
+
+
+@each
+def test_there_are_two_citations(path: Path) -> None:
+    assert len(set(roles(prose(path), r"cite(?::\w+)?"))) >= 2
+
+
+@each
+def test_the_chapter_closes_with_what_to_remember(path: Path) -> None:
+    sections = re.findall(r"^## (.+)$", prose(path), re.M)
+    assert sections[-2:] == ["Exercises", "Summary"]
+    assert "**Where it fails.**" in prose(path) and "**Further reading.**" in prose(path)
+
+
+@each
+def test_the_reader_predicts_before_a_figure_moves(path: Path) -> None:
+    assert ":class: sbn-predict" in prose(path)
