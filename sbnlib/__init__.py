@@ -6,23 +6,34 @@ Imports point one way: noise -> units -> estimators -> nn, network -> registry -
 from sbnlib import nn, registry
 from sbnlib.accuracy import Accuracy, Estimate, measure
 from sbnlib.estimators import (
+    arm,
     chain_rule,
+    concrete,
+    control_variate_loss,
     darn,
+    disarm,
+    gumbel_rao,
     identity,
+    local_expectation,
+    muprop,
     proxy,
+    rebar,
+    reinforce,
     reinmax,
+    relax,
+    st_gumbel,
     straight_through,
     zgr,
 )
 from sbnlib.exact import exact_expectation, exact_gradient, exact_moments
-from sbnlib.network import SBN, pathwise
+from sbnlib.network import SBN, layerwise, pathwise
 from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
+from sbnlib.path import psa
 from sbnlib.units import sample_sign
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SBN",
     "Accuracy",
     "Cauchy",
     "Estimate",
@@ -30,21 +41,35 @@ __all__ = [
     "Gaussian",
     "Logistic",
     "Noise",
+    "SBN",
     "Triangular",
     "Uniform",
+    "arm",
     "chain_rule",
+    "concrete",
+    "control_variate_loss",
     "darn",
+    "disarm",
     "exact_expectation",
     "exact_gradient",
     "exact_moments",
+    "gumbel_rao",
     "identity",
+    "layerwise",
+    "local_expectation",
     "measure",
+    "muprop",
     "nn",
     "pathwise",
     "proxy",
+    "psa",
+    "rebar",
     "registry",
+    "reinforce",
     "reinmax",
+    "relax",
     "sample_sign",
+    "st_gumbel",
     "straight_through",
     "zgr",
 ]

@@ -8,6 +8,7 @@ The real-valued head belongs to the loss: a 784-200-200-10 classifier is
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -18,11 +19,15 @@ from torch.nn.modules.conv import _ConvNd
 from sbnlib.estimators import straight_through
 from sbnlib.nn import Sign, Tier1, check_mode, check_tier1
 from sbnlib.noise import Noise
+from sbnlib.units import sample_sign
 
-__all__ = ["SBN", "Loss", "NetworkEstimator", "check_values", "pathwise"]
+__all__ = ["SBN", "Loss", "NetworkEstimator", "Tier2", "check_values", "layerwise", "pathwise"]
 
 #: Takes states ``(..., B, n)``, returns ``(..., B)``; may close over targets of the batch.
 Loss = Callable[[Tensor], Tensor]
+
+#: A Tier 2 estimator: ``(loss, a, noise, *, num_samples, generator) -> (..., B)``.
+Tier2 = Callable[..., Tensor]
 
 
 class NetworkEstimator(Protocol):
@@ -140,6 +145,54 @@ def pathwise(tier1: Tier1) -> NetworkEstimator:
     estimator.tier1 = tier1  # type: ignore[attr-defined]
     estimator.__name__ = f"pathwise({getattr(tier1, '__name__', tier1)})"
     return estimator
+
+
+def layerwise(tier2: Tier2) -> NetworkEstimator:
+    r"""The network estimator that applies a Tier 2 estimator at every layer.
+
+    Layer k sees the loss :math:`L_k(x)` = "run the sampled rest of the network from x". Its
+    estimate attaches at its pre-activations, taken at a sampled state of the layer below, and is
+    unbiased if ``tier2`` is. Where ``tier2`` takes a ``surrogate``, it gets the mean-field rest.
+
+    The cost is that of ``tier2`` at every layer, each evaluation a run through the layers above.
+
+    Raises:
+        TypeError: ``tier2`` is not callable.
+    """
+    if not callable(tier2):
+        raise TypeError(f"tier2 must be a Tier 2 estimator such as reinforce, got {tier2!r}")
+    takes_surrogate = "surrogate" in inspect.signature(tier2).parameters
+
+    def estimator(
+        net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        x, total = inputs, 0.0
+        for k, layer in enumerate(net.layers):
+            a = layer(x)
+            top = k == len(net.layers) - 1
+            rest = loss if top else torch.no_grad()(_rest(net, loss, k, "sample", generator))
+            options = {"generator": generator}
+            if takes_surrogate and not top:
+                options["surrogate"] = _rest(net, loss, k, "mean", generator)
+            value = tier2(rest, a, net.noise, **options)
+            total = total + (value if top else value - value.detach())
+            if not top:
+                x = sample_sign(a, net.noise, generator=generator)
+        return check_values(total, batch_shape(net, inputs))
+
+    estimator.__name__ = f"layerwise({getattr(tier2, '__name__', tier2)})"
+    return estimator
+
+
+def _rest(net: SBN, loss: Loss, k: int, mode: str, generator: torch.Generator | None) -> Loss:
+    """The loss as a function of layer k's states: run the layers above it."""
+
+    def rest(x: Tensor) -> Tensor:
+        for layer in net.layers[k + 1 :]:
+            x = net.sign(layer(x), mode=mode, generator=generator)
+        return loss(x)
+
+    return rest
 
 
 def check_values(values: Tensor, shape: Sequence[int]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -71,7 +73,14 @@ class Sign(torch.nn.Module):
         elif x is None:
             check_unit(a, self.noise)
             x = deterministic_sign(a)
-        return (estimator or self.estimator)(a, x, self.noise)
+        tier1 = estimator or self.estimator
+        return tier1(a, x, self.noise, **({"generator": generator} if draws(tier1) else {}))
+
+
+@functools.lru_cache(maxsize=256)
+def draws(estimator: Tier1) -> bool:
+    """Whether a Tier 1 estimator draws random numbers of its own: it then has a ``generator``."""
+    return "generator" in inspect.signature(estimator).parameters
 
 
 def check_mode(mode: str) -> None:

@@ -10,9 +10,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from sbnlib.estimators import darn, identity, proxy, straight_through, zgr
-from sbnlib.network import NetworkEstimator, pathwise
+import torch
+from torch import Tensor
+
+from sbnlib.estimators import (
+    arm,
+    concrete,
+    darn,
+    disarm,
+    gumbel_rao,
+    identity,
+    local_expectation,
+    muprop,
+    proxy,
+    rebar,
+    reinforce,
+    relax,
+    st_gumbel,
+    straight_through,
+    zgr,
+)
+from sbnlib.network import NetworkEstimator, layerwise, pathwise
 from sbnlib.nn import Tier1
+from sbnlib.noise import Noise
+from sbnlib.path import psa
 
 __all__ = ["CLASSES", "ESTIMATORS", "Entry", "get", "network_estimator", "tier1"]
 
@@ -27,8 +48,10 @@ class Entry:
     Attributes:
         name: the name on command lines and in measurement files.
         label: the name in legends and tables.
-        function: the estimator itself (Tier 1).
-        formula: its factor c, in LaTeX.
+        function: the estimator itself.
+        tier: 1 for chain-rule estimators ``(a, x, noise)``, 2 for those that evaluate the loss
+            ``(loss, a, noise)``, 0 for those of a whole network.
+        formula: the factor c of a Tier 1 estimator, or the estimate itself, in LaTeX.
         unbiased_for: the largest of :data:`CLASSES` for which it is unbiased with any noise, in
             one layer (in depth: in the last binary layer).
         state_only: whether it is a function of (a, x) only, so that exact moments exist.
@@ -40,7 +63,8 @@ class Entry:
 
     name: str
     label: str
-    function: Tier1
+    function: Callable[..., object]
+    tier: int
     formula: str
     unbiased_for: str
     state_only: bool
@@ -53,7 +77,22 @@ class Entry:
     @property
     def network(self) -> NetworkEstimator:
         """The estimator for a whole network."""
-        return pathwise(self.function)
+        wrap = {0: lambda f: f, 1: pathwise, 2: layerwise}
+        return wrap[self.tier](self.function)
+
+
+def _relaxed_network(tau: float) -> NetworkEstimator:
+    """Every unit relaxed: the loss of the relaxed network, with its own exact gradient."""
+
+    def unit(a: Tensor, x: Tensor, noise: Noise, generator: torch.Generator | None) -> Tensor:
+        return concrete(a, noise, tau=tau, generator=generator)
+
+    return pathwise(unit)
+
+
+def _untrained(z: Tensor) -> Tensor:
+    """A free function for RELAX that has learned nothing: unbiased all the same."""
+    return 0.1 * torch.tanh(z).sum(dim=-1)
 
 
 ESTIMATORS: dict[str, Entry] = {
@@ -63,6 +102,7 @@ ESTIMATORS: dict[str, Entry] = {
             name="straight_through",
             label="ST",
             function=straight_through,
+            tier=1,
             formula=r"2f(a)",
             unbiased_for="multilinear",
             state_only=True,
@@ -76,6 +116,7 @@ ESTIMATORS: dict[str, Entry] = {
             name="zgr",
             label="ZGR",
             function=zgr,
+            tier=1,
             formula=r"f(a)/P(x)",
             unbiased_for="coordinatewise quadratic",
             state_only=True,
@@ -89,6 +130,7 @@ ESTIMATORS: dict[str, Entry] = {
             name="darn",
             label="DARN",
             function=darn,
+            tier=1,
             formula=r"2f(a)\,P(-x)/P(x)",
             unbiased_for="multilinear",
             state_only=True,
@@ -102,6 +144,7 @@ ESTIMATORS: dict[str, Entry] = {
             name="identity",
             label="identity",
             function=identity,
+            tier=1,
             formula=r"1",
             unbiased_for="none",
             state_only=True,
@@ -115,6 +158,7 @@ ESTIMATORS: dict[str, Entry] = {
             name="hardtanh",
             label="hardtanh proxy",
             function=partial(proxy, name="hardtanh"),
+            tier=1,
             formula=r"[\,|a|<1\,]",
             unbiased_for="none",
             state_only=True,
@@ -123,6 +167,174 @@ ESTIMATORS: dict[str, Entry] = {
             paper="Hubara et al. 2016, binarized neural networks",
             colour="#B8860B",
             marker="D",
+        ),
+        Entry(
+            name="concrete",
+            label="Concrete, τ = ½",
+            function=_relaxed_network(0.5),
+            tier=0,
+            formula=r"\tfrac{d}{da}L\big(\tanh\tfrac{a-Z}{2\tau}\big)",
+            unbiased_for="none",
+            state_only=False,
+            evaluations="1",
+            chapter=9,
+            paper="Maddison, Mnih & Teh 2017, arXiv 1611.00712",
+            colour="#7F7F00",
+            marker="v",
+        ),
+        Entry(
+            name="st_gumbel",
+            label="ST-Gumbel, τ = ½",
+            function=partial(st_gumbel, tau=0.5),
+            tier=1,
+            formula=r"\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z}{2\tau},\ Z\mid x",
+            unbiased_for="none",
+            state_only=False,
+            evaluations="1",
+            chapter=9,
+            paper="Jang, Gu & Poole 2017",
+            colour="#A05195",
+            marker="<",
+        ),
+        Entry(
+            name="gumbel_rao",
+            label="Gumbel-Rao, τ = ½, K = 10",
+            function=partial(gumbel_rao, tau=0.5, num_inner=10),
+            tier=1,
+            formula=r"\tfrac1K\sum_k\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z_k}{2\tau}",
+            unbiased_for="none",
+            state_only=False,
+            evaluations="1",
+            chapter=9,
+            paper="Paulus, Maddison & Krause 2021 (ICLR)",
+            colour="#665191",
+            marker=">",
+        ),
+        Entry(
+            name="reinforce",
+            label="REINFORCE",
+            function=reinforce,
+            tier=2,
+            formula=r"L(x)\,x f(a)/P(x)",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="1",
+            chapter=4,
+            paper="Williams 1992",
+            colour="#2E9BD6",
+            marker="P",
+        ),
+        Entry(
+            name="reinforce_loo",
+            label="REINFORCE, leave-one-out, M = 2",
+            function=partial(reinforce, num_samples=2, baseline="loo"),
+            tier=2,
+            formula=r"\tfrac12(L(x)-L(x'))\big(\tfrac{xf}{P(x)}-\tfrac{x'f}{P(x')}\big)",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="2",
+            chapter=4,
+            paper="Kool, van Hoof & Welling 2019",
+            colour="#6A8FD8",
+            marker="X",
+        ),
+        Entry(
+            name="local_expectation",
+            label="local expectation",
+            function=local_expectation,
+            tier=2,
+            formula=r"f(a_i)\,\Delta_iL(x)",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="n + 1",
+            chapter=5,
+            paper="Titsias & Lazaro-Gredilla 2015; Tokui & Sato 2017",
+            colour="#009E73",
+            marker="*",
+        ),
+        Entry(
+            name="arm",
+            label="ARM",
+            function=arm,
+            tier=2,
+            formula=r"(L(x)-L(\tilde x))(u-\tfrac12)\,f/(F(a)F(-a))",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="2",
+            chapter=5,
+            paper="Yin & Zhou 2019 (ICLR)",
+            colour="#4C9F38",
+            marker="p",
+        ),
+        Entry(
+            name="disarm",
+            label="DisARM",
+            function=disarm,
+            tier=2,
+            formula=r"\tfrac12(L(x)-L(\tilde x))\,x\,[x\ne\tilde x]\,f/F(-|a|)",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="2",
+            chapter=5,
+            paper="Dong, Mnih & Tucker 2020 (NeurIPS)",
+            colour="#789B00",
+            marker="h",
+        ),
+        Entry(
+            name="muprop",
+            label="MuProp",
+            function=muprop,
+            tier=2,
+            formula=r"(L(x)-l-g^\top(x-\mu))\,xf/P(x)+2f\,g",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="2",
+            chapter=11,
+            paper="Gu, Levine, Sutskever & Mnih 2016 (ICLR)",
+            colour="#C44E52",
+            marker="d",
+        ),
+        Entry(
+            name="rebar",
+            label="REBAR, τ = ½",
+            function=rebar,
+            tier=2,
+            formula=r"(L(x)-\eta c(z'))\,xf/P(x)+\eta\nabla c(z)-\eta\nabla c(z')",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="3",
+            chapter=11,
+            paper="Tucker et al. 2017 (NeurIPS)",
+            colour="#B5651D",
+            marker="H",
+        ),
+        Entry(
+            name="relax",
+            label="RELAX, r untrained",
+            function=partial(relax, control=_untrained),
+            tier=2,
+            formula=r"\text{as REBAR, with } c+r",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="3",
+            chapter=11,
+            paper="Grathwohl et al. 2018 (ICLR)",
+            colour="#D9775A",
+            marker="8",
+        ),
+        Entry(
+            name="psa",
+            label="PSA",
+            function=psa,
+            tier=0,
+            formula=r"f(a_i)\,x_i\sum_j\Delta_{ij}D_j",
+            unbiased_for="any",
+            state_only=False,
+            evaluations="n + 1",
+            chapter=7,
+            paper="Shekhovtsov, Yanush & Flach 2020 (NeurIPS), arXiv 2006.03143",
+            colour="#117733",
+            marker="+",
         ),
     )
 }

@@ -131,6 +131,13 @@ def test_the_generator_repeats_the_sample() -> None:
     assert not torch.equal(one, other)
 
 
+def test_single_and_double_precision_share_the_stream_of_uniforms() -> None:
+    a = torch.linspace(-2, 2, 999)
+    single = sample_sign(a, Logistic(), generator=seeded(7))
+    double = sample_sign(a.double(), Logistic(), generator=seeded(7))
+    assert torch.equal(single.double(), double)
+
+
 def test_handing_in_uniforms_leaves_the_generator_alone() -> None:
     generator = seeded(1)
     before = generator.get_state()

@@ -9,17 +9,32 @@ from sbnlib.estimators.chain_rule import (
     straight_through,
     zgr,
 )
+from sbnlib.estimators.control_variates import control_variate_loss, muprop, rebar, relax
+from sbnlib.estimators.flips import arm, disarm, local_expectation
 from sbnlib.estimators.proxies import PROXIES, Proxy, proxy
+from sbnlib.estimators.relaxed import concrete, gumbel_rao, st_gumbel
+from sbnlib.estimators.score import reinforce
 
 __all__ = [
     "PROXIES",
     "Proxy",
+    "arm",
     "attach",
     "chain_rule",
+    "concrete",
+    "control_variate_loss",
     "darn",
+    "disarm",
+    "gumbel_rao",
     "identity",
+    "local_expectation",
+    "muprop",
     "proxy",
+    "rebar",
+    "reinforce",
     "reinmax",
+    "relax",
+    "st_gumbel",
     "straight_through",
     "zgr",
 ]

@@ -1,8 +1,8 @@
 """Estimators that relax the sign to tanh, and those that borrow the relaxation's slope.
 
 One meaning of the temperature in the whole library: the relaxed unit is
-``x_tau = tanh((a - Z) / (2 tau))``, which tends to sign(a - Z) as tau -> 0. For logistic noise it is
-the binary Concrete (Gumbel-softmax) variable at temperature tau, in +-1 coding.
+``x_tau = tanh((a - Z) / (2 tau))``, which tends to sign(a - Z) as tau -> 0. For logistic noise it
+is the binary Concrete (Gumbel-softmax) variable at temperature tau, in +-1 coding.
 """
 
 from __future__ import annotations

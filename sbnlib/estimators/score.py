@@ -1,8 +1,8 @@
 """Tier 2: estimators that evaluate the loss. Their common form, and the score function.
 
 All have the form ``(loss, a, noise, *, num_samples, generator) -> value`` of shape
-``a.shape[:-1]``: the mean of L over ``num_samples`` draws of the states. Its gradient in ``a`` is the
-estimate, its gradient in the loss's own parameters the ordinary one. ``loss`` gets states
+``a.shape[:-1]``: the mean of L over ``num_samples`` draws of the states. Its gradient in ``a`` is
+the estimate, its gradient in the loss's own parameters the ordinary one. ``loss`` gets states
 ``(..., B, n)`` with any axes in front and returns ``(..., B)``.
 """
 
