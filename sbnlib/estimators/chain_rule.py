@@ -28,18 +28,18 @@ from sbnlib.units import check_ends_with, check_pre_activations, check_unit
 __all__ = ["attach", "chain_rule", "darn", "identity", "reinmax", "straight_through", "zgr"]
 
 
-def attach(x: Tensor, a: Tensor, c: Tensor | float) -> Tensor:
-    """The value ``x``, exactly, with the gradient ``c`` in ``a``.
+def attach(x: Tensor, a: Tensor, c: Tensor, times: float = 1.0) -> Tensor:
+    """The value ``x``, exactly, with the gradient ``times * c`` in ``a``.
 
     Args:
         x: the value; shape ``(..., *a.shape)``.
         a: pre-activations, the tensor that receives the gradient.
         c: the factor that stands for dx/da, broadcastable to ``x``; treated as a constant.
 
-    The bracket is 0 before anything is added to it, so no rounding touches ``x``. The common
+    The difference is 0 before anything is added to it, so no rounding touches ``x``. The common
     ``x + c*a - (c*a).detach()``, read from left to right, misses +-1 in one value out of fourteen.
     """
-    return x + c * (a - a.detach())
+    return torch.addcmul(x, c, a - a.detach(), value=times)
 
 
 def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
@@ -65,7 +65,7 @@ def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
     """
     check_unit(a, noise)
     check_ends_with("x", x, a)
-    return attach(x, a, 2 * noise.pdf(a.detach()))
+    return attach(x, a, noise.pdf(a.detach()), times=2)
 
 
 def chain_rule(a: Tensor, x: Tensor, noise: Noise, *, s: float | Tensor) -> Tensor:
@@ -149,4 +149,4 @@ def identity(a: Tensor, x: Tensor, noise: Noise | None = None) -> Tensor:
     """
     check_pre_activations(a)
     check_ends_with("x", x, a)
-    return attach(x, a, 1.0)
+    return x + (a - a.detach())
