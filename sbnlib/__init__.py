@@ -3,7 +3,7 @@
 Imports point one way: noise -> units -> estimators -> nn, network -> registry -> exact, accuracy.
 """
 
-from sbnlib import nn, registry
+from sbnlib import nn, optim, registry
 from sbnlib.accuracy import Accuracy, Estimate, measure
 from sbnlib.estimators import (
     arm,
@@ -60,6 +60,7 @@ __all__ = [
     "measure",
     "muprop",
     "nn",
+    "optim",
     "pathwise",
     "proxy",
     "psa",

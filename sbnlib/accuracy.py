@@ -167,7 +167,7 @@ def _samples_in_one_pass(
     samples = _combine(values, calls, retain_graph=check)
     parameters = trainable(net)
     for name in parameters.keys() - samples.keys():  # a layer the estimator never touched
-        samples[name] = torch.zeros(count, *parameters[name].shape).to(values)
+        samples[name] = values.new_zeros(count, *parameters[name].shape)
     if check and not _add_up(samples, values, parameters):
         return None
     return {name: samples[name] for name in parameters}
@@ -271,13 +271,12 @@ class _Groups:
     """Streaming sums of samples, kept apart for each group of the jackknife."""
 
     def __init__(self, target: dict[str, Tensor]) -> None:
-        sizes = torch.tensor([len(g) for g in target.values()])
-        owner = torch.arange(len(target)).repeat_interleave(sizes)
         self.names = [*target, "all"]
         self.target = torch.cat(list(target.values()))
         # A sum over the coordinates of each parameter, and of all, is a product with this (P, K+1).
-        columns = torch.nn.functional.one_hot(owner), torch.ones(len(owner), 1)
-        self.member = torch.cat(columns, dim=1).to(self.target)
+        blocks = [torch.ones_like(g)[:, None] for g in target.values()]
+        whole = torch.ones_like(self.target)[:, None]
+        self.member = torch.cat([torch.block_diag(*blocks), whole], dim=1)
         self.groups: list[_Sums] = []
         self.added = 0
 
@@ -329,7 +328,7 @@ class _Sums:
         mean = rows.mean(dim=0)
         norms2 = (rows.square() @ member) * (target.square() @ member)
         cosines = rows @ (target[:, None] * member) / norms2.where(norms2 > 0, torch.inf).sqrt()
-        count = torch.tensor(len(rows), dtype=rows.dtype)
+        count = rows.new_tensor(len(rows))
         return _Sums(count, mean, rows.sub_(mean).square_().sum(dim=0), cosines.sum(dim=0))
 
     def merged(self, other: _Sums) -> _Sums:

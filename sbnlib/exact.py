@@ -333,6 +333,11 @@ def _check_rowwise(net: SBN) -> None:
                 f"exact sums need fully connected layers, layer {k} is {type(layer).__name__}"
             )
         for m in layer.modules():
+            if hasattr(m, "eta"):
+                raise ValueError(
+                    f"layer {k} holds {type(m).__name__}, whose weights are random; exact sums are "
+                    "over the states of units only"
+                )
             unstable = isinstance(m, torch.nn.modules.batchnorm._BatchNorm | torch.nn.Dropout)
             if unstable and m.training:
                 raise ValueError(
@@ -354,9 +359,8 @@ def _check_state_only(tier1: Tier1, noise: Noise, inputs: Tensor) -> None:
     """An estimator that draws noise of its own gives another factor each time it is called."""
     p = torch.linspace(0.05, 0.95, 64, dtype=inputs.dtype, device=inputs.device)
     a = noise.icdf(p)
-    state = torch.get_rng_state()
-    first, second = (_factor(tier1, a, 1.0, noise) for _ in range(2))
-    torch.set_rng_state(state)
+    with torch.random.fork_rng([a.device] if a.is_cuda else []):
+        first, second = (_factor(tier1, a, 1.0, noise) for _ in range(2))
     if not torch.equal(first, second):
         name = getattr(tier1, "__name__", tier1)
         raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from sbnlib.estimators import straight_through
-from sbnlib.nn import Sign, Tier1, check_mode, check_tier1
+from sbnlib.nn import Sign, Tier1, check_mode, check_tier1, draws
 from sbnlib.noise import Noise
 from sbnlib.units import sample_sign
 
@@ -110,8 +110,9 @@ class SBN(torch.nn.Module):
         x = inputs
         given = zip(self._per_layer("states", states), self._per_layer("u", u), strict=True)
         for layer, (state, uniforms) in zip(self.layers, given, strict=True):
+            a = run_layer(layer, x, generator)
             x = self.sign(
-                layer(x), mode=mode, x=state, estimator=estimator, generator=generator, u=uniforms
+                a, mode=mode, x=state, estimator=estimator, generator=generator, u=uniforms
             )
         return x
 
@@ -123,6 +124,11 @@ class SBN(torch.nn.Module):
             got = "a tensor" if isinstance(values, Tensor) else f"{len(values)}"
             raise ValueError(f"{name} must hold {len(self.layers)} tensors, one a layer, got {got}")
         return values
+
+
+def run_layer(layer: torch.nn.Module, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Pre-activations; a layer with random weights gets the generator of the network."""
+    return layer(x, generator=generator) if draws(layer.forward) else layer(x)
 
 
 def pathwise(tier1: Tier1) -> NetworkEstimator:
@@ -168,7 +174,7 @@ def layerwise(tier2: Tier2) -> NetworkEstimator:
     ) -> Tensor:
         x, total = inputs, 0.0
         for k, layer in enumerate(net.layers):
-            a = layer(x)
+            a = run_layer(layer, x, generator)
             top = k == len(net.layers) - 1
             rest = loss if top else torch.no_grad()(_rest(net, loss, k, "sample", generator))
             options = {"generator": generator}
@@ -189,7 +195,7 @@ def _rest(net: SBN, loss: Loss, k: int, mode: str, generator: torch.Generator | 
 
     def rest(x: Tensor) -> Tensor:
         for layer in net.layers[k + 1 :]:
-            x = net.sign(layer(x), mode=mode, generator=generator)
+            x = net.sign(run_layer(layer, x, generator), mode=mode, generator=generator)
         return loss(x)
 
     return rest

@@ -1,4 +1,4 @@
-"""The binary unit as a torch module."""
+"""The binary unit and layers with Bernoulli weights, as torch modules."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sbnlib.estimators import straight_through
+from sbnlib.estimators import attach, concrete, straight_through
+from sbnlib.estimators.relaxed import check_tau
 from sbnlib.noise import Logistic, Noise
 from sbnlib.units import check_unit, deterministic_sign, sample_sign
 
-__all__ = ["MODES", "Sign", "Tier1"]
+__all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign", "Tier1"]
 
 #: A Tier 1 estimator: ``(a, x, noise) -> tensor`` with value x and the estimate as gradient in a.
 Tier1 = Callable[[Tensor, Tensor, Noise], Tensor]
 
 #: What a unit can put out: a draw, its most probable state, its mean.
 MODES = ("sample", "sign", "mean")
+
+#: What a Bernoulli weight can stand for in a forward pass.
+WEIGHT_MODES = ("sample", "mean", "sign", "concrete")
 
 
 class Sign(torch.nn.Module):
@@ -95,3 +99,179 @@ def check_tier1(estimator: Tier1) -> Tier1:
             f"straight_through, got {estimator!r}"
         )
     return estimator
+
+
+class _Bernoulli(torch.nn.Module):
+    """Weights that are random signs, P(w = +1) = F(eta), with ``eta`` the parameter.
+
+    ``eta`` is a *latent* weight: the coordinate of the probability p = F(eta) in which mirror
+    descent is a plain step (chapter 14). After ``backward()`` its ``grad`` holds dE L/dp, that is
+    twice the gradient in the weight that was used, **not** the derivative in eta: hand it to an
+    optimizer of :mod:`sbnlib.optim`. (torch's SGD on it is identity straight-through.)
+
+    The state dict holds ``eta`` (and ``bias``), real numbers; :meth:`binary` gives the signs.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        outputs: int,
+        bias: bool,
+        noise: Noise | None,
+        forward: str,
+        tau: float,
+    ) -> None:
+        super().__init__()
+        self.noise = Logistic() if noise is None else noise
+        if not isinstance(self.noise, Noise):
+            raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
+        if forward not in WEIGHT_MODES:
+            raise ValueError(f"forward must be one of {WEIGHT_MODES}, got {forward!r}")
+        check_tau(tau)
+        self.mode, self.tau = forward, tau
+        self.eta = torch.nn.Parameter(torch.empty(shape))
+        self.bias = torch.nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """p uniform on [1/4, 3/4]: undecided, and inside the support of every noise."""
+        with torch.no_grad():
+            p = 0.25 + 0.5 * torch.rand(self.eta.shape, generator=generator)
+            self.eta.copy_(self.noise.icdf(p))
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @property
+    def p(self) -> Tensor:
+        """P(w = +1) = F(eta), without a graph."""
+        return self.noise.cdf(self.eta.detach())
+
+    def binary(self, how: str = "sign", *, generator: torch.Generator | None = None) -> Tensor:
+        """The weights as +-1: ``"sign"``, the more probable one, or ``"sample"``, a draw.
+
+        Raises:
+            ValueError: unknown ``how``.
+        """
+        if how not in ("sign", "sample"):
+            raise ValueError(f"how must be 'sign' or 'sample', got {how!r}")
+        if how == "sign":
+            return deterministic_sign(self.eta)
+        return sample_sign(self.eta.detach(), self.noise, generator=generator)
+
+    def weight(
+        self,
+        mode: str | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """The weight of one forward pass, with gradient 2 in ``eta`` in every mode.
+
+        Args:
+            mode: one of :data:`WEIGHT_MODES`; default the layer's own.
+            generator, u: the randomness of ``"sample"`` and ``"concrete"``.
+        """
+        mode = self.mode if mode is None else mode
+        if mode not in WEIGHT_MODES:
+            raise ValueError(f"mode must be one of {WEIGHT_MODES}, got {mode!r}")
+        eta = self.eta.detach()
+        if mode == "sample":
+            w = sample_sign(eta, self.noise, generator=generator, u=u)
+        elif mode == "sign":
+            w = deterministic_sign(eta)
+        elif mode == "mean":
+            w = 2 * self.noise.cdf(eta) - 1
+        else:
+            w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)
+        self.eta.used = w  # BayesBiNN's step needs the relaxed weight it was made at
+        return attach(w, self.eta, torch.full_like(w, 2))
+
+    def extra_repr(self) -> str:
+        shape = ", ".join(map(str, self.eta.shape))
+        return f"{shape}, bias={self.bias is not None}, {self.noise!r}, forward={self.mode!r}"
+
+
+class BernoulliLinear(_Bernoulli):
+    r"""A linear layer whose weights are random signs: :math:`a = Wx + b`, :math:`P(w=1)=F(\eta)`.
+
+    One draw of W serves the whole batch of a forward pass.
+
+    Args:
+        in_features, out_features: widths.
+        bias: whether to add a real-valued bias.
+        noise: the law F; default ``Logistic()``.
+        forward: what W is in a forward pass: ``"sample"`` a draw, ``"mean"`` 2F(eta) - 1,
+            ``"sign"`` the more probable sign, ``"concrete"`` tanh((eta - Z)/2 tau).
+        tau: temperature of ``"concrete"``.
+
+    ``eta.grad`` is :math:`\partial\mathbb{E}L/\partial p \approx 2\,\partial L/\partial w`, see
+    the module's :meth:`weight`; exact in expectation for losses multilinear in the weights
+    (chapter 13).
+
+    Raises:
+        ValueError: unknown ``forward``, ``tau <= 0``. TypeError: ``noise`` is not a noise model.
+
+    Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880); chapters 13 and 14.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        noise: Noise | None = None,
+        forward: str = "sample",
+        tau: float = 1.0,
+    ) -> None:
+        super().__init__((out_features, in_features), out_features, bias, noise, forward, tau)
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mode: str | None = None,
+        generator: torch.Generator | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        return torch.nn.functional.linear(x, self.weight(mode, generator=generator, u=u), self.bias)
+
+
+class BernoulliConv2d(_Bernoulli):
+    """A 2-d convolution whose weights are random signs; the rest as :class:`BernoulliLinear`.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding: as ``torch.nn.Conv2d``. Padding
+            adds zeros, which are not states.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bias: bool = True,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        noise: Noise | None = None,
+        forward: str = "sample",
+        tau: float = 1.0,
+    ) -> None:
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        super().__init__(shape, out_channels, bias, noise, forward, tau)
+        self.stride, self.padding = stride, padding
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mode: str | None = None,
+        generator: torch.Generator | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """``(B, in_channels, H, W)`` to ``(B, out_channels, H', W')``."""
+        weight = self.weight(mode, generator=generator, u=u)
+        return torch.nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)

@@ -28,8 +28,8 @@ from sbnlib.units import check_ends_with, check_pre_activations, check_unit
 __all__ = ["attach", "chain_rule", "darn", "identity", "reinmax", "straight_through", "zgr"]
 
 
-def attach(x: Tensor, a: Tensor, c: Tensor, times: float = 1.0) -> Tensor:
-    """The value ``x``, exactly, with the gradient ``times * c`` in ``a``.
+def attach(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
+    """The value ``x``, exactly, with the gradient ``c`` in ``a``.
 
     Args:
         x: the value; shape ``(..., *a.shape)``.
@@ -39,7 +39,7 @@ def attach(x: Tensor, a: Tensor, c: Tensor, times: float = 1.0) -> Tensor:
     The difference is 0 before anything is added to it, so no rounding touches ``x``. The common
     ``x + c*a - (c*a).detach()``, read from left to right, misses +-1 in one value out of fourteen.
     """
-    return torch.addcmul(x, c, a - a.detach(), value=times)
+    return torch.addcmul(x, c, a - a.detach())
 
 
 def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
@@ -65,7 +65,7 @@ def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
     """
     check_unit(a, noise)
     check_ends_with("x", x, a)
-    return attach(x, a, noise.pdf(a.detach()), times=2)
+    return attach(x, a, 2 * noise.pdf(a.detach()))
 
 
 def chain_rule(a: Tensor, x: Tensor, noise: Noise, *, s: float | Tensor) -> Tensor:
