@@ -48,11 +48,11 @@ def all_states(
 
 
 def exact_expectation(net: SBN, inputs: Tensor, loss: Loss) -> Tensor:
-    r"""E L(x_K) for each input, by exact summation, differentiable in all parameters.
+    r""":math:`\mathbb{E} L(x_K)` for each input, by exact summation, differentiable.
 
     Args:
         net: fully connected network; widths up to 24, in practice the largest pair of neighbours
-            decides: 2^{n_k + n_{k+1}} terms.
+            decides: :math:`2^{n_k + n_{k+1}}` terms.
         inputs: ``(B, n_0)``, floating point.
         loss: states ``(..., B, n_K)`` to values ``(..., B)``; need not be differentiable.
 
@@ -99,13 +99,14 @@ def exact_moments(
     r"""Exact mean and variance of a Tier 1 estimator, elementwise for each parameter.
 
     One sample is the gradient of the mean loss with one fresh draw an input, so
-    Var = B^{-2} \sum_b Var_b. With g_k the estimated derivative in x_k, the moments
-    m_k(x) = E[g_k | x_k = x] and M_k(x) = E[g_k g_k^T | x_k = x] obey a backward recursion,
+    :math:`\mathrm{Var} = B^{-2}\sum_b \mathrm{Var}_b`. With :math:`g_k` the estimated derivative in
+    :math:`x_k`, the moments :math:`m_k(x) = \mathbb{E}[g_k \mid x_k = x]` and
+    :math:`M_k(x) = \mathbb{E}[g_k g_k^\top \mid x_k = x]` obey a backward recursion,
 
-    .. math:: m_{k-1} = W^\top E[c \circ m_k], \qquad
-              M_{k-1} = W^\top E[(c c^\top) \circ M_k]\, W,
+    .. math:: m_{k-1} = W^\top\, \mathbb{E}[c \circ m_k], \qquad
+              M_{k-1} = W^\top\, \mathbb{E}[(c c^\top) \circ M_k]\, W,
 
-    which costs 2^{n_{k-1} + n_k} n_k^2 terms, not an enumeration of the paths.
+    which costs :math:`2^{n_{k-1} + n_k} n_k^2` terms, not an enumeration of the paths.
 
     Args:
         net: layers must be ``nn.Linear``.

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
 from sbnlib.estimators import straight_through
-from sbnlib.nn import Sign, Tier1, check_mode, check_tier1, draws
+from sbnlib.nn import BernoulliConv2d, Sign, Tier1, check_mode, check_tier1, draws
 from sbnlib.noise import Noise
 from sbnlib.units import sample_sign
 
@@ -92,12 +92,12 @@ class SBN(torch.nn.Module):
                 unit puts out its mean, which is *not* the mean of the sampled network in depth).
             estimator: overrides the network's Tier 1 estimator in this call.
             states: one tensor a layer; the states are these, and gradients are as if sampled.
-            generator: source of randomness.
+            generator: source of randomness, on the device of ``inputs``.
             u: one tensor of uniforms a layer; handed to ``sample_sign``.
 
         Raises:
-            TypeError: ``inputs`` is not floating point. ValueError: unknown mode, or a wrong
-            number or shape of ``states`` or ``u``.
+            TypeError: ``inputs`` is not floating point.
+            ValueError: unknown mode, or a wrong number or shape of ``states`` or ``u``.
         """
         check_mode(mode)
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
@@ -127,8 +127,17 @@ class SBN(torch.nn.Module):
 
 
 def run_layer(layer: torch.nn.Module, x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Pre-activations; a layer with random weights gets the generator of the network."""
-    return layer(x, generator=generator) if draws(layer.forward) else layer(x)
+    """Pre-activations; a layer with random weights gets the generator of the network.
+
+    So does one inside a ``nn.Sequential``, whose own forward takes no generator.
+    """
+    if draws(layer.forward):
+        return layer(x, generator=generator)
+    if type(layer) is torch.nn.Sequential and any(draws(m.forward) for m in layer.modules()):
+        for part in layer:
+            x = run_layer(part, x, generator)
+        return x
+    return layer(x)
 
 
 def pathwise(tier1: Tier1) -> NetworkEstimator:
@@ -215,5 +224,5 @@ def check_values(values: Tensor, shape: Sequence[int]) -> Tensor:
 def batch_shape(net: SBN, inputs: Tensor) -> torch.Size:
     """The shape (..., B) of ``inputs`` without the axes of one input (three for a Conv2d)."""
     first = next(m for m in net.layers[0].modules() if not any(m.children()))
-    axes = 1 + len(first.kernel_size) if isinstance(first, _ConvNd) else 1
+    axes = 1 + len(first.kernel_size) if isinstance(first, _ConvNd | BernoulliConv2d) else 1
     return inputs.shape[: inputs.dim() - axes]

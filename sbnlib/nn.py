@@ -81,10 +81,17 @@ class Sign(torch.nn.Module):
         return tier1(a, x, self.noise, **({"generator": generator} if draws(tier1) else {}))
 
 
+def draws(function: Callable) -> bool:
+    """Whether a Tier 1 estimator or a layer's forward draws numbers: it then has a ``generator``.
+
+    A method is looked up by its function, so that the cache keeps no module alive.
+    """
+    return _has_generator(getattr(function, "__func__", function))
+
+
 @functools.lru_cache(maxsize=256)
-def draws(estimator: Tier1) -> bool:
-    """Whether a Tier 1 estimator draws random numbers of its own: it then has a ``generator``."""
-    return "generator" in inspect.signature(estimator).parameters
+def _has_generator(function: Callable) -> bool:
+    return "generator" in inspect.signature(function).parameters
 
 
 def check_mode(mode: str) -> None:
@@ -136,8 +143,8 @@ class _Bernoulli(torch.nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """p uniform on [1/4, 3/4]: undecided, and inside the support of every noise."""
         with torch.no_grad():
-            p = 0.25 + 0.5 * torch.rand(self.eta.shape, generator=generator)
-            self.eta.copy_(self.noise.icdf(p))
+            u = torch.rand(self.eta.shape, generator=generator, device=self.eta.device)
+            self.eta.copy_(self.noise.icdf(0.25 + 0.5 * u))
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -183,7 +190,8 @@ class _Bernoulli(torch.nn.Module):
             w = 2 * self.noise.cdf(eta) - 1
         else:
             w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)
-        self.eta.used = w  # BayesBiNN's step needs the relaxed weight it was made at
+        if torch.is_grad_enabled():  # BayesBiNN's step needs the relaxed weight of its gradient
+            self.eta.used = w if mode == "concrete" else None
         return attach(w, self.eta, torch.full_like(w, 2))
 
     def extra_repr(self) -> str:
@@ -209,7 +217,8 @@ class BernoulliLinear(_Bernoulli):
     (chapter 13).
 
     Raises:
-        ValueError: unknown ``forward``, ``tau <= 0``. TypeError: ``noise`` is not a noise model.
+        ValueError: unknown ``forward``, ``tau <= 0``.
+        TypeError: ``noise`` is not a noise model.
 
     Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880); chapters 13 and 14.
     """
@@ -262,7 +271,8 @@ class BernoulliConv2d(_Bernoulli):
     ) -> None:
         shape = (out_channels, in_channels, kernel_size, kernel_size)
         super().__init__(shape, out_channels, bias, noise, forward, tau)
-        self.stride, self.padding = stride, padding
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding = shape[2:], stride, padding
 
     def forward(
         self,

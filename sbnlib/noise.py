@@ -23,7 +23,7 @@ __all__ = ["Cauchy", "FastSigmoid", "Gaussian", "Logistic", "Noise", "Triangular
 
 
 class Noise:
-    """A symmetric noise law with a scale. Subclasses give F, f and F^-1 at scale 1.
+    """A symmetric noise law with a scale. Subclasses give F, f and :math:`F^{-1}` at scale 1.
 
     Args:
         scale: the factor on the law at scale 1, a finite number > 0, in the units of ``a``.
@@ -51,20 +51,20 @@ class Noise:
 
     @property
     def support(self) -> tuple[float, float]:
-        """The open interval on which f > 0."""
+        """The open interval on which f > 0, a pair of numbers."""
         return -self.scale * self._half_width, self.scale * self._half_width
 
     def cdf(self, a: Tensor) -> Tensor:
-        """F(a) = P(Z < a), elementwise; any shape, floating point."""
+        """:math:`F(a) = P(Z < a)`, elementwise; any shape, floating point."""
         return self._apply(self._cdf, a)
 
     def pdf(self, a: Tensor) -> Tensor:
-        """f(a) = F'(a), elementwise, in units of 1/``a``."""
+        """:math:`f(a) = F'(a)`, elementwise, in units of 1/``a``."""
         f = self._apply(self._pdf, a)
         return f if self.scale == 1 else f / self.scale
 
     def icdf(self, p: Tensor) -> Tensor:
-        """F^-1(p) for 0 <= p <= 1, elementwise."""
+        """:math:`F^{-1}(p)` for 0 <= p <= 1, elementwise."""
         wide = torch.promote_types(p.dtype, torch.float32)
         return (self._icdf(p.to(wide)) * self.scale).to(p.dtype)
 
@@ -76,10 +76,16 @@ class Noise:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Independent draws of Z. Always finite, and exactly symmetric.
+        r"""Independent draws of Z. Always finite, and exactly symmetric.
 
-        The magnitude is ``-F^-1(u)`` with ``u`` uniform on (0, 1/2], the sign a fair coin: a
-        single uniform on [0, 1) would give ``F^-1(0) = -inf`` once in 2^24 draws.
+        Args:
+            shape: shape of the result.
+            generator: source of randomness; it must live on ``device``.
+            dtype, device: of the result; default torch's.
+
+        The magnitude is :math:`-F^{-1}(u)` with u uniform on (0, 1/2], the sign a fair coin: a
+        single uniform on [0, 1) would give :math:`F^{-1}(0) = -\infty` once in :math:`2^{24}`
+        draws.
         """
         dtype = dtype or torch.get_default_dtype()
         wide = torch.promote_types(dtype, torch.float32)
@@ -109,7 +115,10 @@ class Noise:
 
 
 class Logistic(Noise):
-    """F(a) = 1/(1 + e^-a), f = F(1 - F). Its proxy 2f is the derivative of tanh(a/2)."""
+    r"""Logistic: :math:`F(a) = 1/(1 + e^{-a})`, :math:`f = F(1 - F)`.
+
+    Its proxy 2f is the derivative of :math:`\tanh(a/2)`.
+    """
 
     def _cdf(self, a: Tensor) -> Tensor:
         return torch.sigmoid(a)
@@ -123,7 +132,10 @@ class Logistic(Noise):
 
 
 class Uniform(Noise):
-    """Uniform on [-1, 1]: F(a) = (1 + a)/2, f = 1/2 inside. Its proxy 2f is that of hardtanh."""
+    r"""Uniform on [-1, 1]: :math:`F(a) = (1 + a)/2`, :math:`f = \tfrac12` inside.
+
+    Its proxy 2f is that of hardtanh.
+    """
 
     _half_width = 1.0
 
@@ -138,9 +150,9 @@ class Uniform(Noise):
 
 
 class Triangular(Noise):
-    """Triangular on [-1, 1]: f(a) = 1 - |a|, F(a) = (1 + a)^2/2 for a <= 0.
+    r"""Triangular on [-1, 1]: :math:`f(a) = 1 - |a|`, :math:`F(a) = (1 + a)^2/2` for a <= 0.
 
-    Its proxy 2f = 2 - 2|a| is the one of Bi-Real net's ApproxSign.
+    Its proxy :math:`2f = 2 - 2|a|` is the one of Bi-Real net's ApproxSign.
     """
 
     _half_width = 1.0
@@ -157,7 +169,10 @@ class Triangular(Noise):
 
 
 class Gaussian(Noise):
-    """Standard normal: F(a) = erfc(-a/sqrt 2)/2. Its proxy 2f is that of erf(a/sqrt 2)."""
+    r"""Standard normal: :math:`F(a) = \tfrac12\operatorname{erfc}(-a/\sqrt2)`.
+
+    Its proxy 2f is the derivative of :math:`\operatorname{erf}(a/\sqrt2)`.
+    """
 
     def _cdf(self, a: Tensor) -> Tensor:
         return torch.special.erfc(-a / math.sqrt(2)) / 2
@@ -170,7 +185,10 @@ class Gaussian(Noise):
 
 
 class Cauchy(Noise):
-    """Standard Cauchy: f(a) = 1/(pi (1 + a^2)), F(a) = 1/2 + arctan(a)/pi."""
+    r"""Cauchy: :math:`f(a) = 1/(\pi(1 + a^2))`, :math:`F(a) = \frac12 + \frac1\pi\arctan a`.
+
+    Its proxy 2f is the derivative of :math:`\frac2\pi\arctan a`.
+    """
 
     def _cdf(self, a: Tensor) -> Tensor:
         return torch.atan2(torch.ones_like(a), -a) / math.pi  # no cancellation as a -> -inf
@@ -183,9 +201,10 @@ class Cauchy(Noise):
 
 
 class FastSigmoid(Noise):
-    """f(a) = (1 + |a|)^-2 / 2, F(a) = 1/(2(1 + |a|)) for a <= 0: tails as heavy as Cauchy's.
+    r""":math:`f(a) = \frac12(1 + |a|)^{-2}`, :math:`F(a) = 1/(2(1 + |a|))` for a <= 0.
 
-    Its proxy 2f = (1 + |a|)^-2 is the SuperSpike slope at beta = 1.
+    Its tails are as heavy as Cauchy's. Its proxy :math:`2f = (1 + |a|)^{-2}` is the SuperSpike
+    slope at beta = 1.
     """
 
     def _cdf(self, a: Tensor) -> Tensor:

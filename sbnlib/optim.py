@@ -27,42 +27,52 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
 class _Latent(Optimizer):
-    """The loop that all share: ``_update(parameter, gradient, group, state)`` in place."""
+    """The loop that all share: ``_update(parameter, gradient, group, state)`` in place.
 
-    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        for name in ("lr", "kl"):
-            value = defaults.get(name, 0.0)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
-        super().__init__(params, defaults)
+    Every group's options are checked, and at a step every parameter before any is changed.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self._check_options(self.defaults | param_group)
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One step. Parameters without a gradient are skipped, as torch does.
 
         Raises:
-            ValueError: a gradient holds NaN; the message names the parameter by group and position.
+            ValueError: a gradient holds NaN, or as the class says; the message names the parameter
+                (by group and position, or by name if the optimizer was given named parameters).
                 Nothing has been changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
+        self._check_all()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     self._update(p, p.grad, group, self.state[p])
         return loss
 
-    def _check_gradients(self) -> None:
+    def _check_all(self) -> None:
         for k, group in enumerate(self.param_groups):
-            for i, p in enumerate(group["params"]):
-                if p.grad is not None and p.grad.isnan().any():
-                    raise ValueError(
-                        f"the gradient of parameter {i} of group {k}, shape {tuple(p.shape)}, "
-                        "holds NaN"
-                    )
+            names = group.get("param_names") or range(len(group["params"]))
+            for name, p in zip(names, group["params"], strict=True):
+                if p.grad is not None:
+                    what = f"parameter {name} of group {k}, shape {tuple(p.shape)}"
+                    self._check(p, group, what)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        for name in ("lr", "kl"):
+            value = options.get(name, 0.0)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+    def _check(self, p: Tensor, group: dict[str, Any], what: str) -> None:
+        if p.grad.isnan().any():
+            raise ValueError(f"the gradient of {what}, holds NaN")
 
     def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -114,9 +124,6 @@ class MirrorDescent(_Latent):
         betas: tuple[float, float] | None = None,
         eps: float = 1e-8,
     ) -> None:
-        for name, value in (("momentum", momentum), *(("betas", b) for b in betas or ())):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {value!r}")
         noise = Logistic() if noise is None else noise
         if not isinstance(noise, Noise):
             raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
@@ -127,20 +134,37 @@ class MirrorDescent(_Latent):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"noise": self.noise}  # torch copies its own fields only
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        if "noise" in options:
+            raise ValueError("noise is the optimizer's, not a group's: use one for each noise")
+        betas = options["betas"]
+        if betas is not None and len(betas) != 2:
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+        for name, values in (("momentum", [options["momentum"]]), ("betas", betas or ())):
+            if not all(0 <= value < 1 for value in values):
+                raise ValueError(f"{name} must be in [0, 1), got {options[name]!r}")
+
+    def _check(self, p: Tensor, group: dict[str, Any], what: str) -> None:
+        super()._check(p, group, what)
         low, high = self.noise.support
         if not group["lazy"] and math.isfinite(high) and (p.abs() > high).any():
             raise ValueError(
-                f"a latent weight lies outside the support [{low:g}, {high:g}] of {self.noise!r}; "
-                "start inside it, or pass lazy=True"
+                f"{what}, has a latent weight outside the support [{low:g}, {high:g}] of "
+                f"{self.noise!r}; start inside it, or pass lazy=True"
             )
+
+    def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         g, lr, kl = _direction(g, group, state), group["lr"], group["kl"]
         if group["proximal"]:
             p.sub_(g, alpha=lr).div_(1 + lr * kl)
         else:
             p.mul_(1 - lr * kl).sub_(g, alpha=lr)
         if not group["lazy"]:
-            p.clamp_(low, high)
+            p.clamp_(*self.noise.support)
 
 
 def _direction(g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
@@ -203,11 +227,13 @@ class Bop(_Latent):
     """
 
     def __init__(self, params: Params, lr: float = 1e-4, *, threshold: float = 1e-8) -> None:
-        if not 0 <= lr <= 1:
-            raise ValueError(f"lr (gamma) must be in [0, 1], got {lr!r}")
-        if not threshold >= 0:
-            raise ValueError(f"threshold must be >= 0, got {threshold!r}")
         super().__init__(params, {"lr": lr, "threshold": threshold})
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        if not 0 <= options["lr"] <= 1:
+            raise ValueError(f"lr (gamma) must be in [0, 1], got {options['lr']!r}")
+        if not options["threshold"] >= 0:
+            raise ValueError(f"threshold must be >= 0, got {options['threshold']!r}")
 
     def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         w = torch.where(p < 0, -1.0, 1.0).to(p.dtype)
@@ -230,7 +256,8 @@ class BayesBiNN(_Latent):
     their ``tau``: with delta = -Z/2 the two relaxed weights are the same.
 
     Args:
-        params: latent weights; each must have been used in a forward pass with ``"concrete"``.
+        params: latent weights; each used once, as ``"concrete"``, in the forward pass that the
+            gradient is of.
         lr: alpha.
         tau: the paper's temperature.
         train_set_size: N, the factor on the mean loss.
@@ -255,16 +282,25 @@ class BayesBiNN(_Latent):
         eps: float = 1e-10,
         stale_mean: bool = False,
     ) -> None:
-        check_tau(tau)
         defaults = {
             "lr": lr, "tau": tau, "train_set_size": train_set_size,
             "prior": prior, "eps": eps, "stale_mean": stale_mean,
         }  # fmt: skip
         super().__init__(params, defaults)
 
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        check_tau(options["tau"])
+
+    def _check(self, p: Tensor, group: dict[str, Any], what: str) -> None:
+        super()._check(p, group, what)
+        if getattr(p, "used", None) is None:
+            raise ValueError(
+                f"BayesBiNN needs weights that the last forward pass used as 'concrete'; {what}, "
+                "has not been"
+            )
+
     def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        if not hasattr(p, "used"):
-            raise ValueError("BayesBiNN needs weights that a forward pass has used as 'concrete'")
         now = torch.tanh(p / 2)
         mean = state.get("mean", now) if group["stale_mean"] else now
         state["mean"] = now
@@ -275,16 +311,24 @@ class BayesBiNN(_Latent):
 
 
 class Proximal(Optimizer):
-    """A base optimizer followed by a proximal map, in the style of torchao's ``parq``.
+    r"""A base optimizer followed by a proximal map, in the style of torchao's ``parq``.
+
+    .. math:: \eta \leftarrow \operatorname{prox}(\eta - \varepsilon g(\eta))
+              \qquad\text{or, lazy,}\qquad
+              u \leftarrow u - \varepsilon g(\eta),\quad \eta \leftarrow \operatorname{prox}(u)
 
     Args:
         base: any optimizer of torch over latent weights; its ``step`` runs first.
         prox: an in-place map ``(eta, strength) -> None`` such as :func:`proxquant` or :func:`parq`.
         strength: a number, or a function of the step count (1, 2, ...) to anneal it.
+        lazy: let the steps accumulate before the map, in the state ``"latent"`` u, and the
+            parameter hold the map of it. ProxQuant is eager; PARQ is lazy, and its map applied
+            eagerly would multiply its slopes from step to step.
 
     The base optimizer's parameter groups and state are this one's.
 
-    Source: Bai, Wang & Liberty 2019 (ICLR); Jin et al. 2025 (ICML); chapter 15.
+    Source: Bai, Wang & Liberty 2019 (ICLR), eager; Jin et al. 2025 (ICML), lazy ("aggregate
+    proximal"); chapter 15.
     """
 
     def __init__(
@@ -292,20 +336,29 @@ class Proximal(Optimizer):
         base: Optimizer,
         prox: Callable[[Tensor, float], None],
         strength: float | Callable[[int], float],
+        *,
+        lazy: bool = False,
     ) -> None:
-        self.base, self.prox, self.steps = base, prox, 0
+        self.base, self.prox, self.lazy, self.steps = base, prox, lazy, 0
         self.strength = strength if callable(strength) else lambda _: strength
         super().__init__(base.param_groups, base.defaults)
         self.state = base.state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        loss = self.base.step(closure)
+        loss = None
+        if closure is not None:  # the gradient is due at the mapped weight, not at the latent one
+            with torch.enable_grad():
+                loss = closure()
+        moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for p in moved:
+            p.copy_(self.state[p].get("latent", p))
+        self.base.step()
         self.steps += 1
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.prox(p, self.strength(self.steps))
+        for p in moved:
+            if self.lazy:
+                self.state[p]["latent"] = p.clone()
+            self.prox(p, self.strength(self.steps))
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -336,8 +389,12 @@ def parq(eta: Tensor, strength: float) -> None:
 
     .. math:: \eta \leftarrow \operatorname{clip}(s\,\eta, -1, 1)
 
-    The slope ``strength`` s grows from 1 (projection on [-1, 1]) to infinity (the sign).
+    The slope ``strength`` s grows from 1 (projection on [-1, 1]) to infinity (the sign, +1 at 0).
+    Use it with ``Proximal(..., lazy=True)``.
 
     Source: Jin et al. 2025 (ICML), the one-bit case.
     """
-    eta.mul_(strength).clamp_(-1, 1)
+    if math.isinf(strength):
+        eta.copy_(torch.where(eta < 0, -1.0, 1.0))
+    else:
+        eta.mul_(strength).clamp_(-1, 1)

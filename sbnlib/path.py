@@ -33,12 +33,12 @@ def psa(
         net: layers must be ``nn.Linear``.
         inputs: ``(..., B, n_0)``.
         loss: states ``(..., B, n_K)`` to ``(..., B)``; need not be differentiable.
-        generator: source of randomness.
+        generator: source of randomness, on the device of ``inputs``.
 
     Returns:
         The loss of the sampled path ``(..., B)``, the estimates as gradient of the parameters.
 
-    Cost: n_K + 1 evaluations of the loss and sum_k n_k n_{k+1} of F an input.
+    Cost: :math:`n_K + 1` evaluations of the loss and :math:`\sum_k n_k n_{k+1}` of F an input.
 
     Raises:
         ValueError: a layer is not ``nn.Linear``, or the loss has a wrong shape.

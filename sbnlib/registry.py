@@ -95,6 +95,7 @@ def _untrained(z: Tensor) -> Tensor:
     return 0.1 * torch.tanh(z).sum(dim=-1)
 
 
+#: The entries by name, in the order of tables and legends.
 ESTIMATORS: dict[str, Entry] = {
     e.name: e
     for e in (

@@ -20,19 +20,21 @@ def sample_sign(
     generator: torch.Generator | None = None,
     u: Tensor | None = None,
 ) -> Tensor:
-    """Draw x = sign(a - Z), that is +1 with probability F(a) and -1 otherwise; never 0.
+    r"""Draw a binary unit: +1 with probability F(a) and -1 otherwise; never 0.
+
+    .. math:: x = \operatorname{sign}(a - Z), \qquad Z \sim F, \qquad P(x) = F(xa)
 
     Args:
         a: pre-activations, any shape, floating point.
         noise: the law F of Z.
-        generator: source of the uniforms when ``u`` is not given.
+        generator: source of the uniforms when ``u`` is not given; on the device of ``a``.
         u: uniforms on [0, 1) handed in, of ``a``'s shape or with further axes in front (then so
             many independent draws); compiled and repeatable code needs it.
 
     Returns:
         +1 where ``u < F(a)``, else -1, in ``a``'s dtype, without a gradient. Rare +1 have their
-        right probability, however small; rare -1 to within the rounding of F(a) near 1, 2^-24 in
-        float32 and 2^-53 in float64.
+        right probability, however small; rare -1 to within the rounding of F(a) near 1,
+        :math:`2^{-24}` in float32 and :math:`2^{-53}` in float64.
 
     Raises:
         TypeError: ``a`` is not a floating-point tensor, or ``noise`` is not a Noise.

@@ -53,10 +53,10 @@ def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
         noise: the law the states were drawn with.
 
     Returns:
-        A tensor equal to ``x`` with gradient ``2 f(a)`` in ``a``.
+        A tensor equal to ``x`` with gradient :math:`2f(a)` in ``a``.
 
     Unbiased for losses that are multilinear in the bits, in the last binary layer; for quadratics
-    the bias is exactly 2 f(a_i) A_ii mu_i.
+    with matrix A the bias is exactly :math:`2 f(a_i) A_{ii}\,\mu_i`.
 
     Raises:
         TypeError, ValueError: as :func:`sbnlib.sample_sign`.

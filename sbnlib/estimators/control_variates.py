@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from sbnlib.estimators.relaxed import check_tau, noise_given_state
+from sbnlib.estimators.relaxed import check_tau, inside, noise_given_state
 from sbnlib.estimators.score import Loss, check_call, evaluate, score, with_gradient
 from sbnlib.noise import Noise
 from sbnlib.units import sample_sign, uniforms
@@ -50,10 +50,12 @@ def muprop(
     check_call(a, noise, num_samples)
     a0 = a.detach()
     mean = (2 * noise.cdf(a0) - 1).requires_grad_()
-    centre, slope = _slope(surrogate or loss, mean)
+    with torch.enable_grad():
+        centre = evaluate(surrogate or loss, mean)
+        slope = _derivative("loss", centre, mean)
     x = sample_sign(a0, noise, u=uniforms((num_samples, *a.shape), a0, generator))
     values = evaluate(loss, x)
-    linear = centre + (slope * (x - mean.detach())).sum(dim=-1)
+    linear = centre.detach() + (slope * (x - mean.detach())).sum(dim=-1)
     rest = (values.detach() - linear)[..., None] * score(a0, x, noise)
     gradient = rest.mean(dim=0) + 2 * noise.pdf(a0) * slope
     return with_gradient(values.mean(dim=0), a, gradient)
@@ -72,8 +74,8 @@ def rebar(
 ) -> Tensor:
     r"""REBAR: the relaxed loss as control variate, coupled to the sample.
 
-    With z = a - Z, x = sign(z), z' drawn from the law of z given x, and
-    :math:`c(z) = \tilde L(\tanh(z/2\tau))`,
+    With :math:`z = a - Z`, :math:`x = \operatorname{sign} z`, :math:`z'` drawn from the law of z
+    given x, and :math:`c(z) = \tilde L(\tanh(z/2\tau))`,
 
     .. math:: \hat g = [L(x) - \eta\,c(z')]\,\nabla\log P(x) + \eta\nabla c(z) - \eta\nabla c(z')
 
@@ -88,9 +90,8 @@ def rebar(
     Source: Tucker et al. 2017 (NeurIPS); chapter 11 for any noise.
     """
     check_tau(tau)
-    values, gradient = _coupled(
-        loss, a, noise, num_samples, generator, _relaxation(surrogate or loss, tau, eta)
-    )
+    relaxed = _relaxation(surrogate or loss, tau, eta)
+    values, gradient = _coupled(loss, a, noise, num_samples, generator, {"loss": relaxed})
     return with_gradient(values.mean(dim=0), a, gradient.mean(dim=0))
 
 
@@ -117,10 +118,8 @@ def relax(
     Source: Grathwohl et al. 2018 (ICLR); chapter 11.
     """
     check_tau(tau)
-    relaxed = _relaxation(surrogate or loss, tau, eta)
-    values, gradient = _coupled(
-        loss, a, noise, num_samples, generator, lambda z: relaxed(z) + evaluate(control, z)
-    )
+    parts = {"loss": _relaxation(surrogate or loss, tau, eta), "control": control}
+    values, gradient = _coupled(loss, a, noise, num_samples, generator, parts)
     return with_gradient(values.mean(dim=0), a, gradient.mean(dim=0))
 
 
@@ -156,9 +155,9 @@ def control_variate_loss(
     if not parameters:
         raise ValueError("parameters must hold at least one tensor to train, got none")
     check_tau(tau)
-    relaxed = _relaxation(surrogate or loss, tau, eta)
-    c = relaxed if control is None else lambda z: relaxed(z) + evaluate(control, z)
-    _, gradient = _coupled(loss, a, noise, num_samples, generator, c, create_graph=True)
+    parts = {"loss": _relaxation(surrogate or loss, tau, eta)}
+    parts |= {} if control is None else {"control": control}
+    _, gradient = _coupled(loss, a, noise, num_samples, generator, parts, create_graph=True)
     moment = gradient.square().sum(dim=-1).mean()
     slopes = torch.autograd.grad(moment, parameters, materialize_grads=True)
     pairs = zip(parameters, slopes, strict=True)
@@ -175,28 +174,33 @@ def _coupled(
     noise: Noise,
     num_samples: int,
     generator: torch.Generator | None,
-    c: Loss,
+    parts: dict[str, Loss],
     create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Losses ``(M, ...)`` and estimates ``(M, ..., n)`` with the control variate c(z)."""
+    """Losses ``(M, ...)`` and estimates ``(M, ..., n)``; the control variate is a sum of parts."""
     check_call(a, noise, num_samples)
     leaf = a.detach().repeat(num_samples, *[1] * a.dim()).requires_grad_()  # a slope a sample
     u = uniforms(leaf.shape, a, generator)
     x = sample_sign(leaf, noise, u=u)
-    z = leaf - noise.icdf(u.to(a.dtype).clamp_min(torch.finfo(a.dtype).eps / 4))
-    z_given_x = leaf - noise_given_state(leaf, x, noise, uniforms(leaf.shape, a, generator))
-    values, at_z, at_z_given_x = evaluate(loss, x), c(z), c(z_given_x)
-    if not at_z.requires_grad:
-        raise ValueError("loss must be differentiable in the states for this estimator")
-    (slope,) = torch.autograd.grad((at_z - at_z_given_x).sum(), leaf, create_graph=create_graph)
-    weight = values.detach() - (at_z_given_x if create_graph else at_z_given_x.detach())
-    return values, weight[..., None] * score(leaf.detach(), x, noise) + slope
+    values = evaluate(loss, x)
+    with torch.enable_grad():
+        z = leaf - noise.icdf(inside(u, a))
+        z_given_x = leaf - noise_given_state(leaf, x, noise, uniforms(leaf.shape, a, generator))
+        weight, slope = values.detach(), torch.zeros_like(leaf)
+        for name, c in parts.items():
+            at_z, at_z_given_x = evaluate(c, z), evaluate(c, z_given_x)
+            slope = slope + _derivative(name, at_z - at_z_given_x, leaf, create_graph)
+            weight = weight - (at_z_given_x if create_graph else at_z_given_x.detach())
+        return values, weight[..., None] * score(leaf.detach(), x, noise) + slope
 
 
-def _slope(function: Loss, x: Tensor) -> tuple[Tensor, Tensor]:
-    """L(x) and its derivative, both without a graph."""
-    values = evaluate(function, x)
-    if not values.requires_grad:
-        raise ValueError("loss must be differentiable in the states for this estimator")
-    (slope,) = torch.autograd.grad(values.sum(), x)
-    return values.detach(), slope
+def _derivative(name: str, values: Tensor, x: Tensor, create_graph: bool = False) -> Tensor:
+    """d values/dx. Each part is asked apart: a part with a step would bias in silence."""
+    slope = None
+    if values.requires_grad:
+        (slope,) = torch.autograd.grad(
+            values.sum(), x, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+    if slope is None:
+        raise ValueError(f"{name} must be differentiable in the states for this estimator")
+    return slope

@@ -24,8 +24,8 @@ def local_expectation(
 
     .. math:: \hat g_i = f(a_i)\,[L(x_i{=}1) - L(x_i{=}{-}1)], \qquad x_{-i} \sim P
 
-    It is REINFORCE with the sum over x_i done exactly (Rao-Blackwell), so its variance is at most
-    REINFORCE's. It costs n + 1 evaluations a sample, in one batched call.
+    It is REINFORCE with the sum over :math:`x_i` done exactly (Rao-Blackwell), so its variance is
+    at most REINFORCE's. It costs n + 1 evaluations a sample, in one batched call.
 
     Args, Returns, Raises: as :func:`sbnlib.reinforce`.
 
@@ -53,7 +53,7 @@ def arm(
 ) -> Tensor:
     r"""ARM: an antithetic pair of states and the uniform that made it.
 
-    With x = +1 where u > F(-a) and x' = +1 where u < F(a),
+    With :math:`x = 1` where :math:`u > F(-a)` and :math:`x' = 1` where :math:`u < F(a)`,
 
     .. math:: \hat g_i = [L(x) - L(x')]\,(u_i - \tfrac12)\,\frac{f(a_i)}{F(a_i)F(-a_i)}
 

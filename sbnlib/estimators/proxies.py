@@ -27,7 +27,7 @@ class Proxy:
     """One proxy derivative.
 
     Attributes:
-        name: the key in :data:`PROXIES`.
+        name: the key in ``PROXIES``.
         h: the slope as a function of the pre-activation, elementwise.
         integral: the integral of h over the line; 2 for a correct straight-through scale.
         noise: the noise of which h is 2f, or None.
@@ -152,7 +152,7 @@ def proxy(a: Tensor, x: Tensor, noise: Noise | None = None, *, name: str) -> Ten
         a: pre-activations ``(..., n)``.
         x: states, +-1, shape ``a.shape`` or with further axes in front.
         noise: not used; the point of chapter 8 is what happens when it does not match ``h``.
-        name: a key of :data:`PROXIES`.
+        name: a key of ``sbnlib.estimators.PROXIES``, the names of the table in the reference.
 
     Raises:
         ValueError: unknown ``name``; the message lists the known ones.

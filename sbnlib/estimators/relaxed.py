@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbnlib.estimators.chain_rule import attach
 from sbnlib.noise import Noise
-from sbnlib.units import check_ends_with, check_unit, uniforms
+from sbnlib.units import _is_eager_cpu, check_ends_with, check_unit, uniforms
 
 __all__ = ["check_tau", "concrete", "gumbel_rao", "noise_given_state", "st_gumbel"]
 
@@ -31,14 +31,15 @@ def concrete(
     r"""The relaxed unit :math:`x_\tau = \tanh((a - Z)/2\tau)`, differentiable in ``a``.
 
     The value is real, not a state: a network of such units is another network, whose gradient is
-    exact and whose loss is biased by O(tau).
+    exact and whose loss is biased by :math:`O(\tau)`.
 
     Args:
         a: pre-activations ``(..., n)``.
         noise: the law of Z.
         tau: temperature > 0, in the units of ``a``.
-        generator: source of randomness.
-        u: uniforms handed in, of ``a``'s shape or with further axes in front; Z = F^-1(u).
+        generator: source of randomness, on the device of ``a``.
+        u: uniforms handed in, of ``a``'s shape or with further axes in front; then
+            :math:`Z = F^{-1}(u)`.
 
     Raises:
         ValueError: ``tau <= 0``, a wrong shape.
@@ -69,13 +70,13 @@ def st_gumbel(
     .. math:: c = \frac{1}{2\tau}\operatorname{sech}^2\frac{a - Z}{2\tau}, \qquad Z \sim F \mid x
 
     The noise that explains the given state is drawn from its conditional law, so that (x, Z) has
-    the law it has when Z is drawn first. As tau -> 0 the mean tends to the trapezoid rule
-    f(a)(L'(1) + L'(-1)) and the variance grows as 1/tau.
+    the law it has when Z is drawn first. As :math:`\tau\to0` the mean tends to the trapezoid rule
+    :math:`f(a)(L'(1) + L'(-1))` and the variance grows as :math:`1/\tau`.
 
     Args:
         a, x, noise: as :func:`sbnlib.straight_through`.
         tau: temperature > 0.
-        generator: source of randomness.
+        generator: source of randomness, on the device of ``a``.
         u: uniforms of ``x``'s shape for the draw of Z given x.
 
     Raises:
@@ -83,7 +84,7 @@ def st_gumbel(
 
     Source: Jang, Gu & Poole 2017; chapter 9.
     """
-    return _mean_slope(a, x, noise, tau, 1, generator, None if u is None else u[None])
+    return _relaxed_slope(a, x, noise, tau, (), generator, u)
 
 
 def gumbel_rao(
@@ -98,8 +99,8 @@ def gumbel_rao(
 ) -> Tensor:
     r"""Gumbel-Rao: ST-Gumbel with its slope averaged over ``num_inner`` draws of Z given x.
 
-    Its mean is ST-Gumbel's, its variance smaller: ZGR's plus O(1/(num_inner tau)) as tau -> 0. The
-    cold limit ZGR needs the exact inner expectation.
+    Its mean is ST-Gumbel's, its variance smaller: ZGR's plus :math:`O(1/K\tau)` as
+    :math:`\tau\to0`. The cold limit ZGR needs the exact inner expectation.
 
     Args:
         a, x, noise, tau, generator: as :func:`st_gumbel`.
@@ -113,29 +114,31 @@ def gumbel_rao(
     """
     if isinstance(num_inner, bool) or not isinstance(num_inner, int) or num_inner < 1:
         raise ValueError(f"num_inner must be an integer >= 1, got {num_inner!r}")
-    return _mean_slope(a, x, noise, tau, num_inner, generator, u)
+    return _relaxed_slope(a, x, noise, tau, (num_inner,), generator, u)
 
 
-def _mean_slope(
+def _relaxed_slope(
     a: Tensor,
     x: Tensor,
     noise: Noise,
     tau: float,
-    draws: int,
+    draws: tuple[int, ...],
     generator: torch.Generator | None,
     u: Tensor | None,
 ) -> Tensor:
+    """The slope of the relaxed unit given x, averaged over the axis of ``draws`` if there is one."""
     check_unit(a, noise)
     check_ends_with("x", x, a)
     check_tau(tau)
-    shape = (draws, *x.shape)
+    shape = (*draws, *x.shape)
     if u is None:
         u = uniforms(shape, a, generator)
-    elif u.shape != shape:
-        raise ValueError(f"u must have shape {shape}, got {tuple(u.shape)}")
+    elif not isinstance(u, Tensor) or u.shape != shape:
+        got = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+        raise ValueError(f"u must have shape {shape}, got {got}")
     z = noise_given_state(a.detach(), x.detach(), noise, u)
     slope = (1 - torch.tanh((a.detach() - z) / (2 * tau)).square()) / (2 * tau)
-    return attach(x, a, slope.mean(dim=0))
+    return attach(x, a, slope.mean(dim=0) if draws else slope)
 
 
 def noise_given_state(a: Tensor, x: Tensor, noise: Noise, u: Tensor) -> Tensor:
@@ -144,12 +147,20 @@ def noise_given_state(a: Tensor, x: Tensor, noise: Noise, u: Tensor) -> Tensor:
     Differentiable in ``a`` at fixed ``u``, and on the right side of ``a`` whatever the rounding.
     """
     xa = x * a
-    # u = 0 would give -inf; half a step of the generator's grid instead.
-    u = u.to(a.dtype).clamp_min(torch.finfo(a.dtype).eps / 4)
-    return x * torch.minimum(noise.icdf(u * noise.cdf(xa)), xa)
+    return x * torch.minimum(noise.icdf(inside(u, a) * noise.cdf(xa)), xa)
 
 
-def check_tau(tau: float) -> None:
-    ok = isinstance(tau, Tensor) or (isinstance(tau, Real) and 0 < float(tau) < math.inf)
+def inside(u: Tensor, a: Tensor) -> Tensor:
+    """Uniforms in ``a``'s dtype, off 0 and 1, where F^-1 and its derivative may be infinite."""
+    eps = torch.finfo(a.dtype).eps
+    return u.to(a.dtype).clamp(eps / 4, 1 - eps / 2)
+
+
+def check_tau(tau: float | Tensor) -> None:
+    """A temperature is > 0; of a tensor this is looked at only where looking is free."""
+    if isinstance(tau, Tensor):
+        ok = not _is_eager_cpu(tau) or bool(((tau > 0) & tau.isfinite()).all())
+    else:
+        ok = isinstance(tau, Real) and 0 < float(tau) < math.inf
     if not ok:
         raise ValueError(f"tau must be a finite temperature > 0, got {tau!r}")

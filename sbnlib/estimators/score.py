@@ -42,11 +42,11 @@ def reinforce(
         a: pre-activations ``(..., n)``.
         noise: the law of the injected noise.
         num_samples: M >= 1; at least 2 for the named baselines.
-        generator: source of randomness.
-        baseline: b. None for 0; a tensor that broadcasts to ``a.shape[:-1]`` and does not depend on
-            the samples; ``"loo"``, the mean of the *other* samples' losses, with which the estimate
-            is the pairwise U-statistic and ignores a constant in L; ``"running"``, the mean of the
-            losses of the samples drawn *before* (0 for the first).
+        generator: source of randomness, on the device of ``a``.
+        baseline: what is subtracted. None for 0; a tensor that broadcasts to ``a.shape[:-1]`` and
+            does not depend on the samples; ``"loo"``, the mean of the *other* samples' losses, with
+            which the estimate is the pairwise U-statistic and ignores a constant in L;
+            ``"running"``, the mean of the losses of the samples drawn *before* (0 for the first).
 
     Returns:
         The mean loss of the samples, shape ``a.shape[:-1]``, with the estimate as gradient.
@@ -57,16 +57,24 @@ def reinforce(
     Source: Williams 1992; leave-one-out: Kool, van Hoof & Welling 2019; chapter 4.
     """
     check_call(a, noise, num_samples)
-    if isinstance(baseline, str):
-        if baseline not in BASELINES:
-            raise ValueError(f"baseline must be one of {BASELINES}, a tensor or None, "
-                             f"got {baseline!r}")  # fmt: skip
-        if num_samples < 2:
-            raise ValueError(f"baseline={baseline!r} needs num_samples >= 2, got {num_samples}")
+    _check_baseline(baseline, a, num_samples)
     x = _draw(a, noise, num_samples, generator)
     values = evaluate(loss, x)
     weight = values.detach() - _baseline(values.detach(), baseline)
     return with_gradient(values.mean(dim=0), a, (weight[..., None] * score(a, x, noise)).mean(0))
+
+
+def _check_baseline(baseline: str | Tensor | None, a: Tensor, num_samples: int) -> None:
+    rows = a.shape[:-1]
+    if isinstance(baseline, Tensor):
+        shape = (1,) * (len(rows) - baseline.dim()) + tuple(baseline.shape)
+        if len(shape) > len(rows) or any(b not in (1, r) for b, r in zip(shape, rows, strict=True)):
+            raise ValueError(f"baseline must broadcast to {tuple(rows)}, got shape "
+                             f"{tuple(baseline.shape)}")  # fmt: skip
+    elif baseline is not None and baseline not in BASELINES:
+        raise ValueError(f"baseline must be one of {BASELINES}, a tensor or None, got {baseline!r}")
+    elif baseline is not None and num_samples < 2:
+        raise ValueError(f"baseline={baseline!r} needs num_samples >= 2, got {num_samples}")
 
 
 def _baseline(values: Tensor, baseline: str | Tensor | None) -> Tensor | float:
@@ -97,6 +105,8 @@ def evaluate(loss: Loss, x: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != x.shape[:-1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"loss must map {tuple(x.shape)} to {tuple(x.shape[:-1])}, got {got}")
+    if not values.is_floating_point():
+        raise ValueError(f"loss must return floating-point values, got {values.dtype}")
     return values
 
 
