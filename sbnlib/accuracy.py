@@ -41,7 +41,12 @@ CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its standard error."""
+    """A number and its standard error.
+
+    Attributes:
+        value: the number.
+        se: its standard error, in the same units; NaN where there were too few samples.
+    """
 
     value: float
     se: float

@@ -47,7 +47,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three fixed splits. ``split.inputs.reshape(-1, *image_shape)`` gives the pictures back."""
+    """A data set in three fixed splits.
+
+    Attributes:
+        name: what :func:`load` was asked for.
+        image_shape: ``split.inputs.reshape(-1, *image_shape)`` gives the pictures back.
+        num_classes: labels are 0 to num_classes - 1.
+        train, validation, test: the splits.
+    """
 
     name: str
     image_shape: tuple[int, int]
@@ -67,8 +74,9 @@ def load(name: str) -> Dataset:
     - ``"fashion-mnist"``: 50 000 / 10 000 / 10 000, the published test set and the last 10 000
       training images for validation.
 
-    Raises ValueError for an unknown name and DataError for a file that is missing or does not
-    have the expected content.
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+        DataError: a file is missing or does not have the expected content.
     """
     if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"name: got {name!r}, known data sets are {', '.join(DATASETS)}")

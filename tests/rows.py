@@ -157,3 +157,25 @@ def panels(stops: list[float], count: int = 40) -> tuple[Array, Array]:
         x.append((hi - lo) * (node + 1) / 2 + lo)
         w.append((hi - lo) * weight / 2)
     return np.concatenate(x), np.concatenate(w)
+
+
+def relaxed_gradient(
+    noise: RefNoise, a: Array, loss: RefLoss, tau: float, count: int = 6
+) -> Array:
+    """E d/da L(tanh((a - Z)/2 tau)) by a product of Gauss-Legendre panels, one factor a unit."""
+    axes = [relaxed_axis(noise, float(v), tau, count) for v in a]
+    grid = np.meshgrid(*[v for v, _ in axes], indexing="ij")
+    weight = np.prod(np.meshgrid(*[w for _, w in axes], indexing="ij"), axis=0)
+    v = np.stack(grid, -1).reshape(-1, len(a))
+    slopes = loss.gradient(np.tanh(v), 0) * sech2(v) / (2 * tau)
+    return weight.ravel() @ slopes
+
+
+def relaxed_axis(noise: RefNoise, a: float, tau: float, count: int) -> tuple[Array, Array]:
+    """Nodes v = (a - Z)/2 tau and weights with the law of Z; the tails are two atoms at +-20."""
+    kinks = [(a - k * noise.scale) / (2 * tau) for k in (-1.0, 0.0, 1.0)]
+    inner = [k for k in kinks if -20 < k < 20]
+    v, w = panels(sorted({-20.0, -8.0, -3.0, -1.0, 1.0, 3.0, 8.0, 20.0, *inner}), count)
+    w = w * noise.pdf(a - 2 * tau * v) * 2 * tau
+    tails = noise.cdf(a - 40 * tau), noise.cdf(-a - 40 * tau)  # Z < a - 40 tau: v > 20
+    return np.concatenate([v, [20.0, -20.0]]), np.concatenate([w, tails])

@@ -6,8 +6,6 @@ depth. A biased one must have the bias that theory gives, not just some bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import reference as ref
@@ -20,10 +18,10 @@ from rows import (
     logits,
     mean_slopes,
     network_estimates,
-    panels,
+    relaxed_gradient,
     row_net,
-    seeded,
     sech2,
+    seeded,
     z_scores,
 )
 from scipy import integrate
@@ -201,27 +199,8 @@ def test_the_peano_form_is_the_integral_it_stands_for() -> None:
     mu = float(noise.cdf(0.4) - noise.cdf(-0.4))
     for s in (-1.0, 0.0, 1.0):
         integral = integrate.quad(lambda t, s=s: (s * mu + t) * curvature(t), -1, 1)[0]
-        assert peano_bias(noise, a, loss, s)[0] == pytest.approx(noise.pdf(0.4) * integral, rel=1e-6)
-
-
-def relaxed_gradient(noise: ref.RefNoise, a: Array, loss: ref.RefLoss, tau: float) -> Array:
-    """E d/da L(tanh((a - Z)/2 tau)) by a product of Gauss-Legendre panels, one factor a unit."""
-    axes = [relaxed_axis(noise, float(v), tau) for v in a]
-    grid = np.meshgrid(*[v for v, _ in axes], indexing="ij")
-    weight = np.prod(np.meshgrid(*[w for _, w in axes], indexing="ij"), axis=0)
-    v = np.stack(grid, -1).reshape(-1, len(a))
-    slopes = loss.gradient(np.tanh(v), 0) * sech2(v) / (2 * tau)
-    return weight.ravel() @ slopes
-
-
-def relaxed_axis(noise: ref.RefNoise, a: float, tau: float) -> tuple[Array, Array]:
-    """Nodes v = (a - Z)/2 tau and weights with the law of Z; the tails are two atoms at +-20."""
-    kinks = [(a - k * noise.scale) / (2 * tau) for k in (-1.0, 0.0, 1.0)]
-    inner = [k for k in kinks if -20 < k < 20]
-    v, w = panels(sorted({-20.0, -8.0, -3.0, 3.0, 8.0, 20.0, *inner}), 7)
-    w = w * noise.pdf(a - 2 * tau * v) * 2 * tau
-    tails = noise.cdf(a - 40 * tau), noise.cdf(-a - 40 * tau)  # Z < a - 40 tau: v > 20
-    return np.concatenate([v, [20.0, -20.0]]), np.concatenate([w, tails])
+        expected = noise.pdf(0.4) * integral
+        assert peano_bias(noise, a, loss, s)[0] == pytest.approx(expected, rel=1e-6)
 
 
 @noises

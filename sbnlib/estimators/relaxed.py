@@ -126,7 +126,7 @@ def _relaxed_slope(
     generator: torch.Generator | None,
     u: Tensor | None,
 ) -> Tensor:
-    """The slope of the relaxed unit given x, averaged over the axis of ``draws`` if there is one."""
+    """The slope of the relaxed unit given x, averaged over ``draws`` if there is such an axis."""
     check_unit(a, noise)
     check_ends_with("x", x, a)
     check_tau(tau)

@@ -2,14 +2,15 @@
 
     python -m sbnlib.experiments.bench [--quick] [--only NAME ...] [--out FILE] [--threads N]
 
-Both sides of a row run in turns in one process, so that whatever else the machine does meets both.
-A row gives the minimum and the median of each side in seconds and the ratios of the minima and of
-the medians; the target is held against the ratio of the minima, which other processes disturb
-least. The load of the machine is printed beside it. Both sides must first give the same numbers
-(``checks`` of the file).
+Both sides of a row run in turns in one process. A row gives the minimum and the median of each side
+and the ratios of the minima and of the medians; the target is held against the ratio of the minima,
+which other processes disturb least. The load of the machine is printed beside it. Both sides must
+first give the same numbers (``checks`` of the file).
 
 One torch thread by default, on both sides: where other processes run, a second one waits for them,
-and a sum of 2 ms takes 80.
+and a sum of 2 ms takes 80. The clock is then the processor time of this process, the same as the
+wall clock on an idle machine. On a busy one the wall clock favours the side that is done in 2 ms:
+some of its runs meet nobody, while a run of 3 s always shares the processor.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +33,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from sbnlib.accuracy import measure
+from sbnlib.estimators import straight_through
 from sbnlib.exact import all_states, exact_gradient
 from sbnlib.experiments import measurement
-from sbnlib.network import SBN, Loss
+from sbnlib.network import SBN, Loss, pathwise
 
 __all__ = ["ROWS", "Row", "Times", "main", "peak_memory", "take_turns"]
 
@@ -80,27 +82,26 @@ class Row:
         return self.ratio >= float(bound) if sense == ">=" else self.ratio <= float(bound)
 
 
-def take_turns(ours: Side, other: Side, rounds: int, repeats: int = 1) -> tuple[Times, Times]:
-    """Times of both sides, run in turns; ``repeats`` runs of ours to one of the other.
+def take_turns(ours: Side, *others: Side, rounds: int, repeats: int = 1) -> list[Times]:
+    """Times of all sides, run in turns; ``repeats`` runs of ours to one of each other.
 
     One run of each comes first and does not count.
     """
-    ours(), other()
-    a, b = [], []
+    seconds: list[list[float]] = [[] for _ in range(1 + len(others))]
+    for side in (ours, *others):
+        side()
     for _ in range(rounds):
-        a += [_seconds(ours) for _ in range(repeats)]
-        b.append(_seconds(other))
-    return _times(a), _times(b)
+        seconds[0] += [_seconds(ours) for _ in range(repeats)]
+        for found, side in zip(seconds[1:], others, strict=True):
+            found.append(_seconds(side))
+    return [Times(min(found), statistics.median(found)) for found in seconds]
 
 
 def _seconds(side: Side) -> float:
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     side()
-    return time.perf_counter() - start
-
-
-def _times(seconds: Sequence[float]) -> Times:
-    return Times(min(seconds), statistics.median(seconds))
+    return clock() - start
 
 
 def _ratios(above: Times, below: Times) -> dict[str, float]:
@@ -136,10 +137,10 @@ def _difference(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
 
 
 def enumerate_states(net: SBN, inputs: Tensor, loss: Loss, block: int = 64) -> Gradient:
-    r"""E L = sum over all joint states of P(x_1, ..., x_K | input) L(x_K), as it is written.
+    r"""Vectorised enumeration of the product space, each term P(x_1..x_K | input) L(x_K) by itself.
 
-    Every term evaluates all its units; all terms of a block of joint states are done at once. Of
-    the sizes of the block that were tried, 64 is the fastest.
+    Every term evaluates all its units; all terms of a block of joint states, for all inputs, are
+    done at once. Of the sizes of the block that were tried, 64 is the fastest.
     """
 
     def term(rows: Tensor) -> Tensor:
@@ -155,9 +156,10 @@ def enumerate_states(net: SBN, inputs: Tensor, loss: Loss, block: int = 64) -> G
 
 
 def enumerate_tables(net: SBN, inputs: Tensor, loss: Loss, block: int = 4) -> Gradient:
-    r"""The same sum from tables of log P(x_k | x_{k-1}), the fastest enumeration tried here.
+    r"""Enumeration from tables of log P(x_k | x_{k-1}), the fastest one tried here.
 
-    The terms are still formed, exponentiated, weighted and added one by one.
+    The terms are still formed, exponentiated, weighted and added one by one, but a unit is
+    evaluated once for each state below it and not once a term.
     """
     states = _states_of(net, inputs)
 
@@ -227,12 +229,15 @@ def exact(
     problem = _problem(widths, batch)
     (a, grads_a), (b, grads_b) = exact_gradient(*problem), baseline(*problem)
     ours, other = take_turns(
-        lambda: exact_gradient(*problem), lambda: baseline(*problem), rounds, repeats
+        lambda: exact_gradient(*problem),
+        lambda: baseline(*problem),
+        rounds=rounds,
+        repeats=repeats,
     )
     return Row(
         name,
         f"exact_gradient, {_names(widths, batch)}",
-        (baseline.__doc__ or "").split("\n")[0].rstrip(".,:"),
+        _first_line(baseline),
         ours,
         other,
         **_ratios(other, ours),
@@ -242,10 +247,21 @@ def exact(
     )
 
 
+def _first_line(function: Callable[..., Any]) -> str:
+    """What the function is, from its docstring, to be read after "against"."""
+    line = (function.__doc__ or "").split("\n")[0].rstrip(".")
+    return line[:1].lower() + line[1:]
+
+
 def wide(name: str, *, widths: Sequence[int]) -> Row:
     """Seconds and peak memory of one cold ``exact_gradient``, in a process of its own."""
     found = _probe("probe_exact", list(widths))
-    return Row(name, f"exact_gradient, {_names(widths, 1)}, one cold run", "", details=found)
+    return Row(
+        name,
+        f"exact_gradient, {_names(widths, 1)}, one cold run",
+        "",
+        details={"probes": {"one run": found}},
+    )
 
 
 def probe_exact(widths: Sequence[int]) -> dict[str, float]:
@@ -259,11 +275,19 @@ def probe_exact(widths: Sequence[int]) -> dict[str, float]:
 def backward_loop(
     net: SBN, inputs: Tensor, loss: Loss, num_samples: int, generator: torch.Generator
 ) -> Tensor:
-    """One sampled forward and one backward pass a gradient sample, by hand: (M, parameters).
+    """One call of the estimator and one of backward a gradient sample: (M, parameters)."""
+    estimator, rows = pathwise(straight_through), []
+    for _ in range(num_samples):
+        net.zero_grad()
+        estimator(net, inputs, loss, generator=generator).mean().backward()
+        rows.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    return torch.stack(rows)
 
-    Straight-through as it is usually written, without a check or a module; it draws what
-    ``measure`` draws.
-    """
+
+def loop_by_hand(
+    net: SBN, inputs: Tensor, loss: Loss, num_samples: int, generator: torch.Generator
+) -> Tensor:
+    """The same samples without sbnlib, its modules and its checks; the fastest loop tried here."""
     parameters, rows = list(net.parameters()), []
     for _ in range(num_samples):
         x = inputs
@@ -286,24 +310,29 @@ def statistics_of_st(
     loop_samples: int,
     rounds: int,
 ) -> Row:
-    """``measure`` against a loop of backward calls, timed on fewer samples and scaled up."""
+    """``measure`` against loops of backward calls, timed on fewer samples and scaled up."""
     problem, draws = _problem(widths, batch), torch.Generator().manual_seed(0)
-    ours, loop = take_turns(
+    ours, *loops = take_turns(
         lambda: measure(*problem, "straight_through", num_samples, generator=draws),
         lambda: _moments(backward_loop(*problem, loop_samples, draws)),
-        rounds,
+        lambda: _moments(loop_by_hand(*problem, loop_samples, draws)),
+        rounds=rounds,
     )
-    other = Times(*(seconds * num_samples / loop_samples for seconds in loop))
+    scale = num_samples / loop_samples
+    other, by_hand = (Times(*(seconds * scale for seconds in loop)) for loop in loops)
+    sizes = {"rounds": rounds, "samples": num_samples, "loop_samples": loop_samples}
     return Row(
         name,
         f"measure, straight-through, {_names(widths, batch)}, {num_samples} samples",
-        f"loop of backward calls, {loop_samples} timed and scaled linearly",
+        f"a loop of backward calls, {loop_samples} timed and scaled linearly",
         ours,
         other,
         **_ratios(other, ours),
         target=target,
-        difference=_difference_of_statistics(problem),
-        details={"rounds": rounds, "samples": num_samples, "loop_samples": loop_samples},
+        difference=max(
+            _difference_of_statistics(problem, f) for f in (backward_loop, loop_by_hand)
+        ),
+        details=sizes | {"by_hand_s": by_hand, "by_hand": _ratios(by_hand, ours)},
     )
 
 
@@ -312,11 +341,13 @@ def _moments(rows: Tensor) -> Tensor:
     return torch.cat([rows.mean(dim=0), rows.var(dim=0).sum()[None]])
 
 
-def _difference_of_statistics(problem: tuple[SBN, Tensor, Loss]) -> float:
-    """Variance and MSE of sixteen samples by both; so few are drawn one by one by both."""
+def _difference_of_statistics(
+    problem: tuple[SBN, Tensor, Loss], loop: Callable[..., Tensor]
+) -> float:
+    """Variance and MSE of sixteen samples by both; ``measure`` draws so few one by one too."""
     m = 16
     found = measure(*problem, "straight_through", m, generator=_seeded())["all"]
-    moments = _moments(backward_loop(*problem, m, _seeded()))
+    moments = _moments(loop(*problem, m, _seeded()))
     exact_mean = torch.cat([g.flatten() for g in exact_gradient(*problem)[1].values()])
     mse = (moments[:-1] - exact_mean).square().sum() + moments[-1] * (1 - 1 / m)
     given = torch.tensor([found.variance.value, found.mse.value], dtype=torch.float64)
@@ -339,7 +370,7 @@ def memory_of_statistics(
         f"the least at {', '.join(f'{m:.0e}' for m in sizes)} samples",
         ratio=max(peaks) / min(peaks),
         target=target,
-        details=found,
+        details={"probes": found},
     )
 
 
@@ -375,9 +406,7 @@ def peak_memory() -> float:
 # A training step ---------------------------------------------------------------------------------
 
 
-def training_step(
-    name: str, target: str, *, widths: Sequence[int], batch: int, rounds: int
-) -> Row:
+def training_step(name: str, target: str, *, widths: Sequence[int], batch: int, rounds: int) -> Row:
     """A step of plain SGD on cross-entropy, float32: binary units against tanh."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -386,7 +415,7 @@ def training_step(
         binary = nn.Sequential(SBN(*layers[:-1]), layers[-1])
         smooth = nn.Sequential(*(m for layer in twins[:-1] for m in (layer, nn.Tanh())), twins[-1])
         sides = [_step(net, inputs, labels) for net in (binary, smooth)]
-        ours, other = take_turns(*sides, rounds)
+        ours, other = take_turns(*sides, rounds=rounds)
     return Row(
         name,
         f"step of an SBN {'-'.join(map(str, widths))}, batch {batch}, straight-through, float32",
@@ -448,7 +477,7 @@ ROWS: dict[str, tuple[Callable[..., Row], dict[str, Any], dict[str, Any] | None]
     ),
     "statistics-200": (
         statistics_of_st,
-        ST | {"target": ">= 8", "batch": 200, "loop_samples": 1000, "rounds": 4},
+        ST | {"target": ">= 8", "batch": 200, "loop_samples": 1000, "rounds": 5},
         {"num_samples": 10_000, "rounds": 2},
     ),
     "statistics-memory": (
@@ -473,23 +502,28 @@ def make(name: str, quick: bool = False) -> Row:
 
 
 def report(row: Row) -> str:
-    """The row in words, two lines."""
+    """The row in words, a line of numbers and what they are."""
     verdict = {True: "met", False: "not met", None: "no target"}[row.met]
     ratio = "" if row.ratio is None else f"{row.ratio:.4g}x"
     if row.ratio_of_medians is not None:
         ratio += f" ({row.ratio_of_medians:.4g}x)"
     cells = [_show(row.ours_s), _show(row.other_s), ratio, row.target, verdict]
+    line = " ".join(f"{c:>{w}}" for c, w in zip(cells, (20, 20, 18, 8, 9), strict=True))
     load = f"load {row.load[0]:.1f} to {row.load[1]:.1f}"
-    words = [f"{'':18}{row.ours}" + (f" / {row.other}" if row.other else "")]
-    for size, probe in row.details.items():
-        if isinstance(probe, dict):
-            words.append(f"{'':18}{size}: {probe['seconds']:.3g} s, {probe['peak_mib']:.0f} MiB")
-    if "peak_mib" in row.details:
-        at = row.details
-        words.append(f"{'':18}{at['seconds']:.3g} s, {at['peak_mib']:.0f} MiB")
-    widths = (22, 22, 20, 8, 9)
-    line = " ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-    return "\n".join([f"{row.row:18}{line}  {load}", *words])
+    words = [row.ours, f"against {row.other}" if row.other else "", *_more(row.details)]
+    return "\n".join([f"{row.row:17}{line}  {load}", *(f"{'':17} {w}" for w in words if w)])
+
+
+def _more(details: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on what a row holds beside its two sides."""
+    if "by_hand" in details:
+        found = details["by_hand"]
+        yield (
+            f"against the same loop by hand, {_show(details['by_hand_s'])}: "
+            f"{found['ratio']:.4g}x ({found['ratio_of_medians']:.4g}x)"
+        )
+    for samples, found in details.get("probes", {}).items():
+        yield f"{samples:>9}: {_unit(found['seconds'])}, peak {found['peak_mib']:.0f} MiB"
 
 
 def _show(times: Times | None) -> str:
@@ -500,13 +534,13 @@ def _unit(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
-def as_measurement(rows: Sequence[Row], command: str) -> dict[str, Any]:
+def as_measurement(rows: Sequence[Row], command: str, device: str) -> dict[str, Any]:
     """What the file holds; a check says that the two sides of a row gave the same numbers."""
     compared = {row.row: row.difference for row in rows if row.difference is not None}
     return measurement.record(
         kind="bench",
         command=command,
-        device=measurement.describe_device(),
+        device=device,
         seeds=[0],
         checks={f"{name}: same numbers": d <= TOLERANCE for name, d in compared.items()},
         ratios={row.row: row.ratio for row in rows if row.ratio is not None},
@@ -514,19 +548,21 @@ def as_measurement(rows: Sequence[Row], command: str) -> dict[str, Any]:
     )
 
 
-def run(names: Sequence[str], quick: bool, threads: int) -> list[Row]:
-    """Make and print the rows, with ``threads`` torch threads."""
+def run(names: Sequence[str], quick: bool, threads: int) -> tuple[list[Row], str]:
+    """Make and print the rows, with ``threads`` torch threads; the rows and the device."""
     rows, before = [], torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        print(f"{measurement.describe_device()}; seconds: minimum (median); ratio: of minima (of")
-        print("medians); the target is for the first")
+        device = measurement.describe_device()
+        clock = "Processor" if threads == 1 else "Wall clock"
+        print(f"{device}. {clock} time: ours, the other's: minimum (median).")
+        print("Ratio: of the minima (of the medians); the target is for the first.")
         for name in names:
             rows.append(make(name, quick))
             print(report(rows[-1]), flush=True)
     finally:
         torch.set_num_threads(before)
-    return rows
+    return rows, device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -535,9 +571,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads < 1:
         _parser().error(f"--threads: got {options.threads}, must be at least 1")
     names = [name for name in options.only or ROWS if not (options.quick and ROWS[name][2] is None)]
-    rows = run(names, options.quick, options.threads)
+    rows, device = run(names, options.quick, options.threads)
     words = " ".join(sys.argv[1:] if argv is None else argv)
-    result = as_measurement(rows, f"python -m sbnlib.experiments.bench {words}".strip())
+    result = as_measurement(rows, f"python -m sbnlib.experiments.bench {words}".strip(), device)
     if options.out:
         measurement.write(options.out, result)
         print(f"written to {options.out}")

@@ -70,13 +70,26 @@ SAMPLES = 10
 class Config:
     """One experiment. Everything is checked here, before any work.
 
-    ``gain`` scales the initial weights and biases of the binary layers (1: torch's default, which
-    leaves logistic units close to coin flips). Because F is applied to a / scale, it does what a
-    smaller noise scale does, at the same learning rate relative to the weights.
-    ``threads`` are those torch may use: small nets are slowed by a second one, and a busy machine
-    by more, fourfold and over.
+    Attributes:
+        data: name of the data set.
+        estimator: name in the registry.
+        noise: name of the noise.
+        hidden: widths of the binary layers.
+        seeds: how many runs at the chosen setting.
+        epochs, batch_size: length of a run and size of a step.
+        lr: learning rates to choose from.
+        gain: factors to choose from, on the initial weights and biases of the binary layers (1:
+            torch's default, which leaves logistic units close to coin flips). Because F is applied
+            to a / scale, a gain does what a smaller noise scale does, at the same learning rate
+            relative to the weights.
+        schedule: "cosine" or "constant".
+        dtype: "float32" or "float64".
+        accelerator, devices: where to run, for Lightning Fabric.
+        threads: those torch may use: small nets are slowed by a second one, and a busy machine by
+            more, fourfold and over.
 
-    Raises ValueError, naming the field, what was given and what is allowed.
+    Raises:
+        ValueError: a field is wrong; the message names it, what was given and what is allowed.
     """
 
     data: str = "digits"
@@ -170,6 +183,18 @@ def train(
     Seed s gives both models the same order of images and, up to the gain, the same initial weights.
     The row: model, lr, gain, seed, ``validation`` and ``test`` (accuracy of each prediction) and
     ``validation_loss`` (mean negative log-likelihood of the prediction in ``MODELS``).
+
+    Args:
+        config: the experiment.
+        model: "sbn" or "tanh".
+        lr, gain: the setting.
+        seed: of the initial weights, the order of the images and the noise.
+        fabric, data: made from ``config`` if they are not given.
+        checkpoint: a file; the state is kept there after each epoch, and taken up again.
+        after_epoch: called after each epoch.
+
+    Raises:
+        ValueError: unknown ``model``.
     """
     _one_of("model", model, MODELS)
     fabric = fabric or launch(config)
@@ -288,9 +313,13 @@ def run(
 ) -> Row:
     """Search, train ``config.seeds`` seeds of both models, test: a measurement.
 
-    With ``folder`` every finished run is kept there and the one under way is checkpointed after
-    each epoch; called again, the experiment goes on where it was and ends with the same numbers
-    (bit for bit on a CPU).
+    Args:
+        config: the experiment.
+        fabric, data: made from ``config`` if they are not given.
+        folder: every finished run is kept there and the one under way is checkpointed after each
+            epoch; called again, the experiment goes on where it was and ends with the same numbers
+            (bit for bit on a CPU).
+        progress: whether to show a progress bar.
     """
     from tqdm import tqdm
 
@@ -367,6 +396,9 @@ def summarize(final: dict[str, list[Row]]) -> list[Row]:
     standard errors (null for a single seed).
 
     The errors tell how the result varies with the seed, not with the choice of the test images.
+
+    Args:
+        final: model name -> the rows of its runs, as :func:`train` returns them.
     """
     (twin,) = (column["values"] for column in _columns(final["tanh"]))
     rows = []

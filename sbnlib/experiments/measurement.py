@@ -32,7 +32,7 @@ __all__ = [
     "write_whole",
 ]
 
-# A JSON schema in the few keywords that `problems` reads; a test holds it against jsonschema.
+#: The form of a measurement file, a JSON schema in the few keywords that ``problems`` reads.
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": [
@@ -112,8 +112,9 @@ def _object_problems(value: dict[str, Any], schema: Any, where: str) -> list[str
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The measurement in ``path``.
 
-    Raises FileNotFoundError if there is no such file, and MeasurementError, naming the file, if it
-    is cut off or not of the form of ``SCHEMA``.
+    Raises:
+        FileNotFoundError: there is no such file.
+        MeasurementError: it is cut off or not of the form of ``SCHEMA``; the message names it.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -138,7 +139,17 @@ def record(
     checks: Mapping[str, bool] | None = None,
     ratios: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A measurement of this moment: adds the commit, the date (UTC) and the versions in use."""
+    """A measurement of this moment: adds the commit, the date (UTC) and the versions in use.
+
+    Args:
+        kind: what was measured, one word.
+        command: the command line that measures it again.
+        device: see :func:`describe_device`.
+        seeds: the seeds used.
+        rows: what was found, one dict each.
+        checks: what had to hold, and whether it did.
+        ratios: the numbers that the text may quote.
+    """
     return {
         "kind": kind,
         "command": command,
@@ -154,10 +165,11 @@ def record(
 
 
 def write(path: str | os.PathLike[str], measurement: Mapping[str, Any]) -> None:
-    """Write ``measurement`` (see ``record``) whole, one row a line.
+    """Write ``measurement`` (see :func:`record`) to ``path``, whole, one row a line.
 
-    Raises MeasurementError, before anything is written, if it is not of the form of ``SCHEMA`` or
-    holds a number that JSON has not (NaN, infinity).
+    Raises:
+        MeasurementError: before anything is written, if it is not of the form of ``SCHEMA`` or
+            holds a number that JSON has not (NaN, infinity).
     """
     found = problems(dict(measurement))
     if found:

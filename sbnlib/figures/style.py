@@ -69,7 +69,13 @@ def use() -> None:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a cell shows: HTML for the page and a plain image for viewers that refuse HTML."""
+    """What a cell shows: HTML for the page and a plain image for viewers that refuse HTML.
+
+    Attributes:
+        html: the figure element.
+        alt: what the picture shows, in words.
+        image: the plain image, by its MIME type.
+    """
 
     html: str
     alt: str

@@ -1,0 +1,458 @@
+"""Layers with Bernoulli weights: what they draw, what their gradient is, what they save."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import math
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from bridge import make_noise, z_limit
+from torch import Tensor, nn
+
+from sbnlib import SBN, Uniform, exact_expectation, exact_gradient, exact_moments, pathwise
+from sbnlib.nn import WEIGHT_MODES, BernoulliConv2d, BernoulliLinear
+
+Array = np.ndarray
+noises = pytest.mark.parametrize("noise_name", ref.NOISES)
+layers = pytest.mark.parametrize("kind", ["linear", "conv"])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_layer(kind: str, noise_name: str = "Logistic", seed: int = 0, **options: object):
+    """A float64 layer with 6 or 8 weights, biases, and the one input it is tried at."""
+    noise = make_noise(noise_name)
+    if kind == "linear":
+        layer, x = BernoulliLinear(3, 2, noise=noise, **options), random((1, 3), seed + 7)
+    else:
+        layer = BernoulliConv2d(1, 2, 2, noise=noise, **options)
+        x = random((1, 1, 2, 2), seed + 7)
+    layer = layer.double()
+    with torch.no_grad():
+        layer.eta.copy_(0.9 * torch.tensor(random(layer.eta.shape, seed)))
+        layer.bias.copy_(torch.tensor(random((2,), seed + 1)))
+    return layer, x
+
+
+def random(shape: tuple[int, ...], seed: int) -> Array:
+    return np.random.default_rng(seed).uniform(-1, 1, size=shape)
+
+
+# The loss is the product of the two outputs, (w_1 x + b_1)(w_2 x + b_2): no weight meets itself,
+# so it is multilinear in the weights.
+
+
+def product(out: Tensor) -> Tensor:
+    return out.flatten().prod()
+
+
+def loss_value(weights: Array, x: Array, bias: Array) -> float:
+    return float(np.prod(weights.reshape(2, -1) @ x.ravel() + bias))
+
+
+def loss_slope(weights: Array, x: Array, bias: Array) -> Array:
+    outputs = weights.reshape(2, -1) @ x.ravel() + bias
+    return (outputs[::-1, None] * x.ravel()).reshape(weights.shape)
+
+
+def flip_expectation(p: Array, loss: Callable[[Array], float]) -> Array:
+    """d E L/dp_i = E[L(w_i = 1) - L(w_i = -1)], over all configurations of the other weights."""
+    configurations = ref.states(p.size)
+    values = np.array([loss(w.reshape(p.shape)) for w in configurations])
+    chance = np.where(configurations > 0, p.ravel(), 1 - p.ravel())
+    others = ref._others(chance)
+    return (configurations * others * values[:, None]).sum(0).reshape(p.shape)
+
+
+def icdf(noise_name: str, p: Array) -> Array:
+    if noise_name != "FastSigmoid":
+        return ref.RefNoise(noise_name).scipy().ppf(p)
+    return np.where(p < 0.5, 1 - 0.5 / p, 0.5 / (1 - p) - 1)
+
+
+def exact_flip(layer: nn.Module, noise_name: str, x: Array) -> Array:
+    p = ref.RefNoise(noise_name).cdf(layer.eta.detach().numpy())
+    bias = layer.bias.detach().numpy()
+    return flip_expectation(p, lambda w: loss_value(w, x, bias))
+
+
+def gradient(layer: nn.Module, x: Array, **options: object) -> Array:
+    layer.zero_grad()
+    product(layer(torch.tensor(x), **options)).backward()
+    return layer.eta.grad.numpy().copy()
+
+
+# ------------------------------------------------------------------------------- gradients
+
+
+@noises
+@layers
+def test_the_gradient_is_the_derivative_in_p_in_exact_expectation(
+    kind: str, noise_name: str
+) -> None:
+    layer, x = make_layer(kind, noise_name)
+    p = ref.RefNoise(noise_name).cdf(layer.eta.detach().numpy())
+    total = np.zeros_like(p)
+    for w in ref.states(p.size):
+        w = w.reshape(p.shape)
+        u = torch.tensor(np.where(w > 0, 0.0, 1 - 2.0**-53))  # u < p gives +1
+        total += np.where(w > 0, p, 1 - p).prod() * gradient(layer, x, u=u)
+    np.testing.assert_allclose(total, exact_flip(layer, noise_name, x), rtol=1e-12, atol=1e-13)
+
+
+@layers
+def test_the_gradient_is_the_derivative_in_p_on_average(kind: str) -> None:
+    """False-alarm rate 1e-6 for each layer."""
+    layer, x = make_layer(kind, "Gaussian")
+    generator, draws = seeded(3), 2000
+    samples = np.array([gradient(layer, x, generator=generator) for _ in range(draws)])
+    z = (samples.mean(0) - exact_flip(layer, "Gaussian", x)) / samples.std(0) * math.sqrt(draws)
+    assert np.abs(z).max() < z_limit(z.size)
+
+
+@noises
+@layers
+def test_in_mean_mode_a_multilinear_loss_has_the_exact_derivative(
+    kind: str, noise_name: str
+) -> None:
+    layer, x = make_layer(kind, noise_name, forward="mean")
+    np.testing.assert_allclose(gradient(layer, x), exact_flip(layer, noise_name, x), rtol=1e-12)
+
+
+@noises
+@layers
+@pytest.mark.parametrize("mode", WEIGHT_MODES)
+def test_the_gradient_is_twice_that_of_the_weight_used(
+    kind: str, noise_name: str, mode: str
+) -> None:
+    layer, x = make_layer(kind, noise_name, tau=0.4)
+    eta, u = layer.eta.detach().numpy(), np.random.default_rng(5).uniform(size=layer.eta.shape)
+    p = ref.RefNoise(noise_name).cdf(eta)
+    w = {
+        "sample": np.where(u < p, 1.0, -1.0),
+        "mean": 2 * p - 1,
+        "sign": np.where(eta >= 0, 1.0, -1.0),
+        "concrete": np.tanh((eta - icdf(noise_name, u)) / 0.8),
+    }[mode]
+    given = {"u": torch.tensor(u)} if mode in ("sample", "concrete") else {}
+    np.testing.assert_allclose(layer.weight(mode, **given).detach().numpy(), w, rtol=1e-12)
+    bias = layer.bias.detach().numpy()
+    expected = 2 * loss_slope(w, x, bias)
+    np.testing.assert_allclose(gradient(layer, x, mode=mode, **given), expected, rtol=1e-11)
+
+
+@noises
+def test_the_gradient_is_not_the_derivative_in_eta(noise_name: str) -> None:
+    """d/d eta would be f(eta) times as much: the layer's gradient lives in p."""
+    layer, x = make_layer("linear", noise_name, forward="mean")
+    noise, bias = ref.RefNoise(noise_name), layer.bias.detach().numpy()
+    eta = layer.eta.detach().numpy()
+    mean_loss = lambda e: loss_value(2 * noise.cdf(e) - 1, x, bias)  # noqa: E731
+    in_eta = ref.finite_difference(mean_loss, eta.copy())
+    grad = gradient(layer, x)
+    np.testing.assert_allclose(noise.pdf(eta) * grad, in_eta, rtol=1e-6, atol=1e-9)
+    assert np.abs(grad - in_eta).max() > 0.1 * np.abs(grad).max()
+
+
+def test_after_a_square_the_bias_is_twice_the_curvature_times_the_mean() -> None:
+    """L = (w x + b)^2/2: A_ii = x_i^2 and the estimate is off by 2 A_ii mu_i (chapter 13)."""
+    layer = BernoulliLinear(3, 1).double()
+    x, b = random((1, 3), 1), float(layer.bias.detach())
+    eta = layer.eta.detach().numpy()
+    p = ref.RefNoise("Logistic").cdf(eta)
+    mean = np.zeros_like(p)
+    for w in ref.states(3):
+        u = torch.tensor(np.where(w > 0, 0.0, 1 - 2.0**-53))[None]
+        layer.zero_grad()
+        (layer(torch.tensor(x), u=u).square().sum() / 2).backward()
+        mean += np.where(w > 0, p, 1 - p).prod() * layer.eta.grad.numpy()
+    exact = flip_expectation(p, lambda w: float((w @ x[0] + b)[0] ** 2 / 2))
+    np.testing.assert_allclose(mean - exact, 2 * x**2 * (2 * p - 1), atol=1e-13)
+
+
+@layers
+def test_the_bias_and_the_input_get_their_ordinary_gradients(kind: str) -> None:
+    layer, x = make_layer(kind, forward="sign")
+    inputs = torch.tensor(x, requires_grad=True)
+    product(layer(inputs)).backward()
+    w, bias = layer.binary().numpy(), layer.bias.detach().numpy()
+    outputs = w.reshape(2, -1) @ x.ravel() + bias
+    np.testing.assert_allclose(layer.bias.grad.numpy(), outputs[::-1])
+    expected = (outputs[::-1] @ w.reshape(2, -1)).reshape(x.shape)
+    np.testing.assert_allclose(inputs.grad.numpy(), expected)
+
+
+@pytest.mark.parametrize("mode", WEIGHT_MODES)
+def test_linear_and_convolution_are_torchs_with_the_weight_used(mode: str) -> None:
+    linear = BernoulliLinear(4, 3)
+    x = torch.rand(5, 2, 4, generator=seeded())
+    w = linear.weight(mode, generator=seeded(1))
+    expected = nn.functional.linear(x, w, linear.bias)
+    assert torch.equal(linear(x, mode=mode, generator=seeded(1)), expected)
+    conv = BernoulliConv2d(2, 3, 3, stride=2, padding=1)
+    image = torch.rand(4, 2, 7, 7, generator=seeded())
+    w = conv.weight(mode, generator=seeded(1))
+    expected = nn.functional.conv2d(image, w, conv.bias, 2, 1)
+    assert torch.equal(conv(image, mode=mode, generator=seeded(1)), expected)
+    assert expected.shape == (4, 3, 4, 4)
+
+
+def test_without_a_bias_there_is_none() -> None:
+    assert list(dict(BernoulliLinear(2, 2, False).named_parameters())) == ["eta"]
+    assert BernoulliConv2d(1, 1, 2, bias=False)(torch.ones(1, 1, 2, 2)).shape == (1, 1, 1, 1)
+
+
+# ---------------------------------------------------------------------------------- draws
+
+
+@layers
+def test_binary_signs_are_plus_or_minus_one_and_plus_at_zero(kind: str) -> None:
+    layer, _ = make_layer(kind)
+    with torch.no_grad():
+        layer.eta.view(-1)[:4] = torch.tensor([0.0, -0.0, 1e-300, -1e-300], dtype=torch.float64)
+    signs = layer.binary()
+    assert signs.flatten()[:4].tolist() == [1, 1, 1, -1]
+    assert set(signs.unique().tolist()) == {-1, 1}
+    assert signs.shape == layer.eta.shape and signs.dtype == layer.eta.dtype
+    assert not signs.requires_grad and not layer.binary("sample").requires_grad
+
+
+@noises
+def test_binary_samples_and_forward_draws_have_their_probabilities(noise_name: str) -> None:
+    """False-alarm rate 2e-6 for each noise."""
+    layer = BernoulliLinear(2, 3, noise=make_noise(noise_name)).double()
+    p = ref.RefNoise(noise_name).cdf(layer.eta.detach().numpy())
+    generator, count = seeded(4), 1500
+    drawn = [
+        [layer.binary("sample", generator=generator) for _ in range(count)],
+        [layer.weight("sample", generator=generator).detach() for _ in range(count)],
+    ]
+    for draws in drawn:
+        stacked = torch.stack(draws).numpy()
+        assert set(np.unique(stacked)) == {-1, 1}
+        z = ((stacked > 0).mean(0) - p) / np.sqrt(p * (1 - p) / count)
+        assert np.abs(z).max() < z_limit(z.size)
+
+
+def test_one_draw_of_the_weights_serves_the_whole_batch() -> None:
+    layer = BernoulliLinear(5, 4)
+    out = layer(torch.ones(50, 5), generator=seeded())
+    assert torch.equal(out, out[:1].expand_as(out))
+
+
+@layers
+@pytest.mark.parametrize("mode", ["sample", "concrete"])
+def test_a_generator_makes_draws_repeatable_and_leaves_the_global_one(kind: str, mode: str) -> None:
+    layer, x = make_layer(kind, forward=mode)
+    before = torch.get_rng_state()
+    first, again = (gradient(layer, x, generator=seeded(2)) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert torch.equal(before, torch.get_rng_state())
+    other = [gradient(layer, x, generator=seeded(s)) for s in range(5)]
+    assert any(not np.array_equal(first, o) for o in other)
+
+
+@noises
+def test_fresh_weights_are_undecided_and_inside_the_support(noise_name: str) -> None:
+    layer = BernoulliLinear(40, 50, noise=make_noise(noise_name))
+    p = ref.RefNoise(noise_name).cdf(layer.eta.detach().double().numpy())
+    assert 0.2499 < p.min() < 0.26 and 0.74 < p.max() < 0.7501
+    np.testing.assert_allclose(layer.p.numpy(), p, rtol=1e-5)
+    assert not layer.p.requires_grad
+    layer.reset_parameters(seeded(9))
+    first = layer.eta.detach().clone()
+    layer.reset_parameters(seeded(9))
+    assert torch.equal(first, layer.eta)
+
+
+@layers
+@pytest.mark.parametrize("mode", WEIGHT_MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dtypes_are_kept(kind: str, mode: str, dtype: torch.dtype) -> None:
+    layer, x = make_layer(kind, forward=mode)
+    layer = layer.to(dtype)
+    out = layer(torch.tensor(x, dtype=dtype), generator=seeded())
+    product(out).backward()
+    assert out.dtype == layer.eta.grad.dtype == layer.binary().dtype == dtype
+
+
+# ---------------------------------------------------------------------------- checkpoints
+
+
+@layers
+def test_a_checkpoint_holds_latent_weights_and_gives_the_same_signs(kind: str) -> None:
+    layer, _ = make_layer(kind)
+    state = layer.state_dict()
+    assert list(state) == ["eta", "bias"]
+    assert bool((state["eta"].abs() != 1).all()), "the checkpoint is latent, not binary"
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    fresh, _ = make_layer(kind, seed=50)
+    assert not torch.equal(fresh.binary(), layer.binary())
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(fresh.eta, layer.eta) and torch.equal(fresh.binary(), layer.binary())
+    draws = (m.binary("sample", generator=seeded(1)) for m in (fresh, layer))
+    assert torch.equal(*draws)
+
+
+@layers
+@pytest.mark.parametrize("mode", WEIGHT_MODES)
+def test_layers_can_be_copied_after_use(kind: str, mode: str) -> None:
+    layer, x = make_layer(kind, forward=mode, tau=0.3)
+    gradient(layer, x, generator=seeded())
+    twin = copy.deepcopy(layer)
+    assert (twin.noise, twin.mode, twin.tau) == (layer.noise, mode, 0.3)
+    same = [gradient(m, x, generator=seeded(1)) for m in (layer, twin)]
+    assert np.array_equal(*same)
+    with torch.no_grad():
+        twin.eta.add_(1)
+    assert not torch.equal(twin.eta, layer.eta)
+
+
+def test_a_layer_says_what_it_is() -> None:
+    text = repr(BernoulliLinear(3, 2, noise=Uniform(), forward="sign"))
+    assert "BernoulliLinear(2, 3" in text and "Uniform" in text and "'sign'" in text
+
+
+# ------------------------------------------------------- binary weights and activations
+
+
+def both_binary(**options: object) -> SBN:
+    return SBN(BernoulliLinear(3, 4, **options), BernoulliLinear(4, 2, **options)).double()
+
+
+def test_binary_weights_and_activations_go_together() -> None:
+    net = both_binary()
+    x = net(torch.ones(6, 3).double(), generator=seeded())
+    assert x.shape == (6, 2) and set(x.unique().tolist()) <= {-1.0, 1.0}
+    x.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def with_batch_norm() -> SBN:
+    first = nn.Sequential(BernoulliLinear(3, 4), nn.BatchNorm1d(4))
+    return SBN(first, nn.Sequential(nn.Sequential(BernoulliLinear(4, 2)))).double()
+
+
+def convolutional() -> SBN:
+    conv = nn.Sequential(BernoulliConv2d(1, 2, 2), nn.BatchNorm2d(2))
+    return SBN(conv, nn.Sequential(nn.Flatten(), BernoulliLinear(8, 3))).double()
+
+
+@pytest.mark.parametrize(
+    "make, shape",
+    [(both_binary, (6, 3)), (with_batch_norm, (6, 3)), (convolutional, (6, 1, 3, 3))],
+)
+def test_a_networks_generator_reaches_weights_and_units(make: Callable, shape: tuple) -> None:
+    net, inputs = make(), torch.tensor(random(shape, 1))
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = net(inputs, generator=seeded(3))
+    torch.rand(7)
+    assert torch.equal(first, net(inputs, generator=seeded(3)))
+    torch.set_rng_state(before)
+    net(inputs, generator=seeded(3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_network_estimators_take_networks_with_binary_weights(kind: str) -> None:
+    net = both_binary() if kind == "linear" else convolutional()
+    inputs = torch.tensor(random((5, 3) if kind == "linear" else (5, 1, 3, 3), 1))
+    values = pathwise(net.sign.estimator)(net, inputs, lambda x: x.sum(-1), generator=seeded())
+    assert values.shape == (5,)
+    values.mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_the_mean_estimate_over_weights_and_units_is_the_chain_of_both() -> None:
+    """One layer, linear loss c'x: E[2 x_in f_j(a_j) 2 c_j] over all W, by enumeration.
+
+    A z-test with false-alarm rate 1e-6.
+    """
+    net = SBN(BernoulliLinear(2, 2)).double()
+    layer, x, c = net.layers[0], np.array([0.8, -0.5]), np.array([1.0, -2.0])
+    noise, bias = ref.RefNoise("Logistic"), layer.bias.detach().numpy()
+    p = noise.cdf(layer.eta.detach().numpy())
+    expected = np.zeros((2, 2))
+    for w in ref.states(4):
+        chance = np.where(w.reshape(2, 2) > 0, p, 1 - p).prod()
+        upstream = 2 * noise.pdf(w.reshape(2, 2) @ x + bias) * c
+        expected += chance * 2 * upstream[:, None] * x
+    generator, samples = seeded(8), []
+    for _ in range(2000):
+        layer.zero_grad()
+        out = net(torch.tensor(x)[None], generator=generator)
+        (out @ torch.tensor(c)).sum().backward()
+        samples.append(layer.eta.grad.numpy().copy())
+    samples = np.array(samples)
+    z = (samples.mean(0) - expected) / samples.std(0) * math.sqrt(len(samples))
+    assert np.abs(z).max() < z_limit(4)
+
+
+@pytest.mark.parametrize("function", [exact_gradient, exact_expectation, exact_moments])
+@pytest.mark.parametrize(
+    "layer, name",
+    [
+        (BernoulliLinear(3, 2), "BernoulliLinear"),
+        (nn.Sequential(BernoulliLinear(3, 2)), "BernoulliLinear"),
+        (BernoulliConv2d(1, 2, 2), "BernoulliConv2d"),
+    ],
+)
+def test_exact_sums_refuse_random_weights_by_name(
+    function: Callable, layer: nn.Module, name: str
+) -> None:
+    extra = ("straight_through",) if function is exact_moments else ()
+    with pytest.raises(ValueError, match=f"layer 0 .*{name}"):
+        function(SBN(layer), torch.ones(2, 3), lambda x: x.sum(-1), *extra)
+
+
+def test_a_network_that_was_run_is_not_kept_alive() -> None:
+    net = both_binary()
+    net(torch.ones(1, 3).double(), generator=seeded())
+    alive = weakref.ref(net.layers[0])
+    del net
+    gc.collect()
+    assert alive() is None
+
+
+# ------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("make", [BernoulliLinear, lambda *a, **k: BernoulliConv2d(*a, 2, **k)])
+def test_bad_options_are_refused(make: Callable) -> None:
+    with pytest.raises(ValueError, match="forward.*sample.*mean.*sign.*concrete.*'median'"):
+        make(2, 2, forward="median")
+    with pytest.raises(TypeError, match="noise.*'Logistic'"):
+        make(2, 2, noise="Logistic")
+    for tau in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="tau"):
+            make(2, 2, tau=tau)
+
+
+@layers
+def test_bad_calls_are_refused(kind: str) -> None:
+    layer, x = make_layer(kind)
+    inputs = torch.tensor(x)
+    with pytest.raises(ValueError, match="mode.*sample.*'median'"):
+        layer(inputs, mode="median")
+    with pytest.raises(ValueError, match="mode"):
+        layer.weight("draw")
+    with pytest.raises(ValueError, match="how.*sign.*sample.*'mean'"):
+        layer.binary("mean")
+    with pytest.raises(ValueError, match="u must have shape"):
+        layer(inputs, u=torch.rand(2))
+    with torch.no_grad():
+        layer.eta.view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        layer(inputs)

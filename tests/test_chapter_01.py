@@ -1,0 +1,593 @@
+"""Chapter 1: both sides of every formula by independent means, and the checker's wrong answers.
+
+Expected values come from numpy and scipy: loops over states and cells, quadrature, differences.
+The functions under test are taken from the notebook itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from bridge import z_limit
+from chapters import as_in_the_book, chapter, containing, define, printed
+from scipy import integrate, special, stats
+
+import sbnlib
+
+CHAPTER = chapter(1)
+INPUTS = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]])
+TARGETS = INPUTS.prod(axis=1)
+WEIGHTS = np.array([[1.0, 1], [-1, -1]])
+
+
+@pytest.fixture(autouse=True)
+def book():
+    with as_in_the_book():
+        yield
+
+
+def numpy(x):
+    return x.detach().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+
+
+def sign(a):
+    return np.where(a >= 0, 1.0, -1.0)
+
+
+def bits(n):
+    return np.array(list(itertools.product((-1.0, 1.0), repeat=n)))
+
+
+def softplus(t):
+    return np.logaddexp(0, t)
+
+
+def xor_loss(x):
+    """Losses of the four inputs at their last states, x of shape (4, 2)."""
+    return softplus(-TARGETS * (1 - x.sum(axis=-1)))
+
+
+def phi(table, p):
+    """E L of independent bits, a loop over the states."""
+    states = bits(len(p))
+    return sum(t * np.prod(np.where(x > 0, p, 1 - p)) for t, x in zip(table, states, strict=True))
+
+
+def integral_over_threshold(function, a, density):
+    """E function(sign(a - Z)) by quadrature over z, split at the jump."""
+    left = integrate.quad(lambda z: function(1.0) * density(z), -60, a)[0]
+    return left + integrate.quad(lambda z: function(-1.0) * density(z), a, 60)[0]
+
+
+# -------------------------------------------------------------------------- signs and plateaus
+
+
+def test_eq_01_net_computes_xor_exactly_for_biases_between_zero_and_two():
+    for b1, b2 in itertools.product(np.arange(-3.75, 4, 0.5), repeat=2):
+        x = sign(INPUTS @ WEIGHTS.T + [b1, b2])
+        right = np.all((1 - x.sum(axis=1)) * TARGETS > 0)
+        assert right == (0 < b1 < 2 and 0 < b2 < 2)
+
+
+def test_prop_01_plateau_in_two_layers_nothing_moves_until_a_pre_activation_crosses_zero():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        w1, w2, b1, b2 = (rng.uniform(-1, 1, s) for s in ((3, 2), (2, 3), 3, 2))
+        a1 = INPUTS @ w1.T + b1
+        a2 = sign(a1) @ w2.T + b2
+        # a change of every parameter by r moves a pre-activation by at most 4 r
+        r = 0.9 * min(np.abs(a1).min(), np.abs(a2).min()) / 4
+        here = xor_loss(sign(a2))
+        for _ in range(10):
+            d1, d2, e1, e2 = (rng.uniform(-r, r, s) for s in ((3, 2), (2, 3), 3, 2))
+            there = sign(sign(INPUTS @ (w1 + d1).T + b1 + e1) @ (w2 + d2).T + b2 + e2)
+            assert np.array_equal(xor_loss(there), here)
+
+
+def test_prop_01_plateau_fails_for_infinitely_many_inputs():
+    def mean_error(theta):
+        wrong = integrate.quad(
+            lambda v: float((v >= theta) != (v >= 0.3)) / 2, -1, 1, points=[theta, 0.3]
+        )
+        return wrong[0]
+
+    slope = (mean_error(0.05) - mean_error(-0.05)) / 0.1
+    assert slope == pytest.approx(-0.5, abs=1e-9)
+
+
+# --------------------------------------------------------------------------------------- one coin
+
+
+@pytest.mark.parametrize("law", [stats.logistic, stats.norm, stats.cauchy])
+def test_eq_01_unit_probability_by_quadrature_over_the_threshold(law):
+    for a in (-1.3, 0.0, 0.8):
+        mass = integrate.quad(law.pdf, -np.inf, a)[0]  # the thresholds with sign(a - z) = +1
+        assert mass == pytest.approx(law.cdf(a), abs=1e-8)
+
+
+def test_eq_01_unit_frequencies_of_both_ways_to_flip():
+    rng, m = np.random.default_rng(1), 100_000
+    a = np.array([-2.0, -0.5, 0.0, 0.5, 2.0])
+    p = special.expit(a)
+    by_threshold = np.mean(rng.logistic(size=(m, 5)) <= a, axis=0)
+    u = torch.tensor(rng.random((m, 5)))
+    library = sbnlib.sample_sign(torch.tensor(a), sbnlib.Logistic(), u=u)
+    for seen in (by_threshold, (library > 0).double().mean(0).numpy()):
+        z = (seen - p) / np.sqrt(p * (1 - p) / m)
+        assert np.abs(z).max() < z_limit(10)
+
+
+@pytest.mark.parametrize("law", [stats.logistic, stats.norm, stats.uniform(-1, 2)])
+def test_eq_01_law_holds_for_symmetric_continuous_noise(law):
+    a = np.linspace(-3, 3, 25)
+    assert law.cdf(-a) == pytest.approx(law.sf(a), abs=1e-15)
+
+
+def test_eq_01_law_fails_without_symmetry_and_with_atoms():
+    assert stats.expon.cdf(0.5) + stats.expon.cdf(-0.5) == pytest.approx(0.393, abs=5e-4)
+    two_points = lambda a: (float(a >= -1) + float(a >= 1)) / 2  # noqa: E731
+    assert two_points(1) + two_points(-1) == 1.5
+    assert "two points   [1.  1.5 1. ]" in printed(containing(CHAPTER, "two_points ="))
+
+
+# ----------------------------------------------------------------------------- the expected loss
+
+
+def test_eq_01_expected_equals_an_integral_over_the_thresholds():
+    table, a = np.random.default_rng(2).normal(size=4), (0.7, -0.4)
+    by_sum = sum(
+        t * np.prod(special.expit(x * np.array(a))) for t, x in zip(table, bits(2), strict=True)
+    )
+    value = {tuple(x): t for x, t in zip(bits(2), table, strict=True)}
+    inner = {
+        x1: integral_over_threshold(lambda x2, x1=x1: value[x1, x2], a[1], stats.logistic.pdf)
+        for x1 in (-1.0, 1.0)
+    }
+    by_integral = integral_over_threshold(inner.get, a[0], stats.logistic.pdf)
+    assert by_sum == pytest.approx(by_integral, abs=1e-9)
+
+
+def expected_xor(b, scale):
+    total = 0.0
+    for x in bits(2):
+        p = special.expit(x * (INPUTS @ WEIGHTS.T + b) / scale).prod(axis=1)
+        total += np.mean(p * xor_loss(np.tile(x, (4, 1))))
+    return total
+
+
+def test_by_hand_equals_numpy_and_library():
+    book = define(CHAPTER, "inputs", "targets", "W", "loss", "sign", "states", "expected_loss")
+    rng = np.random.default_rng(3)
+    for scale in (0.2, 1.0, 3.0):
+        b = rng.uniform(-3, 3, 2)
+        ours = book["expected_loss"](torch.tensor(b), sbnlib.Logistic(scale)).item()
+        layer = torch.nn.Linear(2, 2)
+        layer.weight.data, layer.bias.data = torch.tensor(WEIGHTS), torch.tensor(b)
+        net = sbnlib.SBN(layer, noise=sbnlib.Logistic(scale))
+        library = sbnlib.exact_expectation(net, book["inputs"], book["loss"]).mean().item()
+        assert ours == pytest.approx(expected_xor(b, scale), abs=1e-13)
+        assert library == pytest.approx(ours, abs=1e-13)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
+def test_eq_01_slope_by_central_differences(scale):
+    up, down, h = 1.7, -0.4, 1e-5
+    mean = lambda a: special.expit(a / scale) * up + special.expit(-a / scale) * down  # noqa: E731
+    for a in (-1.2, 0.0, 0.9):
+        formula = stats.logistic.pdf(a / scale) / scale * (up - down)
+        assert (mean(a + h) - mean(a - h)) / (2 * h) == pytest.approx(formula, abs=1e-8)
+
+
+def test_eq_01_bound_holds_and_is_attained_by_one_unit():
+    rng, h = np.random.default_rng(4), 1e-5
+    states = bits(3)
+    for _ in range(30):
+        table, a = rng.normal(size=8), rng.normal(size=3) * 2
+        for i in range(3):
+            e = h * np.eye(3)[i]
+            slope = phi(table, special.expit(a + e)) - phi(table, special.expit(a - e))
+            flips = table[states[:, i] > 0] - table[states[:, i] < 0]
+            bound = stats.logistic.pdf(a[i]) * np.abs(flips).max()
+            assert abs(slope / (2 * h)) <= bound + 1e-8
+    assert stats.logistic.pdf(0.3) * 2.1 == pytest.approx(
+        (phi([-1, 1.1], special.expit([0.3 + h])) - phi([-1, 1.1], special.expit([0.3 - h])))
+        / (2 * h),
+        abs=1e-8,
+    )
+
+
+def test_thm_01_smooth_third_differences_stay_bounded():
+    """A kink or a jump in any derivative up to the third would blow up as the step shrinks."""
+    table = np.random.default_rng(5).normal(size=4)
+    value = lambda t: phi(table, special.expit([t, 0.5 - 2 * t]))  # noqa: E731
+    grid = np.linspace(-2, 2, 41)
+    sizes = []
+    for h in (4e-2, 2e-2, 1e-2):
+        third = [
+            (value(t + 1.5 * h) - 3 * value(t + h / 2) + 3 * value(t - h / 2) - value(t - 1.5 * h))
+            / h**3
+            for t in grid
+        ]
+        sizes.append(np.abs(third).max())
+    assert sizes[2] == pytest.approx(sizes[1], rel=0.02)
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
+def test_thm_01_smooth_fails_with_one_threshold_for_two_units():
+    """E x1 x2 = 1 - 2 |F(a1) - F(a2)|: by quadrature, and its one-sided slopes at a1 = a2."""
+
+    def mean(a1, a2):
+        lo, hi = min(a1, a2), max(a1, a2)
+        return 1 - 2 * integrate.quad(stats.logistic.pdf, lo, hi)[0]
+
+    f = stats.logistic.pdf(0.4)
+    right = (mean(0.4 + 1e-5, 0.4) - mean(0.4, 0.4)) / 1e-5
+    left = (mean(0.4, 0.4) - mean(0.4 - 1e-5, 0.4)) / 1e-5
+    assert right == pytest.approx(-2 * f, rel=1e-3)
+    assert left == pytest.approx(2 * f, rel=1e-3)
+
+
+def test_thm_01_smooth_needs_a_smooth_law():
+    mean = lambda a: 2 * stats.uniform(-1, 2).cdf(a) - 1  # noqa: E731
+    assert (mean(1) - mean(1 - 1e-6)) / 1e-6 == pytest.approx(1, abs=1e-6)
+    assert mean(1 + 1e-6) - mean(1) == 0
+
+
+def test_samples_are_flat_at_every_number():
+    book = define(CHAPTER, "inputs", "targets", "W", "loss", "sign")
+    z = torch.tensor(np.random.default_rng(6).logistic(size=(4096, 1, 2)))
+    b = torch.tensor([-1.0, 0.3], requires_grad=True)
+    a = book["inputs"] @ book["W"].T + b - z
+    value = book["loss"](torch.sign(a)).mean()
+    assert torch.autograd.grad(value, b)[0].tolist() == [0.0, 0.0]
+
+
+def test_scale_moves_the_valley_out_of_the_interval():
+    grid = np.linspace(-4, 6, 1001)
+    lowest = {s: grid[np.argmin([expected_xor((t, 0.5), s) for t in grid])] for s in (0.2, 1, 1.5)}
+    assert 0 < lowest[0.2] < 2 < lowest[1] < lowest[1.5]
+    h = 1e-4
+    slope = {
+        s: expected_xor((-4 + h, 0.5), s) - expected_xor((-4 - h, 0.5), s) for s in (0.2, 0.7, 1)
+    }
+    assert slope[0.2] > 0 and slope[0.7] > 0 and slope[1] < 0
+
+
+# ------------------------------------------------------------------------------------- tightness
+
+
+def test_eq_01_round_is_affine_in_each_probability():
+    rng = np.random.default_rng(7)
+    table, p = rng.normal(size=16), rng.random(4)
+    for i in range(4):
+        ends = [np.where(np.arange(4) == i, end, p) for end in (1.0, 0.0)]
+        mix = p[i] * phi(table, ends[0]) + (1 - p[i]) * phi(table, ends[1])
+        assert phi(table, p) == pytest.approx(mix, abs=1e-14)
+
+
+def test_eq_01_tight_on_a_grid_of_the_square():
+    table = np.array([0.4, -0.3, 1.0, 0.2])
+    grid = [phi(table, np.array(p)) for p in itertools.product(np.linspace(0, 1, 41), repeat=2)]
+    assert min(grid) == pytest.approx(table.min(), abs=1e-15)
+
+
+def test_prop_01_tight_minimum_at_a_vertex_and_nowhere_lower():
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        table = rng.normal(size=8)
+        vertices = [phi(table, (x + 1) / 2) for x in bits(3)]
+        assert min(vertices) == pytest.approx(table.min(), abs=1e-15)
+        assert min(phi(table, rng.random(3)) for _ in range(200)) > table.min()
+
+
+def test_prop_01_tight_in_logits_an_infimum_that_is_not_attained():
+    table = np.random.default_rng(9).normal(size=8)
+    best = bits(3)[table.argmin()]
+    gaps = [phi(table, special.expit(s * best)) - table.min() for s in (1, 5, 10, 20)]
+    assert all(g > 0 for g in gaps) and gaps[-1] < 1e-7
+    assert np.all(np.diff(gaps) < 0)
+    bounded = stats.uniform(-1, 2)
+    assert phi(table, bounded.cdf(best)) == table.min()
+    assert phi(np.full(8, 0.7), special.expit(best)) == pytest.approx(0.7, abs=1e-15)
+
+
+def test_fixed_weights_do_not_contain_the_sure_states():
+    """With noise of scale 0.5 no pair of biases comes near the best network of signs."""
+    grid = np.linspace(-6, 6, 61)
+    lowest = min(expected_xor(b, 0.5) for b in itertools.product(grid, repeat=2))
+    assert lowest > 0.48 > softplus(-1.0) + 0.15
+
+
+# -------------------------------------------------------------------- several layers, one noise
+
+
+def total_of_signs(w, b):
+    """D(W, b): the total loss of the network of signs, any depth, XOR's read-out."""
+    x = INPUTS
+    for wk, bk in zip(w, b, strict=True):
+        x = sign(x @ wk.T + bk)
+    return xor_loss(x).sum()
+
+
+def total_expected(w, b, cdf=special.expit):
+    """J: for each input by itself, a loop over all paths of a two-layer network."""
+    total = 0.0
+    for d, v in enumerate(INPUTS):
+        for x1, x2 in itertools.product(bits(len(b[0])), bits(len(b[1]))):
+            p1 = cdf(x1 * (w[0] @ v + b[0])).prod()
+            p2 = cdf(x2 * (w[1] @ x1 + b[1])).prod()
+            total += p1 * p2 * softplus(-TARGETS[d] * (1 - x2.sum()))
+    return total
+
+
+def intervals(a):
+    """Cells of one threshold among the pre-activations a: an inner point and the probability."""
+    edges = np.concatenate([[-np.inf], np.unique(a), [np.inf]])
+    for lo, hi in itertools.pairwise(edges):
+        inner = np.clip((np.clip(lo, -1e3, 1e3) + np.clip(hi, -1e3, 1e3)) / 2, lo, hi)
+        yield inner, special.expit(hi) - special.expit(lo)
+
+
+def shifts(w, b):
+    """All cells of Z of a two-layer network: (thresholds, probability)."""
+    for first in itertools.product(*(intervals(a) for a in (INPUTS @ w[0].T + b[0]).T)):
+        z1, p1 = np.array([z for z, _ in first]), np.prod([p for _, p in first])
+        x1 = sign(INPUTS @ w[0].T + b[0] - z1)
+        for second in itertools.product(*(intervals(a) for a in (x1 @ w[1].T + b[1]).T)):
+            z2, p2 = np.array([z for z, _ in second]), np.prod([p for _, p in second])
+            yield (z1, z2), p1 * p2
+
+
+def random_network(rng, n1=2):
+    return (
+        [rng.uniform(-3, 3, (n1, 2)), rng.uniform(-3, 3, (2, n1))],
+        [rng.uniform(-2, 2, n1), rng.uniform(-2, 2, 2)],
+    )
+
+
+def test_eq_01_couple_by_running_the_shifted_network_in_every_cell():
+    rng = np.random.default_rng(10)
+    for _ in range(6):
+        w, b = random_network(rng)
+        runs = [
+            (p, total_of_signs(w, [b[0] - z[0], b[1] - z[1]])) for z, p in shifts(w, b)
+        ]
+        assert sum(p for p, _ in runs) == pytest.approx(1, abs=1e-13)
+        j = total_expected(w, b)
+        assert sum(p * d for p, d in runs) == pytest.approx(j, abs=1e-12)
+        assert j >= min(d for _, d in runs)
+
+
+def test_eq_01_couple_by_a_fine_integral():
+    """One layer with one free threshold: E D(b - Z) as an integral in z on a fine grid."""
+    w, b = WEIGHTS, np.array([0.3, 0.8])
+    u = (np.arange(120) + 0.5) / 120
+    z = special.logit(u)
+    shifted = [
+        xor_loss(sign(INPUTS @ w.T + b - np.array(pair))).sum()
+        for pair in itertools.product(z, z)
+    ]
+    assert np.mean(shifted) == pytest.approx(4 * expected_xor(b, 1.0), abs=0.02)
+
+
+def test_eq_01_deep_no_random_network_of_coins_is_below_the_best_network_of_signs():
+    """2-2 with XOR's read-out: the best network of signs has total loss 4 log(1 + 1/e)."""
+    rng = np.random.default_rng(15)
+    draws = [(rng.uniform(-9, 9, (2, 2)), rng.uniform(-9, 9, 2)) for _ in range(3000)]
+    signs = min(total_of_signs([w], [b]) for w, b in draws)
+    assert signs == pytest.approx(4 * softplus(-1.0), abs=1e-12)
+    for w, b in draws:
+        p = special.expit(bits(2)[:, None] * (INPUTS @ w.T + b)).prod(axis=-1)
+        losses = np.stack([xor_loss(np.tile(x, (4, 1))) for x in bits(2)])
+        assert (p * losses).sum() > signs
+
+
+def test_eq_01_deep_scaled_weights_approach_from_above():
+    b = np.array([1.0, 1.0])
+    gaps = [expected_xor(b, 1 / lam) - softplus(-1.0) for lam in (1, 5, 20)]
+    assert gaps[0] > gaps[1] > gaps[2] > 0 and gaps[2] < 1e-8
+
+
+def test_thm_01_couple_scaling_up_reaches_the_network_of_signs():
+    rng = np.random.default_rng(11)
+    for _ in range(5):
+        w, b = random_network(rng)
+        d = total_of_signs(w, b)
+        near = total_expected([300 * k for k in w], [300 * k for k in b])
+        a1 = INPUTS @ w[0].T + b[0]
+        margin = min(np.abs(a1).min(), np.abs(sign(a1) @ w[1].T + b[1]).min())
+        assert abs(near - d) <= 4 * 4 * 3.1 * np.exp(-300 * margin) + 1e-9
+
+
+def test_thm_01_couple_zero_pre_activations_are_moved_without_changing_a_state():
+    zero, shifted = np.zeros(2), np.full(2, 1e-3)
+    assert np.any(INPUTS @ WEIGHTS.T + zero == 0)
+    assert np.array_equal(sign(INPUTS @ WEIGHTS.T + zero), sign(INPUTS @ WEIGHTS.T + shifted))
+
+
+def test_thm_01_couple_fails_without_free_biases():
+    w = np.linspace(-4, 4, 801)
+    j = special.expit(-w) + special.expit(2 * w)
+    assert j.min() == pytest.approx(0.8499, abs=5e-5)
+    v, y = np.array([1.0, 2.0]), np.array([1.0, -1.0])
+    assert all(np.sum(sign(k * v) != y) == 1 for k in w)
+    assert np.array_equal(sign(-v + 1.5), y)
+
+
+def test_cells_of_the_notebook_agree_with_the_loop():
+    cells = define(CHAPTER, "cells")["cells"]
+    rng = np.random.default_rng(12)
+    w, b = random_network(rng, n1=3)
+    a = torch.tensor(INPUTS @ w[0].T + b[0])
+    x, p = cells(a, sbnlib.Logistic())
+    assert x.shape == (125, 4, 3) and p.sum().item() == pytest.approx(1, abs=1e-14)
+    for i, column in enumerate(a.T.numpy()):
+        for value, probability in intervals(column):
+            pattern = torch.tensor(sign(column - value))
+            same = (x[:, :, i] == pattern).all(dim=1)
+            assert p[same].sum().item() == pytest.approx(probability, abs=1e-14)
+
+
+# ------------------------------------------------------------------------- many-sample training
+
+
+def many(m, p, w, q=0.6):
+    """C_M by a loop over all 2^M tuples of samples."""
+    total = 0.0
+    for x in bits(m):
+        weight = np.prod(np.where(x > 0, p, 1 - p))
+        for t, share in ((1, q), (-1, 1 - q)):
+            total -= share * weight * np.log(np.mean(special.expit(w * x * t) ** 2))
+    return total
+
+
+def test_eq_01_many_binomial_sum_equals_the_loop_over_samples():
+    C = define(CHAPTER, "q", "C")["C"]
+    for m, p, w in itertools.product((1, 2, 3, 6), (0.2, 0.7), (0.4, 2.0)):
+        value = C(m, torch.tensor(p), torch.tensor(w)).item()
+        assert value == pytest.approx(many(m, p, w), abs=1e-12)
+
+
+def test_eq_01_many_one_sample_is_a_straight_line_and_more_are_not():
+    line = [many(1, p, 1.3) for p in (0.2, 0.5, 0.8)]
+    assert line[1] == pytest.approx((line[0] + line[2]) / 2, abs=1e-14)
+    curve = [many(2, p, 1.3) for p in (0.0, 0.6, 1.0)]
+    assert curve[1] < min(curve[0], curve[2])
+
+
+def test_eq_01_many_a_coin_beats_every_network_of_signs():
+    entropy = stats.entropy([0.6, 0.4])
+    w = np.linspace(-5, 5, 1001)
+    signs = min(many(1, p, k) for p in (0.0, 1.0) for k in w)
+    assert signs == pytest.approx(2 * entropy, abs=1e-4)
+    assert many(3, 0.6, 1.73) == pytest.approx(1.263, abs=5e-4) and many(3, 0.6, 1.73) < signs
+    in_the_limit = -0.6 * np.log(0.6) - 0.4 * np.log(0.4)
+    exact = lambda k: -sum(  # noqa: E731
+        s * np.log(0.6 * special.expit(k * t) ** 2 + 0.4 * special.expit(-k * t) ** 2)
+        for t, s in ((1, 0.6), (-1, 0.4))
+    )
+    assert entropy < exact(8.0) and exact(20.0) == pytest.approx(in_the_limit, abs=1e-6)
+
+
+def test_eq_01_many_two_samples_do_not_help_yet_in_the_example():
+    values = [many(2, p, w) for p in np.linspace(0, 1, 41) for w in np.linspace(0, 4, 81)]
+    assert min(values) == pytest.approx(2 * stats.entropy([0.6, 0.4]), abs=1e-4)
+
+
+# ---------------------------------------------------------------------------- training, exercises
+
+
+def test_exact_gradient_learns_where_backpropagation_has_no_slope():
+    text = printed(containing(CHAPTER, "starts without error"))
+    assert "in W, b              20 of 20" in text
+    assert "0.000 in W, b               7 of 20" in text
+
+
+def test_the_head_alone_can_succeed_for_seven_of_the_twenty_starts():
+    """Whether the targets are separable in the untrained units, by a linear program."""
+    from scipy.optimize import linprog
+
+    g = torch.Generator().manual_seed(0)
+    w, b = (2 * torch.rand(s, generator=g) - 1 for s in ((20, 3, 2), (20, 1, 3)))
+    x = sign(INPUTS @ w.transpose(1, 2).numpy() + b.numpy())
+    count = 0
+    for states in x:
+        rows = -TARGETS[:, None] * np.hstack([states, np.ones((4, 1))])
+        count += linprog(np.zeros(4), rows, -np.ones(4), bounds=[(None, None)] * 4).status == 0
+    assert count == 7
+
+
+def test_exercise_scale_best_ratio():
+    u = np.linspace(0.01, 5, 500_000)
+    for law, best in ((stats.logistic, 1.543), (stats.norm, 1.0), (stats.cauchy, 1.0)):
+        assert u[np.argmax(u * law.pdf(u))] == pytest.approx(best, abs=1e-3)
+
+
+def test_exercise_time_solves_the_flow():
+    a = integrate.solve_ivp(
+        lambda t, a: 2.5 * stats.logistic.pdf(a), (0, 1e4), [0.0], rtol=1e-10, atol=1e-10
+    ).y[0, -1]
+    assert np.exp(a) + 2 * a - np.exp(-a) == pytest.approx(2.5e4, rel=1e-6)
+    assert 1e4 * 2.5 * special.expit(-a) == pytest.approx(1, abs=2e-3)
+
+
+def test_exercise_vertices_no_interior_minimum_and_half_of_the_vertices():
+    table = np.random.default_rng(13).normal(size=8)
+    h, p = 1e-3, np.array([0.3, 0.6, 0.5])
+    e = h * np.eye(3)
+    laplace = sum(phi(table, p + d) + phi(table, p - d) - 2 * phi(table, p) for d in e)
+    assert abs(laplace) < 1e-14
+    states = bits(5)
+    value = states.prod(1) + 0.5 * states @ 0.5 ** np.arange(1, 6)
+    below = [
+        all(value[k] < value[np.flatnonzero((states == s * (1 - 2 * np.eye(5)[i])).all(1))[0]]
+            for i in range(5))
+        for k, s in enumerate(states)
+    ]
+    assert sum(below) == 16
+    assert np.sum(value[below] == value.min()) == 1
+
+
+def best_of_all(table, p):
+    return define(CHAPTER, "states")["states"](len(p))[table.argmin()]
+
+
+def more_probable(table, p):
+    return torch.where(p >= 0.5, 1.0, -1.0)
+
+
+def uphill(table, p):
+    return define(CHAPTER, "round_down", "states")["round_down"](-table, p)
+
+
+def zeros_and_ones(table, p):
+    return (define(CHAPTER, "round_down")["round_down"](table, p) + 1) / 2
+
+
+def a_sample(table, p):
+    return 2.0 * (torch.rand(len(p), generator=torch.Generator().manual_seed(0)) < p) - 1
+
+
+WRONG = {
+    more_probable: "more probable sign",
+    best_of_all: "best of all states",
+    uphill: "rounds up",
+    zeros_and_ones: "not a state",
+    a_sample: "",
+}
+
+
+@pytest.mark.parametrize("answer", WRONG, ids=lambda f: f.__name__)
+def test_ex_01_round_checker_fails_wrong_answers(answer, capsys):
+    check = define(CHAPTER, "states", "check")["check"]
+    assert not check(answer)
+    assert WRONG[answer] in capsys.readouterr().out
+
+
+def test_ex_01_round_checker_fails_who_forgets_the_signs_already_set_wrong(capsys):
+    check = define(CHAPTER, "states", "check")["check"]
+
+    def forgetful(table, p):
+        out = []
+        for i in range(len(p)):
+            ends = [p.numpy().copy(), p.numpy().copy()]
+            ends[0][i], ends[1][i] = 1.0, 0.0
+            out.append(1.0 if phi(table.numpy(), ends[0]) <= phi(table.numpy(), ends[1]) else -1.0)
+        return torch.tensor(out)
+
+    assert not check(forgetful)
+    assert "already set" in capsys.readouterr().out
+
+
+def test_ex_01_round_solution_is_no_worse_than_the_mean():
+    space = define(CHAPTER, "states", "round_down", "check")
+    assert space["check"](space["round_down"])
+    rng = np.random.default_rng(14)
+    for _ in range(50):
+        table, p = rng.normal(size=32), rng.random(5)
+        x = space["round_down"](torch.tensor(table), torch.tensor(p))
+        index = np.flatnonzero((bits(5) == x.numpy()).all(axis=1))[0]
+        assert table[index] <= phi(table, p) + 1e-14

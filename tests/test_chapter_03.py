@@ -1,0 +1,792 @@
+"""Chapter 3, how good an estimator is: both sides of every formula, and the notebook's own code.
+
+Expected values are sums over paths (reference.py) or over all data sets of a small world, in numpy.
+sbnlib appears only where the notebook's own function is compared with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from chapters import as_in_the_book, chapter, containing, define, printed, prose, tagged
+from scipy import optimize
+from scipy.special import expit
+
+import sbnlib
+
+Array = np.ndarray
+PATH = chapter(3)
+LOGISTIC = ref.RefNoise("Logistic")
+KEYS = [(0, "weight"), (0, "bias"), (1, "weight"), (1, "bias")]
+INPUTS = np.array([[-1.0, -1], [-1, 1], [1, -1], [1, 1]])
+TARGETS = INPUTS.prod(1)
+REFERENCE = {"ST": "straight_through", "ZGR": "zgr", "identity": "identity"}
+names = pytest.mark.parametrize("name", [*REFERENCE, "score"])
+
+
+def xor(scale: float = 1.0) -> ref.RefNet:
+    weights = np.array([[2.0, 2], [-2, -2], [2, -2]]), np.array([[2.0, 2, -2], [2, 2, 0]])
+    return ref.RefNet(weights, (np.full(3, -2.0), np.array([0.0, 2])),
+                      ref.RefNoise("Logistic", scale))
+
+
+XOR_LOSS = ref.RefLoss(
+    "xor",
+    lambda x, b: np.logaddexp(0, -TARGETS[b] * x.sum(-1)),
+    lambda x, b: -TARGETS[b] * expit(-TARGETS[b] * x.sum(-1, keepdims=True)) * np.ones_like(x),
+    lambda x: torch.nn.functional.softplus(-torch.tensor(TARGETS) * x.sum(-1)),
+)
+
+
+def flat(parts: dict) -> Array:
+    """(paths, 17) in the order of the network's parameters."""
+    return np.concatenate([parts[k].reshape(len(parts[k]), -1) for k in KEYS], 1)
+
+
+def rows_of(name: str, b: int, scale: float = 1.0) -> tuple[Array, Array]:
+    """Probability and gradient of every path of input b."""
+    net = xor(scale)
+    if name in REFERENCE:
+        p, parts = ref.path_estimates(net, INPUTS[b], XOR_LOSS, b, REFERENCE[name])
+        return p, flat(parts)
+    xs = ref.paths(net.widths)
+    a = ref.pre_activations(net, INPUTS[b], xs)
+    value = XOR_LOSS.value(xs[-1], b)[:, None]
+    p = [np.where(x > 0, expit(v / scale), expit(-v / scale)) for x, v in zip(xs, a, strict=True)]
+    deltas = [value * x * (1 - q) / scale for x, q in zip(xs, p, strict=True)]  # L d log F(xa)/da
+    below = [np.broadcast_to(INPUTS[b], (32, 2)), xs[0]]
+    return np.concatenate(p, 1).prod(1), flat(ref._to_parameters(net, deltas, below))
+
+
+def exact(scale: float = 1.0) -> Array:
+    parts = ref.gradient(xor(scale), INPUTS, XOR_LOSS)
+    return np.concatenate([parts[k].ravel() for k in KEYS])
+
+
+def moments(name: str, scale: float = 1.0) -> tuple[Array, Array]:
+    """Mean and variance of one gradient sample: mean over inputs, variances over 16."""
+    tables = [rows_of(name, b, scale) for b in range(4)]
+    means = [p @ r for p, r in tables]
+    variances = [p @ (r - m) ** 2 for (p, r), m in zip(tables, means, strict=True)]
+    return sum(means) / 4, sum(variances) / 16
+
+
+def numbers(name: str, scale: float = 1.0) -> tuple[float, float]:
+    """Squared bias and variance in units of the squared gradient."""
+    g, (mean, variance) = exact(scale), moments(name, scale)
+    return ((mean - g) ** 2).sum() / (g @ g), variance.sum() / (g @ g)
+
+
+def cos(u: Array, v: Array) -> Array:
+    return (u @ v) / (np.linalg.norm(u, axis=-1) * np.linalg.norm(v))
+
+
+WORLD = np.array([[1.0, 0.0], [-1.0, 2.0], [0.5, -1.0]])
+LAW = np.array([0.5, 0.2, 0.3])
+G = np.array([0.4, 0.3])
+
+
+def data_sets(size: int) -> Iterator[tuple[float, Array]]:
+    """Every data set of `size` independent draws from the small world, with its probability."""
+    for index in itertools.product(range(len(LAW)), repeat=size):
+        yield LAW[list(index)].prod(), WORLD[list(index)]
+
+
+def mean_over(size: int, statistic: Callable[[Array], float | Array]) -> float | Array:
+    return sum(p * statistic(rows) for p, rows in data_sets(size))
+
+
+def variance_over(size: int, statistic: Callable[[Array], float]) -> float:
+    return mean_over(size, lambda r: statistic(r) ** 2) - mean_over(size, statistic) ** 2
+
+
+MEAN = LAW @ WORLD
+VARIANCE = LAW @ ((WORLD - MEAN) ** 2).sum(1)
+BIAS2 = ((MEAN - G) ** 2).sum()
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with as_in_the_book():
+        yield
+
+
+SETUP = ("inputs", "targets", "xor_net", "loss", "net", "value", "exact", "g", "score_function",
+         "candidates", "draw_samples", "states", "slope", "FACTOR", "path_gradients",
+         "by_enumeration", "transition", "backward", "by_recursion", "jackknife", "statistics")
+
+
+@pytest.fixture(scope="module")
+def book() -> dict:
+    with as_in_the_book():
+        return define(PATH, *SETUP)
+
+
+# -------------------------------------------------------------------------------- four numbers
+
+
+def test_eq_03_cosines(book: dict) -> None:
+    """Both, over all pairs of paths of two inputs, against the library's measurement of them."""
+    (p0, r0), (p1, r1) = rows_of("ST", 0), rows_of("ST", 2)
+    p, rows = np.outer(p0, p1).ravel(), (r0[:, None] + r1[None]).reshape(-1, 17) / 2
+    g = (np.outer(*[np.ones(2)] * 2)[0] / 2) @ np.stack(
+        [rows_of("score", b)[0] @ rows_of("score", b)[1] for b in (0, 2)])
+    inputs, targets = book["inputs"][[0, 2]], book["targets"][[0, 2]]
+    found = sbnlib.measure(
+        book["net"], inputs, lambda x: torch.nn.functional.softplus(-targets * x.sum(-1)),
+        "straight_through", 4000, generator=torch.Generator().manual_seed(1))["all"]
+    for estimate, truth in ((found.cosine, p @ cos(rows, g)), (found.cosine_of_mean,
+                                                               cos(p @ rows, g))):
+        assert abs(estimate.value - truth) < 4.5 * estimate.se
+
+
+def test_eq_03_cosines_bound_neither_way() -> None:
+    g, p = np.array([3.0, 4.0]), np.array([0.99, 0.01])
+    samples = np.stack([g, -300 * g])
+    assert np.isclose(p @ cos(samples, g), 0.98)
+    assert np.isclose(cos(p @ samples, g), -1)
+    unbiased = np.stack([g + [1, 0], g - [1, 0]])
+    assert cos(unbiased, g).mean() < cos(unbiased.mean(0), g) == pytest.approx(1)
+
+
+def test_thm_03_decomposition() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n = rng.integers(1, 9)
+        p, rows, g = rng.dirichlet(np.ones(n)), rng.normal(size=(n, 3)), rng.normal(size=3)
+        mse = sum(q * np.linalg.norm(r - g) ** 2 for q, r in zip(p, rows, strict=True))
+        mean = p @ rows
+        variance = sum(p @ (rows[:, i] - mean[i]) ** 2 for i in range(3))
+        assert np.isclose(mse, np.linalg.norm(mean - g) ** 2 + variance)
+
+
+@names
+def test_eq_03_decomposition(name: str) -> None:
+    """On the chapter's network, all pairs of paths of two inputs: the error is the sum."""
+    (p0, r0), (p1, r1) = rows_of(name, 0), rows_of(name, 1)
+    p, rows, g = np.outer(p0, p1).ravel(), (r0[:, None] + r1).reshape(-1, 17) / 2, exact()
+    mean = p @ rows
+    assert np.isclose(p @ ((rows - g) ** 2).sum(1),
+                      ((mean - g) ** 2).sum() + p @ ((rows - mean) ** 2).sum(1))
+
+
+def test_thm_03_decomposition_needs_a_fixed_judge() -> None:
+    M = 3
+    own = mean_over(M, lambda r: ((r[0] - r.mean(0)) ** 2).sum())
+    assert np.isclose(own, (1 - 1 / M) * VARIANCE)
+    assert own < VARIANCE < VARIANCE + BIAS2
+
+
+# -------------------------------------------------------------------------------- enumeration
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_eq_03_backprop(book: dict, name: str) -> None:
+    """Torch differentiates a net whose bits are x + c (a - const), path by path."""
+    factor = REFERENCE[name]
+    layers = [m for m in book["net"].layers]
+    p, rows = book["path_gradients"](book["net"], 1, name)
+    expected_p, expected = rows_of(name, 1)
+    for k, xs in enumerate(zip(*map(torch.tensor, ref.paths((3, 2))), strict=True)):
+        v = book["inputs"][1]
+        for layer, x in zip(layers, xs, strict=True):
+            a = layer(v)
+            c = ref.factor(factor, LOGISTIC, a.detach().numpy(), x.numpy())
+            v = x + torch.tensor(c) * (a - a.detach())
+        loss = torch.nn.functional.softplus(-book["targets"][1] * v.sum())
+        grads = torch.autograd.grad(loss, [q for m in layers for q in (m.weight, m.bias)])
+        by_torch = torch.cat([g.flatten() for g in grads]).numpy()
+        assert np.allclose(by_torch, expected[k], atol=1e-14)
+    assert np.allclose(rows, expected, atol=1e-14) and np.allclose(p, expected_p, atol=1e-16)
+
+
+def test_prop_03_batch() -> None:
+    """Two inputs by pairs of paths, no formula for the variance."""
+    net, loss = ref.random_net((2, 2, 2), LOGISTIC, seed=4), ref.target_loss(2, 2, seed=1)
+    rows = np.array([[0.3, -1.0], [1.2, 0.4]])
+    by_pairs = ref.joint_moments(net, rows, loss, "zgr")
+    for key, (mean, variance) in ref.moments(net, rows, loss, "zgr").items():
+        assert np.allclose(mean, by_pairs[key][0]) and np.allclose(variance, by_pairs[key][1])
+
+
+@names
+def test_eq_03_batch(book: dict, name: str) -> None:
+    """The notebook's enumeration, and what it printed."""
+    mean, variance = book["by_enumeration"](book["net"], name)
+    assert np.allclose(mean, moments(name)[0], atol=1e-15)
+    assert np.allclose(variance, moments(name)[1], atol=1e-15)
+    bias2, var = numbers(name)
+    shown = re.search(rf"^{name} +(.+)$", printed(containing(PATH, "def by_enumeration")), re.M)[1]
+    values = [bias2, var, bias2 + var, cos(moments(name)[0], exact())]
+    assert np.allclose([float(v) for v in shown.split()], values, atol=6e-4)
+
+
+def test_prop_03_batch_needs_independent_draws() -> None:
+    """Equal inputs on one draw: the batch has the variance of one of them."""
+    p, rows = rows_of("ST", 0)
+    one = p @ ((rows - p @ rows) ** 2).sum(1)
+    shared = (rows + rows) / 2
+    assert np.isclose(p @ ((shared - p @ shared) ** 2).sum(1), one)
+    q, pairs = np.outer(p, p).ravel(), (rows[:, None] + rows).reshape(-1, 17) / 2
+    assert np.isclose(q @ ((pairs - q @ pairs) ** 2).sum(1), one / 2)
+
+
+def test_identity_is_worse_in_both_and_zgr_has_less_bias_but_a_worse_cosine() -> None:
+    st, zgr, identity = (numbers(n) for n in REFERENCE)
+    assert all(identity[k] > max(st[k], zgr[k], numbers("score")[k]) for k in (0, 1))
+    assert zgr[0] < st[0] and numbers("score")[0] < 1e-25
+    assert cos(moments("ST")[0], exact()) > cos(moments("ZGR")[0], exact())
+
+
+# --------------------------------------------------------------------------------- recursion
+
+
+def conditional(net: ref.RefNet, loss: ref.RefLoss, name: str, k: int, x0: Array) -> dict:
+    """state of layer k -> E v_k, E v_k v_k^T given it: sums over whole paths."""
+    xs = ref.paths(net.widths)
+    a, prob = ref.pre_activations(net, x0, xs), ref.path_probabilities(net, x0, xs)
+    v = np.array(loss.gradient(xs[-1], 0), float)
+    for j in reversed(range(k + 1, len(xs))):
+        v = (ref.factor(name, net.noise, a[j], xs[j]) * v) @ net.weights[j]
+    out = {}
+    for s in ref.states(net.widths[k]):
+        here = (xs[k] == s).all(1)
+        w = prob[here] / prob[here].sum()
+        out[tuple(s)] = (w @ v[here], np.einsum("p,pi,pj->ij", w, v[here], v[here]))
+    return out
+
+
+@pytest.mark.parametrize("name", ["straight_through", "zgr", "identity", "darn_mean"])
+def test_eq_03_recursion(name: str) -> None:
+    net, loss = ref.random_net((2, 2, 3, 2), LOGISTIC, seed=2), ref.smooth_loss(2)
+    x0 = np.array([0.4, -1.1])
+    for k in (1, 2):
+        above = conditional(net, loss, name, k, x0)
+        W, b = net.weights[k], net.biases[k]
+        for s, (m, M) in conditional(net, loss, name, k - 1, x0).items():
+            a = W @ np.array(s) + b
+            d, D = 0.0, 0.0
+            for x, (mk, Mk) in above.items():
+                c = ref.factor(name, LOGISTIC, a, np.array(x))
+                p = expit(np.array(x) * a).prod()
+                d, D = d + p * c * mk, D + p * np.outer(c, c) * Mk
+            assert np.allclose(m, W.T @ d) and np.allclose(M, W.T @ D @ W)
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 2.2])
+@pytest.mark.parametrize("name", REFERENCE)
+def test_thm_03_recursion(book: dict, name: str, scale: float) -> None:
+    """The notebook's recursion is the enumeration of paths, and the library's."""
+    net = book["xor_net"](scale)
+    mean, variance = book["by_recursion"](net, name)
+    assert np.allclose(mean, moments(name, scale)[0], atol=1e-15)
+    assert np.allclose(variance, moments(name, scale)[1], rtol=1e-10, atol=1e-15)
+    library = sbnlib.exact_moments(net, book["inputs"], book["loss"], REFERENCE[name])
+    pairs = [torch.stack([v.flatten() for v in pair]) for pair in library.values()]
+    assert torch.allclose(torch.stack([mean, variance]), torch.cat(pairs, 1), atol=1e-15)
+
+
+def test_eq_03_parameters() -> None:
+    """Mean and mean square of every weight's estimate from the moments of d given the state."""
+    net, loss, x0 = ref.random_net((2, 2, 2), LOGISTIC, seed=5), ref.smooth_loss(2), np.ones(2)
+    p, parts = ref.path_estimates(net, x0, loss, 0, "zgr")
+    xs = ref.paths(net.widths)
+    first, second = 0.0, 0.0
+    for s in ref.states(2):
+        here = (xs[0] == s).all(1)
+        w = p[here] / p[here].sum()
+        d = parts[1, "bias"][here]
+        first = first + p[here].sum() * np.outer(w @ d, s)
+        second = second + p[here].sum() * np.outer(w @ d**2, s**2)
+    rows = parts[1, "weight"]
+    assert np.allclose(first, np.tensordot(p, rows, 1))
+    assert np.allclose(second, np.tensordot(p, rows**2, 1))
+
+
+def test_thm_03_recursion_needs_layers() -> None:
+    """L = x_2 (1 + x_1): the recursion misses dL/dx_1 and its correlation with the rest."""
+    w, b, x1 = 0.8, 0.3, 1.0
+    a = w * x1 + b
+    p, c = np.array([expit(-a), expit(a)]), 2 * expit(a) * expit(-a)
+    x2 = np.array([-1.0, 1.0])
+    true = w * c * (1 + x1) + x2                      # chain, and the direct slope
+    through_x2 = np.full(2, w * c * (1 + x1))         # what the recursion carries
+    assert abs(p @ true - p @ through_x2) > 0.1
+    assert abs(p @ true**2 - p @ through_x2**2) > 0.1
+
+
+def test_thm_03_recursion_with_noise_of_its_own() -> None:
+    """c = 2 f (1 + xi/2), xi = +-1 a unit: E c and E c^2 in the places of c_i and c_i^2 suffice."""
+    a, W = np.array([0.4, -0.9]), np.array([[0.7], [-1.3]])
+    A, h = np.array([[1.0, 0.6], [0.6, -0.5]]), np.array([0.3, -0.2])
+    f, total, carried = expit(a) * expit(-a), 0.0, 0.0
+    for x in ref.states(2):
+        p, v = expit(x * a).prod(), A @ x + h
+        for xi in ref.states(2):
+            total += p / 4 * (W.T @ (2 * f * (1 + xi / 2) * v)) ** 2
+        C = np.outer(2 * f, 2 * f)
+        C[np.diag_indices(2)] = 4 * f**2 * (1 + 1 / 4)
+        carried += p * W.T @ (C * np.outer(v, v)) @ W
+    wrong = sum(expit(x * a).prod() * (W.T @ (2 * f * (A @ x + h))) ** 2 for x in ref.states(2))
+    assert np.isclose(total[0], carried[0, 0]) and total[0] > wrong[0] * 1.05
+
+
+def test_score_function_is_unbiased_and_its_code_is_the_formula(book: dict) -> None:
+    assert np.allclose(moments("score")[0], exact(), atol=1e-15)
+    samples = book["draw_samples"](book["net"], book["score_function"], 20_000, 5).numpy()
+    mean, variance = moments("score")
+    assert (abs(samples.mean(0) - mean) < 5 * np.sqrt(variance / 20_000)).all()
+    assert np.allclose(samples.var(0), variance, rtol=0.15)
+
+
+# ---------------------------------------------------------------------------------- sampling
+
+
+def debiased(rows: Array, g: Array = G) -> float:
+    M, mean = len(rows), rows.mean(0)
+    return ((mean - g) ** 2).sum() - ((rows - mean) ** 2).sum() / (M - 1) / M
+
+
+@pytest.mark.parametrize("M", [1, 2, 5])
+def test_eq_03_trap(M: int) -> None:
+    naive = mean_over(M, lambda r: ((r.mean(0) - G) ** 2).sum())
+    assert np.isclose(naive, BIAS2 + VARIANCE / M)
+
+
+@pytest.mark.parametrize("M", [2, 3, 5])
+def test_eq_03_debiased(M: int) -> None:
+    for _, rows in data_sets(M):
+        u = rows - G
+        pairs = sum(u[i] @ u[j] for i in range(M) for j in range(M) if i != j) / (M * (M - 1))
+        assert np.isclose(debiased(rows), pairs)
+
+
+def test_prop_03_trap() -> None:
+    """The debiased number is right on average; cut off at zero it is not."""
+    assert np.isclose(mean_over(3, debiased), BIAS2)
+    assert min(debiased(r) for _, r in data_sets(3)) < 0
+    assert mean_over(3, lambda r: max(0.0, debiased(r))) > BIAS2 + 0.1
+
+
+def test_eq_03_pooled() -> None:
+    rng = np.random.default_rng(3)
+    groups = [rng.normal(size=(n, 2)) + rng.normal(size=2) for n in (3, 1, 7)]
+    everything = np.concatenate(groups)
+    centre = everything.mean(0)
+    within = sum(((r - r.mean(0)) ** 2).sum() for r in groups)
+    between = sum(len(r) * ((r.mean(0) - centre) ** 2).sum() for r in groups)
+    assert np.isclose(((everything - centre) ** 2).sum(), within + between)
+
+
+@names
+def test_eq_03_pooled_as_printed(name: str) -> None:
+    """One random input a step: over (input, path) at once."""
+    tables, norm2 = [rows_of(name, b) for b in range(4)], exact() @ exact()
+    p = np.concatenate([q / 4 for q, _ in tables])
+    rows = np.concatenate([r for _, r in tables])
+    total = p @ ((rows - p @ rows) ** 2).sum(1) / norm2
+    within = sum(q @ ((r - q @ r) ** 2).sum(1) for q, r in tables) / 4 / norm2
+    line = re.search(rf"^{name} +(.+)$", printed(containing(PATH, "between     total")), re.M)[1]
+    assert np.allclose([float(v) for v in line.split()], [within, total - within, total],
+                       atol=6e-3)
+
+
+def jackknife(statistic: Callable[[Array], float], groups: Array) -> float:
+    """se^2, from its definition; groups (G, m, d)."""
+    n = len(groups)
+    left = [statistic(np.concatenate(np.delete(groups, j, 0))) for j in range(n)]
+    return (n - 1) / n * sum((s - np.mean(left)) ** 2 for s in left)
+
+
+def test_eq_03_jackknife(book: dict) -> None:
+    """For an average the usual formula; and the notebook's function."""
+    rows = np.random.default_rng(1).normal(size=(24, 2))
+    groups = rows.reshape(6, 4, 2)
+    means = groups.mean(1)[:, 0]
+    usual = ((means - means.mean()) ** 2).sum() / 6 / 5
+    assert np.isclose(jackknife(lambda r: r[:, 0].mean(), groups), usual)
+    hand = book["jackknife"](lambda r: r.var(dim=0).sum(), torch.tensor(rows), 6)
+    assert np.isclose(hand**2, jackknife(lambda r: r.var(0, ddof=1).sum(), groups))
+
+
+STATISTICS = {
+    "mean": lambda r: r[:, 0].mean(),
+    "variance": lambda r: r.var(0, ddof=1).sum(),
+    "bias2": debiased,
+    "naive": lambda r: ((r.mean(0) - G) ** 2).sum(),
+    "maximum": lambda r: r.max(),
+    "cosine of the mean": lambda r: cos(r.mean(0) + 5, G),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_eq_03_efron_stein(name: str) -> None:
+    """All data sets of five draws, each its own group."""
+    statistic, size = STATISTICS[name], 5
+    spread = mean_over(size, lambda r: jackknife(statistic, r[:, None]) * size / (size - 1))
+    one_less = variance_over(size - 1, statistic)
+    assert spread >= one_less - 1e-12
+    assert (abs(spread - one_less) < 1e-12) == (name == "mean")
+
+
+@pytest.mark.parametrize("name", ["mean", "variance", "bias2"])
+def test_thm_03_jackknife(name: str) -> None:
+    """Averages over pairs: the squared bar is on average not below the variance of S itself."""
+    statistic, size = STATISTICS[name], 5
+    bar = mean_over(size, lambda r: jackknife(statistic, r[:, None]))
+    assert bar >= variance_over(size, statistic) - 1e-12
+
+
+def test_thm_03_jackknife_needs_independent_groups() -> None:
+    """Every group the same two draws: the bar is zero, the spread is not."""
+    copies = [np.stack([rows] * 4) for _, rows in data_sets(2)]
+    assert max(jackknife(STATISTICS["mean"], c) for c in copies) < 1e-25
+    assert variance_over(2, STATISTICS["mean"]) > 0.1
+
+
+@pytest.mark.parametrize("name", ["variance", "bias2"])
+def test_eq_03_pairs(name: str) -> None:
+    u = WORLD - G
+    kernel = u @ u.T if name == "bias2" else 0.5 * ((u[:, None] - u) ** 2).sum(-1)
+    const = LAW @ kernel @ LAW
+    h = kernel @ LAW - const
+    r = kernel - const - h[:, None] - h
+    s1, s2 = LAW @ h**2, LAW @ r**2 @ LAW
+    values = [4 * s1 / n + 2 * s2 / (n * (n - 1)) for n in (2, 3, 5)]
+    assert np.allclose(values, [variance_over(n, STATISTICS[name]) for n in (2, 3, 5)])
+    assert np.all(np.diff([n * v for n, v in zip((2, 3, 5), values, strict=True)]) <= 1e-12)
+    if name == "bias2":
+        assert np.allclose(h, (u - LAW @ u) @ (LAW @ u))
+
+
+def test_calibration_as_printed() -> None:
+    """Bars of straight-through are right; two of the unbiased estimator's are too long."""
+    text = printed(containing(PATH, "spread of 200 runs"))
+    ratios = {n: [float(v) for v in re.search(rf"^{n} +(.+)$", text, re.M)[1].split()]
+              for n in ("ST", "score")}
+    assert all(abs(v - 1) < 0.15 for v in ratios["ST"])
+    assert all(0.6 < ratios["score"][k] < 0.85 for k in (0, 3))
+    assert all(abs(ratios["score"][k] - 1) < 0.15 for k in (1, 2))
+
+
+def test_by_hand_is_the_library(book: dict) -> None:
+    rows = book["draw_samples"](book["net"], "zgr", 1024, 3)
+    value = book["statistics"](rows)
+    se = book["jackknife"](book["statistics"], rows)
+    found = sbnlib.measure(book["net"], book["inputs"], book["loss"], "zgr", 1024,
+                           generator=torch.Generator().manual_seed(3))["all"]
+    for k, e in enumerate((found.bias2, found.variance, found.cosine, found.cosine_of_mean)):
+        assert np.isclose(e.se, se[k], rtol=1e-8)
+        assert k == 3 or np.isclose(e.value, value[k], rtol=1e-8)
+
+
+def test_the_last_table_is_within_its_errors() -> None:
+    text = printed(containing(PATH, "distance from the exact values"))
+    z = [float(v) for line in text.split("errors\n")[1].splitlines() for v in line.split()[1:]]
+    assert len(z) == 12 and max(map(abs, z)) < 3.5
+
+
+# --------------------------------------------------------------------------------- averaging
+
+
+@pytest.mark.parametrize("B", [1, 2, 4])
+def test_eq_03_average(B: int) -> None:
+    assert np.isclose(mean_over(B, lambda r: ((r.mean(0) - G) ** 2).sum()), BIAS2 + VARIANCE / B)
+
+
+def test_eq_03_crossing() -> None:
+    """The two errors meet at B*, found by a root finder; the notebook printed it."""
+    text = printed(containing(PATH, "def B_star"))
+    for one, two in (("ST", "ZGR"), ("ST", "score"), ("ZGR", "score")):
+        (b1, v1), (b2, v2) = numbers(one), numbers(two)
+        root = optimize.brentq(lambda B, d=b1 - b2, w=v1 - v2: d + w / B, 1, 1e5)
+        assert np.isclose(root, (v2 - v1) / (b1 - b2))
+        assert re.search(rf"{one} +is better than {two} +below B\* = {root:.0f}\n", text)
+
+
+def test_prop_03_crossing() -> None:
+    rng = np.random.default_rng(2)
+    for b1, b2, v1, v2 in rng.uniform(0, 3, (50, 4)):
+        star = (v2 - v1) / (b1 - b2)
+        for B in (1, 3, 10):
+            better = b1 + v1 / B < b2 + v2 / B
+            if b1 > b2 and v2 > v1:
+                assert better == (star > B)
+            elif b1 > b2:                    # worse in both: never
+                assert not better
+
+
+def test_the_crossings_of_the_caption() -> None:
+    for scale, star in ((0.4, 433), (0.8, 105), (2.2, 823)):
+        (b1, v1), (b2, v2) = numbers("ST", scale), numbers("score", scale)
+        assert round((v2 - v1) / (b1 - b2)) == star
+        assert str(star) in containing(PATH, "def crossing").source
+    assert numbers("ST", 0.4)[0] > numbers("ST", 0.4)[1]
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+def J(a: Array | float) -> Array:
+    """One bit, L = x^2/2 + 0.4 x, logistic noise."""
+    return 0.5 + 0.4 * (2 * expit(a) - 1)
+
+
+def slope(a: float) -> float:
+    return 0.8 * expit(a) * expit(-a)
+
+
+def one_bit(a: float) -> tuple[Array, Array]:
+    """Law and values of straight-through."""
+    x = np.array([-1.0, 1.0])
+    return expit(x * a), 2 * expit(a) * expit(-a) * (x + 0.4)
+
+
+BETA = 0.8 / (6 * np.sqrt(3))  # the largest slope of the logistic density is 1 / (6 sqrt 3)
+
+
+@pytest.mark.parametrize("a", [-3.0, -1.2, -0.5, 0.0, 1.0, 3.0])
+def test_eq_03_descent(a: float) -> None:
+    p, ghat = one_bit(a)
+    for step in (0.01, 0.3, 2.0, 10.0):
+        after = p @ J(a - step * ghat)
+        linear, square = J(a) - step * (p @ ghat) * slope(a), p @ ghat**2
+        assert linear - BETA * step**2 / 2 * square <= after <= linear + BETA * step**2 / 2 * square
+        assert np.isclose(square, (p @ ghat) ** 2 + p @ (ghat - p @ ghat) ** 2)
+
+
+def test_thm_03_descent() -> None:
+    """Steps in the stated interval lower J; where the sign is wrong, small ones raise it."""
+    for a in np.linspace(-4, 4, 33):
+        p, ghat = one_bit(a)
+        product = (p @ ghat) * slope(a)
+        if product > 1e-6:
+            limit = 2 * product / (BETA * (p @ ghat**2))
+            assert all(p @ J(a - t * limit * ghat) < J(a) for t in (0.01, 0.5, 0.99))
+        elif product < -1e-6:
+            assert p @ J(a - 1e-3 * ghat) > J(a)
+
+
+def test_thm_03_descent_needs_a_lipschitz_gradient() -> None:
+    """Uniform noise, L = x: J(a) = a between -1 and 1, flat outside."""
+    noise = ref.RefNoise("Uniform")
+
+    def flat_outside(a: float) -> float:
+        return float(2 * noise.cdf(np.array(a)) - 1)
+
+    assert np.isclose(flat_outside(-0.9) - flat_outside(-1.4), 0.1)
+
+
+def test_eq_03_efficiency() -> None:
+    """The best point of the parabola, by a minimizer; printed numbers; both limits."""
+    text = printed(containing(PATH, "efficiency       B = 1"))
+    g = exact()
+    for name in (*REFERENCE, "score"):
+        mean, variance = moments(name)
+        shown = []
+        for B in (1, 32, 1000, np.inf):
+            square, dot = mean @ mean + variance.sum() / B, mean @ g
+            best = optimize.minimize_scalar(lambda t, q=square, d=dot: -t * d + t * t / 2 * q)
+            rho = -best.fun / (g @ g / 2)
+            assert rho <= 1 + 1e-12 and np.isclose(rho, dot**2 / (g @ g) / square)
+            shown.append(rho)
+        assert np.isclose(shown[-1], cos(mean, g) ** 2)
+        line = re.search(rf"^{name} +(.+)$", text, re.M)[1]
+        assert np.allclose([float(v) for v in line.split()], shown, atol=6e-4)
+
+
+def test_the_unbiased_estimator_catches_up_at_about_seven_hundred() -> None:
+    def rho(name: str, B: float) -> float:
+        (mean, variance), g = moments(name), exact()
+        return (mean @ g) ** 2 / (g @ g) / (mean @ mean + variance.sum() / B)
+
+    assert 650 < optimize.brentq(lambda B: rho("ST", B) - rho("score", B), 10, 1e4) < 750
+    assert all(rho("ST", B) > rho("ZGR", B) for B in (1, 10, 100, 1e4, 1e9))
+
+
+def test_thm_03_floor() -> None:
+    """Eight steps of straight-through on one bit, all 256 sequences of draws."""
+    grid = np.linspace(-15, 15, 3001)
+    laws = [one_bit(a) for a in grid]
+    delta2 = max((p @ q - slope(a)) ** 2 for a, (p, q) in zip(grid, laws, strict=True))
+    V = max(p @ (q - p @ q) ** 2 for p, q in laws)
+    for start, step in ((1.0, 1.0), (-3.0, 5.0), (0.0, 1 / BETA)):
+        walks, total = [(1.0, start)], 0.0
+        for _ in range(8):
+            total += sum(w * slope(a) ** 2 for w, a in walks)
+            walks = [(w * p, a - step * q) for w, a in walks
+                     for p, q in zip(*one_bit(a), strict=True)]
+        assert total / 8 <= 2 * (J(start) - 0.1) / (step * 8) + delta2 + BETA * step * V
+
+
+def test_eq_03_floor() -> None:
+    """Attained: resting at mu = -b, g^2 is the squared bias for ever. And too long a step diverges.
+    """
+    a = np.log(0.3 / 0.7)                              # F(a) = 0.3, mu = -0.4
+    p, ghat = one_bit(a)
+    assert abs(p @ ghat) < 1e-15
+    assert np.isclose(slope(a) ** 2, (p @ ghat - slope(a)) ** 2) and slope(a) > 0.1
+    theta, beta = 1.0, 2.0
+    for _ in range(50):
+        theta -= 1.1 * 2 / beta * beta * theta         # the exact gradient of beta theta^2 / 2
+    assert abs(theta) > 100
+
+
+@pytest.mark.parametrize("a", [-2.0, -0.3, 1.5])
+def test_eq_03_rest(a: float) -> None:
+    p, ghat = one_bit(a)
+    mu, f = np.tanh(a / 2), expit(a) * expit(-a)
+    gradient = ref.finite_difference(lambda v: float(J(v[0])), np.array([a]))[0]
+    assert np.isclose(p @ ghat, 2 * f * (mu + 0.4))
+    assert np.isclose(p @ ghat - gradient, 2 * f * mu, atol=1e-8)
+    assert (np.sign(p @ ghat) != np.sign(gradient)) == (mu < -0.4)
+
+
+# --------------------------------------------------------------------------------- exercises
+
+
+def test_ex_03_budget_and_shrink() -> None:
+    kappa, (b1, v1), (b2, v2) = 3.0, numbers("ST"), numbers("ZGR")
+    root = optimize.brentq(lambda C: b1 + v1 / C - b2 - v2 / (C / kappa), 1, 1e5)
+    assert np.isclose(root, (kappa * v2 - v1) / (b1 - b2))
+    _, v = numbers("score")
+    best = optimize.minimize_scalar(lambda t: (1 - t) ** 2 + t * t * v)
+    assert np.isclose(best.x, 1 / (1 + v)) and np.isclose(best.fun, v / (1 + v))
+    assert f"lambda {best.x:.4f}, error {v:.1f} becomes {best.fun:.3f}" in printed(
+        containing(PATH, "zero has error 1"))
+
+
+def test_ex_03_loss_by_hand_is_the_enumeration() -> None:
+    lines = printed(containing(PATH, "recursive = ")).splitlines()
+    assert lines[0].split("[")[1] == lines[1].split("[")[1]
+    p, rows = rows_of("score", 0)
+    expected = (p @ (rows - p @ rows) ** 2)[6:9]
+    assert np.allclose([float(v) for v in lines[1].split("[")[1].strip("]").split()], expected,
+                       atol=1e-6)
+
+
+def test_ex_03_jackknife_ratio() -> None:
+    """Pairs of signs, 3 groups of 2: the exact ratio, whose limit for large groups is stated."""
+    groups, m = 3, 2
+    N, n = groups * m, (groups - 1) * m
+
+    def average(u: Array) -> float:
+        return (u.sum() ** 2 - len(u)) / (len(u) * (len(u) - 1))
+
+    bars = [jackknife(lambda r: average(r.ravel()), u.reshape(groups, m, 1))
+            for u in ref.states(N)]
+    true = np.mean([average(u) ** 2 for u in ref.states(N)])
+    def ratio(groups: int, m: int) -> float:
+        N, n = groups * m, (groups - 1) * m
+        return ((groups - 1) ** 2 / groups * m * (2 * n - m - 1) * N * (N - 1)
+                / (n * (n - 1)) ** 2)
+
+    assert np.isclose(np.mean(bars) / true, ratio(groups, m)) and n == 4
+    assert np.isclose(ratio(32, 10**6), 32 * 61 / 31**2, rtol=1e-5)
+    assert np.isclose(np.sqrt(ratio(32, 10**6)), 1.43, atol=0.01)
+
+
+def test_ex_03_uphill_rule() -> None:
+    rng = np.random.default_rng(0)
+    g = rng.normal(size=5)
+    for _ in range(200):
+        bias = rng.normal(size=5)
+        bias *= rng.uniform(0, 0.999) * np.linalg.norm(g) / np.linalg.norm(bias)
+        assert (g + bias) @ g > 0
+    assert -0.01 * g @ g < 0 < 10 * g @ g
+
+
+# ------------------------------------------------------------------------------- the checker
+
+
+@pytest.fixture
+def space() -> dict:
+    """The notebook's checker and its solution, run as they stand."""
+    out = define(PATH)
+    for tag in ("checker", "solution"):
+        (cell,) = tagged(PATH, tag)
+        exec(compile(cell.source, tag, "exec"), out)
+    return out
+
+
+def right(s: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """The pairwise form: all products of two different rows on either side."""
+    def pairs(u: torch.Tensor) -> torch.Tensor:
+        return ((u.sum(0) ** 2).sum() - (u**2).sum()) / (len(u) * (len(u) - 1))
+
+    return pairs(s) + pairs(r) - 2 * s.mean(0) @ r.mean(0)
+
+
+def naive(s: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    return ((s.mean(0) - r.mean(0)) ** 2).sum()
+
+
+def population(u: torch.Tensor) -> torch.Tensor:
+    return ((u - u.mean(0)) ** 2).mean(0).sum() / len(u)
+
+
+WRONG = {
+    "naive": (naive, "variance of both means"),
+    "reference taken as exact": (lambda s, r: right(s, r) + r.var(0).sum() / len(r), "reference"),
+    "only the reference": (lambda s, r: right(s, r) + s.var(0).sum() / len(s), "estimator's mean"),
+    "no M - 1": (lambda s, r: naive(s, r) - population(s) - population(r), "M - 1"),
+    "not divided by M": (lambda s, r: naive(s, r) - s.var(0).sum() - r.var(0).sum(), "Var/M"),
+    "cut off": (lambda s, r: right(s, r).clamp_min(0), "negative answers"),
+    "not squared": (lambda s, r: right(s, r).abs().sqrt(), "square roots"),
+    "a vector": (lambda s, r: s.mean(0) - r.mean(0), "one number"),
+    "nothing": (lambda s, r: None, "one number"),
+    "zero": (lambda s, r: 0.0, "on average"),
+}
+
+
+def test_the_checker_accepts_what_is_right(space: dict, capsys: pytest.CaptureFixture) -> None:
+    assert space["ok"] is True
+    assert space["check"](right) is True
+    assert space["check"](lambda s, r: float(right(s, r))) is True
+    assert space["check"](lambda s, r: right(s.float(), r.float())) is True
+    assert "right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_checker_names_what_is_wrong(
+    space: dict, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    answer, hint = WRONG[name]
+    capsys.readouterr()
+    assert space["check"](answer) is False
+    assert hint in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------- the prose
+
+
+def test_what_the_page_says_of_the_frames(book: dict) -> None:
+    """How many of the 17 bars miss, and the eight equal samples, at the settings in the text."""
+    text = prose(PATH)
+    assert "At $\\sigma=1$ and 4096 samples all of them hit, at $\\sigma=0.4$ eleven miss." in text
+    missed = {}
+    for scale in (0.4, 1.0):
+        net = book["xor_net"](scale)
+        rows = book["draw_samples"](net, book["candidates"]["ST"], 4096, 3).numpy()
+        off = abs(rows.mean(0) - moments("ST", scale)[0])
+        missed[scale] = int((off > rows.std(0, ddof=1) / 64).sum())
+        if scale == 0.4:
+            assert np.ptp(rows[:8], axis=0).max() < 1e-15
+    assert missed == {0.4: 11, 1.0: 0}
+
+
+def test_the_shares_of_the_data() -> None:
+    share = {}
+    for name in (*REFERENCE, "score"):
+        tables = [rows_of(name, b) for b in range(4)]
+        means = np.stack([p @ r for p, r in tables])
+        between = ((means - means.mean(0)) ** 2).sum() / 4
+        within = sum(p @ ((r - p @ r) ** 2).sum(1) for p, r in tables) / 4
+        share[name] = between / (between + within)
+    assert 0.04 < share["score"] < 0.06 and share["ST"] > 1 / 3 and share["identity"] > 1 / 2
