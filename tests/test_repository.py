@@ -12,7 +12,6 @@ import torch
 import yaml
 
 import sbnlib
-from sbnlib import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -95,11 +94,6 @@ def test_noise_table_of_the_notation_page(name):
     at = torch.tensor(a, dtype=torch.float64)
     assert noise.cdf(at).tolist() == pytest.approx([cdf(v) for v in a], rel=1e-12)
     assert noise.pdf(at).tolist() == pytest.approx([pdf(v) for v in a], rel=1e-12)
-
-
-def test_colours_of_the_notation_page_are_those_of_the_registry():
-    colours = set(re.findall(r"#[0-9A-F]{6}", text("book/notation.md")))
-    assert colours == {entry.colour for entry in registry.ESTIMATORS.values()}
 
 
 # ------------------------------------------------------------------------------ the repository

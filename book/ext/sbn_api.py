@@ -30,6 +30,7 @@ LABELS = {"Args": "Arguments"}
 WORDS = r"Args|Attributes|Cost|Raises|Returns|Source"
 SECTION = re.compile(rf"(?P<words>(?:{WORDS})(?:, (?:{WORDS}))*):(?: (?P<text>.*))?$")
 ITEM = re.compile(r"    (?P<names>\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*): (?P<text>.*)$")
+LONG_SIGNATURE = re.compile(r"<dl>\n((?:<dd>.*</dd>\n)+)</dl>")
 WITH_ITEMS = {"Args", "Attributes", "Raises"}
 
 # ---- docstrings ------------------------------------------------------------------------------
@@ -201,6 +202,13 @@ def set_options(app: Sphinx, config: Config) -> None:
 def add_style(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
     if page == PAGE:
         app.add_css_file("api.css")
+        context["body"] = LONG_SIGNATURE.sub(_as_spans, context["body"])
+
+
+def _as_spans(found: re.Match[str]) -> str:
+    """Sphinx lists parameters as <dd> without <dt>, which is no definition list."""
+    lines = found[1].replace("<dd>", '<span class="sbn-parameter">').replace("</dd>", "</span>")
+    return f'<span class="sbn-parameters">{lines}</span>'
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -210,5 +218,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", set_options)
     app.connect("autodoc-process-docstring", mend_docstring)
     app.connect("missing-reference", resolve)
-    app.connect("html-page-context", add_style)
+    app.connect("html-page-context", add_style, priority=400)  # before the tips are collected
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,838 @@
+"""Chapter 14, mirror descent: both sides of every formula, and the notebook's own code.
+
+Expected values are quadrature of scipy's quantile functions, enumeration, numeric minimization and
+fine integration of flows; sbnlib appears only where it is compared with the notebook's own code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from chapters import as_in_the_book, chapter, containing, define, printed, tagged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, optimize, special, stats
+
+import sbnlib
+from sbnlib.nn import BernoulliLinear
+from sbnlib.optim import MirrorDescent
+
+Array = np.ndarray
+PATH = chapter(14)
+NAMES = ("Logistic", "Gaussian", "Cauchy", "Triangular", "Uniform")
+LAWS = {n: ref.RefNoise(n).scipy() for n in NAMES}
+WIDE = ("Logistic", "Gaussian", "Cauchy")
+every_law = pytest.mark.parametrize("name", NAMES)
+examples = settings(max_examples=25, deadline=None)
+C = np.array([0.5, -0.2])
+CORNERS = ref.states(2)
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with as_in_the_book():
+        yield
+
+
+def icdf(name: str, p: Array | float) -> Array:
+    return LAWS[name].ppf(p)
+
+
+def end(name: str) -> float:
+    """The half-width rho of the support."""
+    return float(LAWS[name].support()[1])
+
+
+def phi(name: str, p: float) -> float:
+    """The mirror function, by quadrature of the quantile function."""
+    return integrate.quad(lambda s: float(icdf(name, s)), 0.5, p, limit=200)[0]
+
+
+def divergence(name: str, q: float, p: float) -> float:
+    """Phi(q) - Phi(p) - Phi'(p)(q - p): not the integral form of the chapter."""
+    return phi(name, q) - phi(name, p) - float(icdf(name, p)) * (q - p)
+
+
+def argmin(objective: Callable[[float], float]) -> float:
+    """The minimum over [0, 1], of a grid and then by bounded search."""
+    options = {"xatol": 1e-10}
+    return float(optimize.minimize_scalar(objective, (0, 1), (0, 1), "bounded", options=options).x)
+
+
+def value(w: Array) -> Array:
+    """The chapter's loss."""
+    return w[..., 0] * w[..., 1] + w @ C
+
+
+def mean_loss(p: Array, table: Array | None = None) -> float:
+    """E L by enumeration."""
+    w = ref.states(len(p))
+    law = np.where(w > 0, p, 1 - np.asarray(p)).prod(1)
+    return float(law @ (value(w) if table is None else table))
+
+
+def flips(table: Array, p: Array) -> Array:
+    """E Delta_i L by enumeration: the mean of differences, each over all states."""
+    n, w = len(p), ref.states(len(p))
+    law, cube = np.where(w > 0, p, 1 - np.asarray(p)).prod(1), table.reshape((2,) * n)
+    pairs = [np.take(cube, [1], i) - np.take(cube, [0], i) for i in range(n)]
+    return np.array([law @ np.broadcast_to(d, cube.shape).ravel() for d in pairs])
+
+
+def gradient(p: Array) -> Array:
+    return flips(value(CORNERS), p)
+
+
+def hand(*names: str) -> dict:
+    return define(PATH, *names)
+
+
+# ------------------------------------------------------------------------ the problem, the map
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_eq_14_problem(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    table, p = rng.normal(size=8), rng.uniform(0.05, 0.95, 3)
+    differences = ref.finite_difference(lambda q: mean_loss(q, table), p)
+    assert np.allclose(flips(table, p), differences, atol=1e-8)
+    best = optimize.minimize(
+        lambda q: mean_loss(q, table), p, jac=lambda q: flips(table, q), bounds=[(0, 1)] * 3
+    )
+    assert best.fun >= table.min() - 1e-12  # nothing inside is better than the best corner
+    on_corners = [mean_loss((w + 1) / 2, table) for w in ref.states(3)]
+    assert min(on_corners) == pytest.approx(table.min(), abs=1e-12)
+
+
+def test_the_gradient_by_hand() -> None:
+    by_hand = hand("c", "gradient")["gradient"]
+    for p in np.random.default_rng(0).uniform(size=(5, 2)):
+        assert np.allclose(by_hand(torch.tensor(p)).numpy(), gradient(p), atol=1e-14)
+    assert "[ 1.4 -1.2]" in printed(containing(PATH, "def gradient"))
+    assert np.allclose(gradient(np.array([0.3, 0.6])), [1.4, -1.2])
+    assert np.allclose(value(CORNERS), [0.7, -1.7, -0.3, 1.3])
+
+
+@every_law
+def test_eq_14_map(name: str) -> None:
+    by_hand = hand("nodes", "divergence")["divergence"]
+    noise = getattr(sbnlib, name)()
+    for p, q in ((0.5, 0.9), (0.3, 0.35), (0.8, 0.1), (0.1, 0.97)):
+        tangent = divergence(name, q, p)
+        integral = integrate.quad(lambda s, p=p: icdf(name, s) - icdf(name, p), p, q)[0]
+        assert integral == pytest.approx(tangent, abs=1e-9)
+        found = by_hand(torch.tensor([q]), torch.tensor([p]), noise).item()
+        assert found == pytest.approx(tangent, abs=1e-8)
+        slope = (phi(name, p + 1e-5) - phi(name, p - 1e-5)) / 2e-5
+        assert slope == pytest.approx(float(icdf(name, p)), abs=1e-6)
+        second = (icdf(name, p + 1e-6) - icdf(name, p - 1e-6)) / 2e-6
+        if p != 0.5:  # the triangular density has a kink at 0
+            assert second == pytest.approx(1 / LAWS[name].pdf(icdf(name, p)), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------ the step
+
+
+def step(name: str, p: float, push: float, eps: float = 1.0) -> float:
+    rho = end(name)
+    return float(LAWS[name].cdf(np.clip(icdf(name, p) - eps * push, -rho, rho)))
+
+
+@every_law
+@pytest.mark.parametrize("push", [0.3, -0.9, 2.5, -4.0])
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.85])
+def test_eq_14_step(name: str, push: float, p: float) -> None:
+    found = argmin(lambda q: push * q + divergence(name, q, p) / 0.7)
+    assert found == pytest.approx(step(name, p, push, 0.7), abs=2e-6)
+
+
+@every_law
+def test_thm_14_step(name: str) -> None:
+    """The derivative of the objective is increasing, so the minimizer is unique; and from an end."""
+    q = np.linspace(0.001, 0.999, 500)
+    assert (np.diff(0.7 + icdf(name, q) - icdf(name, 0.4)) > 0).all()
+    if np.isfinite(end(name)):  # p_t = 1 with eta = rho
+        for push in (0.4, -0.4):
+            found = argmin(lambda q, g=push: g * q + phi(name, q) - end(name) * q)
+            rho = end(name)
+            expected = LAWS[name].cdf(np.clip(rho - push, -rho, rho))
+            assert found == pytest.approx(float(expected), abs=2e-5)
+
+
+def test_thm_14_step_fails_for_a_noise_with_a_hole() -> None:
+    def F(eta: float) -> float:  # uniform on [-2, -1] and [1, 2]
+        return (np.clip(eta, -2, -1) + 2) / 2 + (np.clip(eta, 1, 2) - 1) / 2
+
+    assert F(-0.9) == F(0.9) == 0.5
+    assert F(-0.9 + 0.2) == 0.5 and F(0.9 + 0.2) == pytest.approx(0.55)
+
+
+def test_eq_14_latent() -> None:
+    by_hand = hand("mirror_step")["mirror_step"]
+    for name in NAMES:
+        noise, eta = getattr(sbnlib, name)(), torch.tensor([-0.8, 0.1, 0.9])
+        g = torch.tensor([2.0, -0.3, -1.5])
+        expected = np.clip(eta.numpy() - 0.4 * g.numpy(), -end(name), end(name))
+        assert np.allclose(by_hand(eta, g, noise, 0.4).numpy(), expected, atol=1e-15)
+        free = by_hand(eta, g, noise, 0.4, lazy=True).numpy()
+        assert np.allclose(free, eta.numpy() - 0.4 * g.numpy(), atol=1e-15)
+
+
+@every_law
+def test_scale_is_step_size(name: str) -> None:
+    law, wide, rho = LAWS[name], ref.RefNoise(name, 3.0).scipy(), end(name)
+    eta, other = 0.2, 0.6
+    for g in (0.5, -0.2, 0.9, -1.0):
+        eta = np.clip(eta - 0.1 * g, -rho, rho)
+        other = np.clip(other - 0.3 * g, -3 * rho, 3 * rho)
+        assert law.cdf(eta) == pytest.approx(wide.cdf(other), abs=1e-14)
+
+
+def test_the_table_of_minima_is_as_printed() -> None:
+    text = printed(containing(PATH, "ternary") if False else containing(PATH, "zero, one"))
+    for line in text.splitlines()[1:]:
+        name, push, search, latent = line.split()
+        expected = step(name, 0.4, float(push))
+        assert [float(search), float(latent)] == pytest.approx([expected] * 2, abs=6e-5)
+
+
+# ------------------------------------------------------------------------- identity and factor 2
+
+
+def test_eq_14_identity() -> None:
+    """Identity ST of the library under torch's SGD(alpha) is the step with eps = alpha/2."""
+    eta = torch.nn.Parameter(torch.tensor([0.3, -0.4]))
+    optimizer, own = torch.optim.SGD([eta], lr=0.2), np.array([0.3, -0.4])
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        u = rng.uniform(size=2)
+        w = np.where(u < special.expit(own), 1.0, -1.0)
+        own = own - 0.1 * 2 * (w[::-1] + C)
+        optimizer.zero_grad()
+        drawn = sbnlib.identity(eta, torch.tensor(w), sbnlib.Logistic())
+        (drawn[0] * drawn[1] + drawn @ torch.tensor(C)).backward()
+        optimizer.step()
+        assert np.allclose(eta.detach().numpy(), own, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_cor_14_identity(n: int) -> None:
+    """2 dL/dw has the mean g for a multilinear loss, and not for a curved one."""
+    p, w = np.random.default_rng(n).uniform(0.1, 0.9, n), ref.states(n)
+    law = np.where(w > 0, p, 1 - p).prod(1)
+    for make, exact in ((ref.multilinear_loss, True), (ref.quadratic_loss, False)):
+        loss = make(n, seed=3)
+        off = law @ (2 * loss.gradient(w, 0)) - flips(loss.value(w, 0), p)
+        assert (np.abs(off).max() < 1e-12) == exact
+
+
+def test_the_identity_walk_as_printed() -> None:
+    text = printed(containing(PATH, "streams = "))
+    walks = re.findall(r"(?:through|hand) +(\[.*\])", text)
+    assert len(walks) == 2 and walks[0] == walks[1]
+
+
+# --------------------------------------------------------------------------------- geometries
+
+
+@examples
+@given(q=st.floats(0.01, 0.99), p=st.floats(0.01, 0.99), g=st.floats(-3, 3))
+def test_eq_14_kl(q: float, p: float, g: float) -> None:
+    kl = stats.entropy([q, 1 - q], [p, 1 - p])
+    assert divergence("Logistic", q, p) == pytest.approx(kl, abs=1e-7)
+    after = step("Logistic", p, g)
+    assert after / (1 - after) == pytest.approx(np.exp(-g) * p / (1 - p), rel=1e-9)
+
+
+@examples
+@given(q=st.floats(0, 1), p=st.floats(0, 1), g=st.floats(-3, 3))
+def test_eq_14_euclid(q: float, p: float, g: float) -> None:
+    assert divergence("Uniform", q, p) == pytest.approx((q - p) ** 2, abs=1e-12)
+    assert step("Uniform", p, g, 0.6) == pytest.approx(np.clip(p - 0.3 * g, 0, 1), abs=1e-12)
+
+
+def test_prop_14_two() -> None:
+    p = np.linspace(0.05, 0.95, 7)
+    entropy = special.xlogy(p, p) + special.xlogy(1 - p, 1 - p)
+    off = np.array([phi("Logistic", v) for v in p]) - entropy
+    assert np.ptp(off) < 1e-9
+    assert special.expit(1.3) / special.expit(-1.3) == pytest.approx(np.exp(1.3))
+
+
+@pytest.mark.parametrize(("name", "late"), [("Logistic", 12.0), ("Gaussian", 5.0), ("Cauchy", 80)])
+def test_the_tail_is_the_learning_curve(name: str, late: float) -> None:
+    model = {"Logistic": np.exp(-late), "Cauchy": 1 / (np.pi * late),
+             "Gaussian": stats.norm.pdf(late) / late}[name]
+    assert LAWS[name].sf(late) == pytest.approx(model, rel=0.05)
+
+
+def descend(name: str, start: Array, eps: float, steps: int, c: Array = C) -> Array:
+    """Mirror descent with f(0) = 1/4, by scipy."""
+    scale = 4 * LAWS[name].pdf(0.0)
+    law, rho, path = ref.RefNoise(name, scale).scipy(), scale * end(name), []
+    eta = law.ppf(np.array(start))
+    for _ in range(steps + 1):
+        path.append(law.cdf(eta))
+        eta = np.clip(eta - eps * 2 * ((2 * path[-1] - 1)[::-1] + c), -rho, rho)
+    return np.array(path)
+
+
+def test_where_the_three_laws_end_is_as_the_caption_says() -> None:
+    ends = {n: descend(n, [0.22, 0.05], 0.1, 140)[-1] for n in ("Logistic", "Cauchy", "Uniform")}
+    assert np.allclose(ends["Cauchy"], [1, 0], atol=0.05)
+    for name in ("Logistic", "Uniform"):
+        assert np.allclose(ends[name], [0, 1], atol=1e-3)
+    for name in ("Logistic", "Cauchy", "Uniform"):
+        assert np.allclose(descend(name, [0.52, 0.05], 0.1, 140)[-1], [1, 0], atol=0.05)
+    assert (descend("Uniform", [0.52, 0.05], 0.1, 140)[-1] == [1, 0]).all()
+    scales = {n: float(4 * LAWS[n].pdf(0.0)) for n in ("Logistic", "Cauchy", "Uniform")}
+    at_edge = {n: float(LAWS[n].pdf(icdf(n, 0.05)) / s) for n, s in scales.items()}
+    assert at_edge["Cauchy"] < at_edge["Logistic"] < at_edge["Uniform"]
+
+
+def test_the_live_figure_runs_the_same_walk() -> None:
+    space = hand("c", "gradient", "mirror_step", "LAWS", "descend")
+    for key, name in (("logistic", "Logistic"), ("Cauchy", "Cauchy"), ("uniform", "Uniform")):
+        found = space["descend"](space["LAWS"][key], [0.22, 0.05], 0.1, 50)
+        assert np.allclose(found, descend(name, [0.22, 0.05], 0.1, 50), atol=1e-10)
+
+
+def test_uniform_noise_alone_misses_the_better_corner_elsewhere() -> None:
+    c = np.array([-0.2, -0.6])
+    ends = {n: descend(n, [0.65, 0.45], 0.1, 2000, c)[-1] for n in NAMES if n != "Triangular"}
+    losses = {n: (2 * p[0] - 1) * (2 * p[1] - 1) + (2 * p - 1) @ c for n, p in ends.items()}
+    assert losses["Uniform"] == pytest.approx(-0.6, abs=1e-9)
+    assert all(v < -1.3 for n, v in losses.items() if n != "Uniform")
+
+
+# ------------------------------------------------------------------------------------- Fisher
+
+
+@every_law
+def test_eq_14_fisher(name: str) -> None:
+    law, eta = LAWS[name], 0.37
+    p, f = law.cdf(eta), law.pdf(eta)
+    score2 = p * (f / p) ** 2 + (1 - p) * (f / (1 - p)) ** 2  # E (d log P / d eta)^2
+    assert score2 / f == pytest.approx(f / (law.cdf(eta) * law.cdf(-eta)), rel=1e-12)
+    slope = (3 * law.cdf(eta + 1e-6) - 3 * law.cdf(eta - 1e-6)) / 2e-6  # L = 3 p, g = 3
+    assert eta - 0.1 * slope / f == pytest.approx(eta - 0.1 * 3, abs=1e-7)
+
+
+def test_thm_14_fisher() -> None:
+    eta = np.linspace(-0.9, 0.9, 13)
+    for name in ref.NOISES:
+        noise = ref.RefNoise(name, 1.3)
+        ratio = noise.pdf(eta) / (noise.cdf(eta) * noise.cdf(-eta))
+        assert (np.ptp(ratio) < 1e-12) == (name == "Logistic")
+
+
+def test_the_table_of_metrics_is_as_printed() -> None:
+    text = printed(containing(PATH, "mirror metric / Fisher"))
+    for name in WIDE:
+        row = re.search(rf"{name} +(.*)", text)[1].split()
+        eta, law = np.array([0.0, 1, 3]), LAWS[name]
+        expected = law.cdf(eta) * law.sf(eta) / law.pdf(eta)
+        assert [float(v) for v in row] == pytest.approx(expected, abs=5.1e-4)
+    gaussian = LAWS["Gaussian"]
+    assert gaussian.cdf(3) * gaussian.sf(3) / gaussian.pdf(3) == pytest.approx(0.30, abs=0.005)
+
+
+# ---------------------------------------------------------------------------- eager and lazy
+
+
+@every_law
+def test_eq_14_lazy(name: str) -> None:
+    pushes = np.random.default_rng(4).normal(size=6)
+    y = float(icdf(name, 0.4))
+    for t, g in enumerate(pushes):
+        y -= 0.5 * g
+        total = pushes[: t + 1].sum()
+        found = argmin(lambda q, s=total: s * q + divergence(name, q, 0.4) / 0.5)
+        assert found == pytest.approx(float(LAWS[name].cdf(y)), abs=2e-6)
+
+
+@every_law
+def test_prop_14_lazy(name: str) -> None:
+    rho, eager, lazy, gaps = end(name), 0.0, 0.0, []
+    for g in [1.0] * 30 + [-1.0] * 10:
+        eager, lazy = np.clip(eager - 0.1 * g, -rho, rho), lazy - 0.1 * g
+        gaps.append(abs(LAWS[name].cdf(eager) - LAWS[name].cdf(lazy)))
+    if name in WIDE:
+        assert max(gaps) == 0
+    else:
+        assert max(gaps[:30]) < 1e-12  # p is at the end either way; the latent weights differ
+        assert gaps[-1] == pytest.approx(0.5)
+
+
+def test_eager_and_lazy_as_printed() -> None:
+    text = printed(containing(PATH, "[1.0] * 30"))
+    assert "eager eta =  0.0, p = 0.5" in text and "lazy  eta = -2.0, p = 0.0" in text
+    assert max(0.1 * n for n in (30,)) == pytest.approx(3)  # scale 3 is just wide enough
+
+
+# -------------------------------------------------------------------------------------- decay
+
+
+@every_law
+def test_eq_14_decay(name: str) -> None:
+    """The gradient of the divergence from 1/2 is eta."""
+    for p in (0.2, 0.6, 0.9):
+        h = 1e-5
+        up, down = divergence(name, p + h, 0.5), divergence(name, p - h, 0.5)
+        assert (up - down) / (2 * h) == pytest.approx(float(icdf(name, p)), abs=1e-5)
+
+
+@every_law
+@pytest.mark.parametrize("push", [0.6, -3.0])
+def test_eq_14_proximal(name: str, push: float) -> None:
+    eps, lam, p, rho = 0.8, 0.7, 0.35, end(name)
+    found = argmin(
+        lambda q: push * q + lam * divergence(name, q, 0.5) + divergence(name, q, p) / eps
+    )
+    eta = np.clip((icdf(name, p) - eps * push) / (1 + eps * lam), -rho, rho)
+    assert found == pytest.approx(float(LAWS[name].cdf(eta)), abs=2e-6)
+
+
+@every_law
+def test_thm_14_decay(name: str) -> None:
+    """Both steps rest at the minimum of the penalized loss; KL for logistic noise only."""
+    g, lam, rho = 0.9, 0.5, end(name)
+    best = argmin(lambda q: g * q + lam * divergence(name, q, 0.5))
+    explicit = proximal = 0.2
+    for _ in range(2000):
+        explicit = np.clip(explicit - 0.3 * (g + lam * explicit), -rho, rho)
+        proximal = np.clip((proximal - 0.3 * g) / (1 + 0.3 * lam), -rho, rho)
+    assert explicit == pytest.approx(proximal, abs=1e-12)
+    assert best == pytest.approx(float(LAWS[name].cdf(explicit)), abs=2e-6)
+    p = np.array([0.6, 0.75, 0.9])
+    kl = np.array([stats.entropy([v, 1 - v], [0.5, 0.5]) for v in p])
+    ratio = np.array([divergence(name, v, 0.5) for v in p]) / kl
+    assert (np.ptp(ratio) < 1e-6) == (name == "Logistic")
+
+
+def test_the_explicit_decay_is_unstable_beyond_two() -> None:
+    text = printed(containing(PATH, 'for name in ("explicit"'))
+    rows = {k: v.split() for k, v in re.findall(r"steps, (\w+) +(.*)", text)}
+    rest = f"{special.expit(-4):.4f}"
+    assert rows["proximal"] == [rest] * 4 and rows["explicit"] == [rest] * 3 + ["1.0000"]
+    assert rest in text.splitlines()[0]
+
+
+@every_law
+def test_eq_14_pull(name: str) -> None:
+    law = LAWS[name]
+    for eta in (0.3, -0.8):
+        integral = integrate.quad(lambda z: z * law.pdf(z), 0, eta)[0]
+        assert divergence(name, float(law.cdf(eta)), 0.5) == pytest.approx(integral, abs=1e-8)
+    closed = {"Uniform": lambda e: (law.cdf(e) - 0.5) ** 2,
+              "Gaussian": lambda e: law.pdf(0.0) - law.pdf(e),
+              "Cauchy": lambda e: np.log1p(e * e) / (2 * np.pi)}
+    if name in closed:
+        eta, p = 0.7, float(law.cdf(0.7))
+        assert divergence(name, p, 0.5) == pytest.approx(float(closed[name](eta)), abs=1e-8)
+    if name == "Cauchy":  # no mean: the divergence to the corner grows like a logarithm
+        far = [divergence(name, 1 - 10.0**-k, 0.5) for k in (3, 5)]
+        assert far[1] - far[0] == pytest.approx(2 * np.log(10) / np.pi, rel=0.01)
+    else:
+        half = integrate.quad(lambda z: z * law.pdf(z), 0, min(end(name), 60))[0]
+        assert phi(name, 1.0) == pytest.approx(half, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------ the library
+
+
+@every_law
+@pytest.mark.parametrize("proximal", [False, True])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_step_by_hand_is_the_library_s(name: str, proximal: bool, lazy: bool) -> None:
+    by_hand, noise = hand("by_hand")["by_hand"], getattr(sbnlib, name)()
+    start = icdf(name, np.array([0.2, 0.5, 0.7]))
+    eta, own, outside = torch.nn.Parameter(torch.tensor(start)), start.copy(), start.copy()
+    optimizer = MirrorDescent([eta], lr=0.2, noise=noise, kl=0.3, proximal=proximal, lazy=lazy)
+    mine, rng = torch.tensor(own), np.random.default_rng(6)
+    for _ in range(100):
+        g = rng.normal(size=3)
+        eta.grad = torch.tensor(g)
+        optimizer.step()
+        mine = by_hand(mine, eta.grad, noise, 0.2, 0.3, proximal, lazy)
+        outside = (outside - 0.2 * g) / 1.06 if proximal else 0.94 * outside - 0.2 * g
+        if not lazy:
+            outside = np.clip(outside, -end(name), end(name))
+        assert np.allclose(eta.detach().numpy(), outside, rtol=0, atol=1e-12)
+        assert np.allclose(mine.numpy(), outside, rtol=0, atol=1e-12)
+
+
+def test_hand_and_library_as_printed() -> None:
+    assert "below 1e-12: True" in printed(containing(PATH, "5 laws, 8 settings"))
+
+
+def test_the_gradient_of_a_bernoulli_layer_is_two_dL_dw() -> None:
+    layer = BernoulliLinear(2, 1, bias=False).double()
+    w = layer.weight()
+    value = w[0, 0] * w[0, 1] + w[0] @ torch.tensor(C)
+    value.backward()
+    expected = 2 * (w.detach().numpy()[0, ::-1] + C)
+    assert np.allclose(layer.eta.grad.numpy()[0], expected)
+
+
+def test_fading_memory_of_a_lazy_decay() -> None:
+    g, lam, eps = np.random.default_rng(2).normal(size=20), 0.4, 0.3
+    y = 0.0
+    for v in g:
+        y = y - eps * (v + lam * y)
+    weights = (1 - eps * lam) ** np.arange(19, -1, -1)
+    assert y == pytest.approx(-eps * weights @ g, abs=1e-12)
+
+
+def test_the_teacher_is_found() -> None:
+    rows = re.findall(r"^(\w+) +([\d ]+)$", printed(containing(PATH, "teacher = ")), re.M)
+    counts = {k: [int(v) for v in row.split()] for k, row in rows}
+    assert len(counts) == 3
+    assert all(v[-1] == 0 and v[0] > 30 for v in counts.values())
+    assert np.ptp(np.array(list(counts.values())), axis=0).max() <= 3  # "hardly differ"
+
+
+# ---------------------------------------------------------------------- the geometry theorem
+
+
+def proxy(k: float) -> Callable[[Array], Array]:
+    return lambda e: np.cosh(e / 2) ** (-2 * k)
+
+
+def flow(h: Callable[[Array], Array], start: Array, time: float) -> Array:
+    """eta after the flow, by scipy to high accuracy."""
+    field = lambda t, e: -h(e) * gradient(special.expit(e))  # noqa: E731
+    return integrate.solve_ivp(field, (0, time), start, rtol=1e-10, atol=1e-12).y[:, -1]
+
+
+@pytest.mark.parametrize("k", [0.0, 0.4, 1.0])
+def test_eq_14_geometry(k: float) -> None:
+    """d/dt phi'(p) = -g along the flow, with phi' integrated from phi'' = 1/(f h)."""
+    h, start = proxy(k), np.array([-0.6, -1.5])
+    slope = lambda p: 1 / (p * (1 - p) * h(special.logit(p)))  # noqa: E731
+    before, after = (special.expit(flow(h, start, t)) for t in (1 - 1e-3, 1 + 1e-3))
+    change = [integrate.quad(slope, a, b)[0] for a, b in zip(before, after, strict=True)]
+    now = gradient(special.expit(flow(h, start, 1.0)))
+    assert np.allclose(np.array(change) / 2e-3, -now, rtol=1e-4)
+
+
+@pytest.mark.parametrize("k", [0.4, 1.0])
+def test_eq_14_disguise(k: float) -> None:
+    """Identity ST in u, whose noise has the density f h, follows the flow of the proxy in eta."""
+    h, start = proxy(k), np.array([-0.6, -1.5])
+    u_of = lambda e: integrate.quad(lambda z: 1 / h(z), 0, e)[0]  # noqa: E731
+    e, d = 0.8, 1e-5
+    G_slope = (special.expit(e + d) - special.expit(e - d)) / (u_of(e + d) - u_of(e - d))
+    assert G_slope == pytest.approx(LAWS["Logistic"].pdf(e) * h(e), rel=1e-8)
+    if k == 1.0:  # scaled by f(0) = 1/4: u = 1/4 (2 eta + 2 sinh eta)
+        assert u_of(e) == pytest.approx((2 * e + 2 * np.sinh(e)) / 4, rel=1e-10)
+
+    def field(t: float, u: Array) -> Array:
+        eta = [optimize.brentq(lambda e, v=v: u_of(e) - v, -20, 20) for v in u]
+        return -gradient(special.expit(np.array(eta)))
+
+    u = integrate.solve_ivp(field, (0, 1), [u_of(v) for v in start], rtol=1e-6).y[:, -1]
+    assert np.allclose(u, [u_of(v) for v in flow(h, start, 1.0)], atol=1e-4)
+
+
+def euler(h: Callable[[Array], Array], start: Array, time: float, eps: float) -> float:
+    """The largest distance in p of the proxy steps from the flow."""
+    eta, worst = start, 0.0
+    grid = np.arange(round(time / eps) + 1) * eps
+    field = lambda t, e: -h(e) * gradient(special.expit(e))  # noqa: E731
+    exact = integrate.solve_ivp(field, (0, time + 1), start, t_eval=grid, rtol=1e-10, atol=1e-12).y
+    for true in exact.T:
+        worst = max(worst, np.abs(special.expit(eta) - special.expit(true)).max())
+        eta = eta - eps * h(eta) * gradient(special.expit(eta))
+    return worst
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5, 1.0])
+def test_thm_14_geometry(k: float) -> None:
+    gaps = [euler(proxy(k), np.array([-0.6, -1.5]), 3.0, eps) for eps in (0.1, 0.05, 0.025)]
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.15)
+    assert gaps[1] / gaps[2] == pytest.approx(2, rel=0.1)
+
+
+def test_thm_14_geometry_with_sampled_gradients() -> None:
+    """Root mean square of the largest distance: halved where the step is a quarter."""
+    rng, h, start = np.random.default_rng(0), proxy(1.0), np.array([-0.6, -1.5])
+    field = lambda t, e: -h(e) * gradient(special.expit(e))  # noqa: E731
+    rms = []
+    for eps in (0.08, 0.02, 0.005):
+        grid = np.arange(round(3 / eps) + 1) * eps
+        exact = integrate.solve_ivp(field, (0, 4), start, t_eval=grid, rtol=1e-9, atol=1e-11).y
+        eta, worst = np.tile(start, (400, 1)), np.zeros(400)
+        for true in exact.T:
+            p = special.expit(eta)
+            worst = np.maximum(worst, np.abs(p - special.expit(true)).max(1))
+            w = np.where(rng.uniform(size=p.shape) < p, 1.0, -1.0)
+            eta = eta - eps * h(eta) * 2 * (w[:, ::-1] + C)
+        rms.append(np.sqrt((worst**2).mean()))
+    assert 1.6 < rms[0] / rms[1] < 2.4 and 1.6 < rms[1] / rms[2] < 2.4
+
+
+def test_the_gap_falls_with_the_step_as_printed() -> None:
+    text = printed(containing(PATH, "def gap"))
+    gaps = [float(v) for v in re.findall(r"\d\.\d\de-\d\d", text)]
+    assert len(gaps) == 3
+    assert np.allclose(np.array(gaps[:-1]) / gaps[1:], 10, rtol=0.1)
+    assert hand("c", "newton", "field", "gap")["gap"](0.4) == pytest.approx(gaps[0], rel=5e-3)
+
+
+def test_thm_14_geometry_needs_a_positive_proxy() -> None:
+    text = printed(containing(PATH, "frozen = "))
+    assert text.count(f"{special.expit(1.1):.3f}") == 2
+    assert special.expit([-1, 1]) == pytest.approx([0.27, 0.73], abs=0.002)
+
+
+def test_the_paths_of_the_proxies_end_as_the_caption_says() -> None:
+    start = special.logit(np.array([0.22, 0.05]))
+    ends = {k: special.expit(flow(proxy(k), start, 24.0)) for k in (0.0, 1.0)}
+    assert np.allclose(ends[0.0], [0, 1], atol=0.02)
+    assert np.allclose(ends[1.0], [1, 0], atol=0.02)
+
+
+# -------------------------------------------------------------------------------- convergence
+
+
+def regrets(name: str, g: Array, eps: float, start: Array) -> tuple[Array, Array]:
+    """sum <g_t, p_t> of the eager and the lazy iterates."""
+    rho, totals = end(name), []
+    for lazy in (False, True):
+        eta, total = icdf(name, start), 0.0
+        for row in g:
+            total += row @ LAWS[name].cdf(eta)
+            eta = eta - eps * row if lazy else np.clip(eta - eps * row, -rho, rho)
+        totals.append(total)
+    return totals[0], totals[1]
+
+
+@every_law
+@pytest.mark.parametrize("seed", range(6))
+def test_eq_14_regret(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    g = rng.normal(size=(60, 3)) + rng.normal(size=3)
+    eps, p1 = rng.uniform(0.05, 0.8), rng.uniform(0.1, 0.9, 3)
+    f_max = float(LAWS[name].pdf(0.0))
+    q = rng.uniform(0.02, 0.98, 3) if name == "Cauchy" else (g.sum(0) < 0).astype(float)
+    far = sum(divergence(name, a, b) for a, b in zip(q, p1, strict=True))
+    bound = far / eps + eps * f_max / 2 * (g**2).sum()
+    for total in regrets(name, g, eps, p1):
+        assert total - g.sum(0) @ q <= bound + 1e-9
+
+
+def test_thm_14_regret() -> None:
+    """Gradients that answer the iterates: g_t = sign(p_t - q), the worst that can be done."""
+    for name in NAMES:
+        rho, q, eps = end(name), 0.8, 0.1
+        for lazy in (False, True):
+            eta, total = 0.0, 0.0
+            for _ in range(300):
+                p = float(LAWS[name].cdf(eta))
+                g = 1.0 if p > q else -1.0
+                total += g * (p - q)
+                eta = eta - eps * g if lazy else float(np.clip(eta - eps * g, -rho, rho))
+            bound = divergence(name, q, 0.5) / eps + 150 * eps * float(LAWS[name].pdf(0.0))
+            assert 0 < total <= bound
+
+
+def test_the_table_of_regrets_is_as_printed() -> None:
+    text = printed(containing(PATH, "regret against q = 1"))
+    for name in ("Logistic", "Gaussian", "Triangular", "Uniform"):
+        eager, lazy, bound = (float(v) for v in re.search(rf"{name} +(.*)", text)[1].split())
+        assert max(eager, lazy) < bound < 3 * min(eager, lazy)
+    pushes = 2 * torch.rand(200, generator=torch.Generator().manual_seed(5)).numpy() - 1.2
+    found = regrets("Uniform", pushes[:, None], 0.1, np.array([0.5]))
+    row = [float(v) for v in re.search(r"Uniform +(.*)", text)[1].split()]
+    assert [v - pushes.sum() for v in found] == pytest.approx(row[:2], abs=6e-3)
+    assert 0.25 / 0.1 + 0.05 * 0.5 * (pushes**2).sum() == pytest.approx(row[2], abs=6e-3)
+
+
+def test_what_a_decision_costs_as_printed() -> None:
+    text = printed(containing(PATH, "eps x regret"))
+    for name in ("Logistic", "Gaussian", "Uniform", "Cauchy"):
+        row = [float(v) for v in re.search(rf"{name} +(.*)", text)[1].split()]
+        tail = LAWS[name].sf(0.1 * np.arange(100_000))
+        cost = [0.1 * tail[:T].sum() for T in (100, 1000, 10_000, 100_000)]
+        assert row[1:] == pytest.approx(cost, abs=6e-4)
+        if name == "Cauchy":
+            assert row[0] == np.inf and np.diff(row[1:]) == pytest.approx(
+                [np.log(10) / np.pi] * 3, rel=0.01)
+        else:
+            assert row[0] == pytest.approx(LAWS[name].expect(abs) / 2, abs=6e-4)
+            assert row[-1] - row[0] == pytest.approx(0.025, abs=1e-3)  # half of the first term
+
+
+@every_law
+def test_eq_14_descent(name: str) -> None:
+    f_max, rho = float(LAWS[name].pdf(0.0)), end(name)
+    eps, rng = 1 / (4 * f_max), np.random.default_rng(8)
+    for _ in range(3):
+        p = rng.uniform(0.05, 0.95, 2)
+        first, steps = mean_loss(p), []
+        for _ in range(15):
+            eta = np.clip(icdf(name, p) - eps * gradient(p), -rho, rho)
+            after = LAWS[name].cdf(eta)
+            D = sum(divergence(name, a, b) for a, b in zip(p, after, strict=True))
+            assert mean_loss(after) <= mean_loss(p) - D / eps + 1e-7
+            steps.append(D / eps**2)
+            p = after
+        assert min(steps) <= (first - value(CORNERS).min()) / (eps * 15) + 1e-9
+
+
+def test_thm_14_descent() -> None:
+    """beta is the norm of the Hessian, 4; and far beyond the bound the loss can rise."""
+    h = 1e-4
+    e = h * np.eye(2)
+    p = np.array([0.3, 0.6])
+    hessian = np.stack([(gradient(p + k) - gradient(p - k)) / (2 * h) for k in e])
+    assert np.linalg.norm(hessian, 2) == pytest.approx(4, abs=1e-7)
+    after = np.array([step("Uniform", v, 2 * (2 * 0.6 - 1), 1.2) for v in (0.6, 0.6)])
+    assert np.prod(2 * after - 1) > 0.2**2  # L = w1 w2
+
+
+def test_descent_as_printed() -> None:
+    assert "every step: True" in printed(containing(PATH, "promised = "))
+
+
+# ---------------------------------------------------------------------------------- exercises
+
+
+def test_ex_14_odds() -> None:
+    text = printed(containing(PATH, "for order in"))
+    value = round(float(special.expit(2.0)), 4)
+    assert f"Logistic [{value}, {value}]" in text and "Uniform [0.0, 1.0]" in text
+
+
+def test_ex_14_which() -> None:
+    eta = np.linspace(-0.95, 0.95, 9)
+    F = {n: ref.RefNoise(n, s) for n, s in
+         (("Logistic", 2.0), ("Gaussian", 1.0), ("Uniform", 1.0), ("Cauchy", 1.0))}
+    plain = ref.RefNoise("Logistic")
+    h = {"a": (F["Logistic"], 1), "b": (plain, plain.pdf(eta)), "c": (F["Gaussian"], 1),
+         "d": (F["Uniform"], 1 - eta**2),
+         "e": (F["Cauchy"], (1 + eta**2) * F["Cauchy"].cdf(eta) * F["Cauchy"].cdf(-eta))}
+    text = printed(containing(PATH, "cases = {"))
+    for key, (noise, slope) in h.items():
+        ratio = noise.pdf(eta) * slope / (noise.cdf(eta) * noise.cdf(-eta))
+        said = "Fisher" if np.ptp(ratio) < 1e-12 else "not Fisher"
+        assert f"{key} {said}\n" in text
+
+
+def test_ex_14_cycle() -> None:
+    def tail(mean: Callable[[float], float], clip: float, eps: float) -> float:
+        eta = 2 * special.logit(0.6) / 2 if clip == np.inf else 0.2
+        for _ in range(4000):
+            eta = float(np.clip(eta - 2 * eps * mean(eta), -clip, clip))
+        return abs(eta)
+
+    uniform, logistic = (lambda e: e, 1.0), (lambda e: np.tanh(e / 2), np.inf)
+    assert tail(*uniform, 0.95) < 1e-9 and tail(*uniform, 1.05) == 1.0
+    assert tail(*logistic, 1.95) < 1e-9 and tail(*logistic, 2.05) > 0.3
+    text = printed(containing(PATH, "def diagonal"))
+    assert text.count("[0.5, 0.5]") == 2 and "[1.0, 0.0]" in text
+
+
+def test_ex_14_sine() -> None:
+    eta = np.linspace(-1.4, 1.4, 9)
+    F, f = np.sin(eta / 2 + np.pi / 4) ** 2, np.cos(eta) / 2
+    assert np.allclose(F, (1 + np.sin(eta)) / 2, atol=1e-15)
+    assert np.allclose(f**2 / (F * (1 - F)), 1)
+    p = np.linspace(0.1, 0.9, 5)
+    inverse = np.arcsin(2 * p - 1)
+    assert np.allclose((1 + np.sin(inverse)) / 2, p)
+    far = integrate.solve_ivp(lambda t, e: np.cos(e) / 2, (0, 20), [0.0], rtol=1e-9).y[0, -1]
+    assert far < np.pi / 2  # with h = f the wall is not reached
+
+
+def test_ex_14_constant() -> None:
+    text, mixtures = printed(containing(PATH, "K = 0.5")), np.random.default_rng(3)
+    for name in ("Uniform", "Gaussian", "Triangular", "Logistic"):
+        K = LAWS[name].expect(abs) / 2 * LAWS[name].pdf(0.0)
+        assert f"{K:.4f}" in re.search(rf"{name} .*", text)[0]
+        assert K >= 1 / 8 - 1e-9
+    for _ in range(50):  # random symmetric step densities
+        heights, z = mixtures.uniform(size=8), np.linspace(0, 1, 9)
+        heights /= 2 * (heights * np.diff(z)).sum()
+        K = (heights * np.diff(z**2)).sum() / 2 * heights.max()  # E|Z| = 2 int z f
+        assert K > 1 / 8
+
+
+# -------------------------------------------------------------------------------- the checker
+
+
+@pytest.fixture
+def space() -> dict:
+    out = define(PATH, "mirror_step")
+    for tag in ("checker", "solution"):
+        (cell,) = tagged(PATH, tag)
+        exec(compile(cell.source, tag, "exec"), out)
+    return out
+
+
+def clip(eta: torch.Tensor, noise: sbnlib.Noise) -> torch.Tensor:
+    return torch.minimum(torch.maximum(eta, torch.tensor(noise.support[0])),
+                         torch.tensor(noise.support[1]))
+
+
+def right(eta, g, noise, lr, lam, prior):  # noqa: ANN001, ANN201
+    """Written as a weighted mean of two latent weights."""
+    a = lr * lam / (1 + lr * lam)
+    return clip((1 - a) * (eta - lr * g) + a * noise.icdf(prior), noise)
+
+
+def explicit(eta, g, noise, lr, lam, prior):  # noqa: ANN001, ANN201
+    return clip(eta - lr * (g + lam * (eta - noise.icdf(prior))), noise)
+
+
+def fair(eta, g, noise, lr, lam, prior):  # noqa: ANN001, ANN201
+    return clip((eta - lr * g) / (1 + lr * lam), noise)
+
+
+def raw(eta, g, noise, lr, lam, prior):  # noqa: ANN001, ANN201
+    return clip((eta - lr * g + lr * lam * prior) / (1 + lr * lam), noise)
+
+
+def unclipped(eta, g, noise, lr, lam, prior):  # noqa: ANN001, ANN201
+    return (eta - lr * g + lr * lam * noise.icdf(prior)) / (1 + lr * lam)
+
+
+def in_p(eta, g, noise, lr, lam, prior):  # noqa: ANN001, ANN201
+    """The mean taken of probabilities."""
+    a = lr * lam / (1 + lr * lam)
+    return noise.icdf((1 - a) * noise.cdf(clip(eta - lr * g, noise)) + a * prior)
+
+
+def test_the_checker_accepts_what_is_right(space: dict, capsys: pytest.CaptureFixture) -> None:
+    assert space["ok"] is True and space["check"](right) is True
+    assert "right" in capsys.readouterr().out
+    assert space["check"](lambda *v: right(*v).numpy()) is True
+
+
+WRONG = {
+    "pulled to one half": (fair, "the prior has to enter"),
+    "explicit": (explicit, "explicit step"),
+    "a probability as latent weight": (raw, "latent weight"),
+    "no projection": (unclipped, "project"),
+    "averaged in p": (in_p, "p is off"),
+    "no pull": (lambda e, g, n, lr, lam, q: clip(e - lr * g, n), "p is off"),
+    "summed": (lambda *v: right(*v).sum(), "shape ()"),
+    "nan": (lambda *v: right(*v) * torch.nan, "p is off"),
+    "nothing": (lambda *v: None, "not an array"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_checker_names_what_is_wrong(
+    space: dict, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    answer, hint = WRONG[name]
+    capsys.readouterr()
+    assert space["check"](answer) is False
+    assert hint in capsys.readouterr().out
