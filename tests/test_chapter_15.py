@@ -1,0 +1,418 @@
+"""Chapter 15, optimizers: both sides of every formula, by enumeration, search and quadrature.
+
+Expected values are written in numpy from the papers; sbnlib appears only where one of its
+optimizers is a side of the equality.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from chapters import as_in_the_book, chapter, containing, define, printed, tagged
+from scipy import integrate
+
+from sbnlib import optim
+from sbnlib.experiments import measurement, weights
+from sbnlib.nn import BernoulliLinear
+from sbnlib.noise import Logistic, Uniform
+
+Array = np.ndarray
+PATH = chapter(15)
+RNG = np.random.default_rng(8)
+N, STEPS = 4, 100
+A = RNG.normal(size=(7, N))
+TARGET = 2 * RNG.normal(size=7)
+DRAWS, START = RNG.uniform(size=(STEPS, N)), RNG.uniform(-0.8, 0.8, N)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_in_the_book() -> Iterator[None]:
+    with as_in_the_book():
+        yield
+
+
+def slope(w: Array) -> Array:
+    """Gradient of mean (Aw - target)^2 / 2, a convex loss."""
+    return A.T @ (A @ w - TARGET) / len(A)
+
+
+def sign(v: Array) -> Array:
+    return np.where(v >= 0, 1.0, -1.0)
+
+
+def unroll(step: Callable[[Array, Array], Array], start: Array = START) -> Array:
+    path = []
+    for u in DRAWS:
+        path.append(start := step(start, u))
+    return np.array(path)
+
+
+def library(forward: str, noise: object, make: Callable, start: Array = START, tau=1.0) -> Array:
+    layer = BernoulliLinear(N, 1, bias=False, noise=noise, forward=forward, tau=tau)
+    layer.eta.data.copy_(torch.tensor(start))
+    optimizer, path = make(layer.parameters()), []
+    for u in DRAWS:
+        optimizer.zero_grad()
+        draw = {} if forward in ("sign", "mean") else {"u": torch.tensor(u)[None]}
+        out = layer(torch.tensor(A), **draw)[:, 0]
+        ((out - torch.tensor(TARGET)) ** 2).mean().div(2).backward()
+        optimizer.step()
+        path.append(layer.eta.detach().numpy()[0].copy())
+    return np.array(path)
+
+
+def agree(a: Array, b: Array) -> None:
+    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+def deterministic(clip: bool, alpha: float) -> Callable[[Array, Array], Array]:
+    def step(eta: Array, _: Array) -> Array:
+        eta = eta - alpha * slope(sign(eta))
+        return np.clip(eta, -1, 1) if clip else eta
+
+    return step
+
+
+# ------------------------------------------------------------------------- BinaryConnect
+
+
+@pytest.mark.parametrize("forward", ["sample", "sign"])
+def test_eq_15_bc(forward: str) -> None:
+    def step(eta: Array, u: Array) -> Array:
+        w = np.where(u < (1 + eta) / 2, 1.0, -1.0) if forward == "sample" else sign(eta)
+        return np.clip(eta - 0.2 * slope(w), -1, 1)
+
+    found = library(forward, Uniform(), lambda q: optim.BinaryConnect(q, 0.2))
+    agree(found, unroll(step))
+    assert (np.abs(found) == 1).any(), "the clip was never used"
+
+
+def test_eq_15_projected() -> None:
+    """Projection by search over a grid of means, against mirror descent at half the rate."""
+    found = library("sample", Uniform(), lambda q: optim.MirrorDescent(q, 0.1, noise=Uniform()))
+    grid = np.linspace(-1, 1, 200_001)
+    before = START
+    for t, u in enumerate(DRAWS):
+        target = before - 0.2 * slope(np.where(u < (1 + before) / 2, 1.0, -1.0))
+        nearest = [grid[np.abs(grid - v).argmin()] for v in target]
+        np.testing.assert_allclose(found[t], nearest, atol=1e-5)
+        before = found[t]
+
+
+def test_thm_15_stochastic_is_unbiased_for_multilinear_losses_only() -> None:
+    mu = np.array([0.3, -0.5, 0.8])
+    states = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
+    law = np.where(states > 0, (1 + mu) / 2, (1 - mu) / 2).prod(1)
+
+    def gap(loss: Callable, gradient: Callable) -> float:
+        mean = law @ np.array([gradient(w) for w in states])
+        exact = []
+        for i in range(3):
+            sides = []
+            for d in (1e-5, -1e-5):
+                m = mu + d * np.eye(3)[i]
+                p = np.where(states > 0, (1 + m) / 2, (1 - m) / 2).prod(1)
+                sides.append(p @ np.array([loss(w) for w in states]))
+            exact.append((sides[0] - sides[1]) / 2e-5)
+        return float(np.abs(mean - exact).max())
+
+    multilinear = lambda w: w[0] * w[1] * w[2] - 0.7 * w[0] * w[2] + w[1]  # noqa: E731
+    by_hand = lambda w: np.array([  # noqa: E731
+        w[1] * w[2] - 0.7 * w[2], w[0] * w[2] + 1, w[0] * w[1] - 0.7 * w[0],
+    ])  # fmt: skip
+    assert gap(multilinear, by_hand) < 1e-9
+    assert gap(lambda w: (w**2).sum() / 2, lambda w: w) > 0.2
+
+
+@pytest.mark.parametrize("alpha", [0.1, 2.0])
+def test_eq_15_dual(alpha: float) -> None:
+    """The minimum over the cube is at a corner: compare with the best of all corners."""
+    corners = np.array(list(itertools.product((-1.0, 1.0), repeat=N)))
+    eta = unroll(deterministic(False, alpha))
+    used = sign(np.vstack([START, eta[:-1]]))
+    total = np.cumsum([slope(w) for w in used], axis=0) - START / alpha
+    best = corners[(corners @ total.T).argmin(0)]
+    assert np.array_equal(sign(eta), best)
+
+
+def test_thm_15_deterministic_ends_where_the_clip_acts() -> None:
+    alpha = 2.0
+    eta = unroll(deterministic(True, alpha))
+    used = sign(np.vstack([START, eta[:-1]]))
+    total = np.cumsum([slope(w) for w in used], axis=0) - START / alpha
+    assert (sign(eta) != sign(-total)).any()
+
+
+def test_eq_15_gcg() -> None:
+    """min_s L*(s) - <w, s> is solved by the gradient: Fenchel-Young, with L* in closed form."""
+    H, b = A.T @ A / len(A), A.T @ TARGET / len(A)
+    conjugate = lambda s: (s + b) @ np.linalg.solve(H, s + b) / 2  # noqa: E731 up to a constant
+    eta = np.zeros(N)
+    u = np.zeros(N)
+    for t in range(1, 60):
+        w = sign(eta)
+        if t > 1:
+            assert np.array_equal(w, -sign(u))
+        s = slope(w)
+        for _ in range(5):
+            other = s + RNG.normal(size=N)
+            assert conjugate(s) - w @ s < conjugate(other) - w @ other
+        u = (1 - 1 / t) * u + s / t
+        eta = eta - 0.3 * s
+        agree(eta, -0.3 * t * u)
+
+
+def test_the_deterministic_rule_jumps_between_the_worst_corners_for_ever() -> None:
+    for start, trapped in (((0.33, 0.31), True), ((0.33, 0.29), False), ((0.3, -0.1), False)):
+        eta = np.array(start)
+        for _ in range(1001):
+            eta = np.clip(eta - 0.1 * sign(eta)[::-1], -1, 1)
+        assert (eta.prod() > 0) == trapped
+
+
+# ----------------------------------------------------------------------------------- Bop
+
+
+def bop(gamma: float, tau: float) -> tuple[Array, Array]:
+    m, w, means, path = np.zeros(N), sign(START), [], []
+    for _ in range(STEPS):
+        m = (1 - gamma) * m + gamma * slope(w)
+        w = np.where((np.abs(m) > tau) & (m * w > 0), -w, w)
+        means.append(m)
+        path.append(w)
+    return np.array(means), np.array(path)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.1, 0.5])
+def test_eq_15_bop(tau: float) -> None:
+    found = library("sign", Logistic(), lambda q: optim.Bop(q, 0.1, threshold=tau), sign(START))
+    assert np.array_equal(found, bop(0.1, tau)[1])
+
+
+@pytest.mark.parametrize("lam", [0.2, 3.0])
+def test_eq_15_inertia(lam: float) -> None:
+    """The sum of decayed slopes, in closed form, and the library's decayed mirror step."""
+    gamma = 0.1
+    means, path = bop(gamma, 0.0)
+    slopes = [slope(w) for w in np.vstack([sign(START), path[:-1]])]
+    latent = torch.zeros(N, requires_grad=True)
+    mirror = optim.MirrorDescent([latent], gamma / lam / 2, kl=2 * lam)
+    for t in range(STEPS):
+        latent.grad = torch.tensor(2 * slopes[t])
+        mirror.step()
+        eta = -sum(gamma / lam * (1 - gamma) ** (t - s) * slopes[s] for s in range(t + 1))
+        agree(latent.detach().numpy(), eta)
+        agree(means[t], -lam * eta)
+
+
+def test_thm_15_bop_has_the_sign_of_the_latent_weight_without_threshold_only() -> None:
+    means, path = bop(0.1, 0.0)
+    assert np.array_equal(path, sign(-means))
+    p = torch.tensor([1.0, -1.0], requires_grad=True)
+    p.grad = torch.tensor([0.4, 0.4])
+    optimizer = optim.Bop([p], 0.5, threshold=1.0)
+    optimizer.step()
+    assert p.tolist() == [1, -1] and len(set(optimizer.state[p]["mean"].tolist())) == 1
+
+
+# ----------------------------------------------------------------------------- BayesBiNN
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.4])
+def test_eq_15_bayes(tau: float) -> None:
+    memory: dict[str, Array] = {}
+
+    def step(lam: Array, u: Array) -> Array:
+        mu = memory.get("mu", np.tanh(lam))
+        memory["mu"] = np.tanh(lam)
+        w = np.tanh((lam + np.log((1 - u) / u) / 2) / tau)
+        s = (1 - w * w + 1e-10) / (tau * (1 - mu * mu + 1e-10))
+        return (1 - 0.002) * lam - 0.002 * (3 * s * slope(w) - 0.3)
+
+    found = library(
+        "concrete", Logistic(),
+        lambda q: optim.BayesBiNN(
+            q, 0.002, tau=tau, train_set_size=3.0, prior=0.3, stale_mean=True
+        ),
+        tau=tau,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, 2 * unroll(step, START / 2), rtol=1e-9, atol=1e-9)
+
+
+def mean_scale(lam: float, tau: float) -> float:
+    """E s over u in (0, 1), by scipy in the variable delta, without the constant."""
+    density = lambda d: 0.5 / np.cosh(d) ** 2  # noqa: E731
+    slope_of = lambda d: 1 / np.cosh(np.clip((lam + d) / tau, -300, 300)) ** 2 / tau  # noqa: E731
+    near = [-lam - 20 * tau, -lam, -lam + 20 * tau]
+    value, _ = integrate.quad(
+        lambda d: density(d) * slope_of(d), near[0], near[2], points=[near[1]], limit=400
+    )
+    return value * np.cosh(lam) ** 2
+
+
+def test_eq_15_cold() -> None:
+    space = define(PATH, "GRID", "exact_mean")
+    for lam in (0.0, 0.7, -2.0):
+        for tau in (0.3, 0.05, 1e-3):
+            assert math.isclose(space["exact_mean"](lam, tau, 0.0), mean_scale(lam, tau),
+                                rel_tol=1e-6)  # fmt: skip
+        gaps = [abs(mean_scale(lam, tau) - 1) for tau in (0.1, 0.01, 1e-3)]
+        assert gaps[2] < gaps[1] < gaps[0] < 0.1 and gaps[2] < 1e-5
+
+
+def test_prop_15_cold_is_the_gradient_of_the_relaxed_mean_loss() -> None:
+    """One weight, L = w^3/3 - w: E s L'(w) against a difference quotient of E L(w) in mu."""
+    tau, mu = 0.5, 0.4
+    node, weight = np.polynomial.legendre.leggauss(400)
+    delta = 12 * node
+
+    def mean(f: Callable, lam: float) -> float:
+        w = np.tanh((lam + delta) / tau)
+        return float(12 * weight @ (0.5 / np.cosh(delta) ** 2 * f(w)))
+
+    left = mean(lambda w: (1 - w * w) / tau / (1 - mu * mu) * (w * w - 1), np.arctanh(mu))
+    ends = [mean(lambda w: w**3 / 3 - w, np.arctanh(mu + d)) for d in (1e-5, -1e-5)]
+    assert math.isclose(left, (ends[0] - ends[1]) / 2e-5, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("tau", [1e-10, 1e-8])
+@pytest.mark.parametrize("lam", [0.0, 2.0, 10.0])
+def test_eq_15_float(tau: float, lam: float) -> None:
+    """The factor read off a step of the library in float32; dL/dw = 1."""
+    mu = np.tanh(np.float32(lam))
+    factor = (1e-10 / tau) / (float(np.float32(1) - mu * mu) + 1e-10)
+    if lam == 10:
+        assert math.isclose(factor, 1 / tau)
+    lr = 0.25 / factor
+    p = torch.full((1,), 2 * lam, dtype=torch.float32, requires_grad=True)
+    p.used = torch.tanh(torch.tensor([lam + 0.3], dtype=torch.float32) / tau)
+    p.grad = torch.full((1,), 2.0, dtype=torch.float32)
+    assert (1 - p.used**2).item() == 0
+    optim.BayesBiNN([p], lr, tau=tau).step()
+    assert math.isclose((2 * lam * (1 - lr) - p.item()) / (2 * lr), factor, rel_tol=2e-5)
+
+
+# ---------------------------------------------------------------------- ProxQuant, PARQ, Adam
+
+
+def test_eq_15_maps() -> None:
+    grid = np.linspace(-3, 3, 600_001)
+    for kappa in (0.1, 0.7):
+        for v in (-1.9, -0.6, 0.2, 0.95, 1.4):
+            best = grid[((grid - v) ** 2 / 2 + kappa * np.abs(np.abs(grid) - 1)).argmin()]
+            moved = torch.tensor([v])
+            optim.proxquant(moved, kappa)
+            assert abs(moved.item() - best) < 2e-5
+    for s in (1.0, 4.0):
+        moved = torch.tensor([-1.9, -0.1, 0.2, 1.4])
+        optim.parq(moved, s)
+        agree(moved.numpy(), np.clip(s * np.array([-1.9, -0.1, 0.2, 1.4]), -1, 1))
+
+
+@pytest.mark.parametrize("s", [1.0, 4.0])
+def test_eq_15_parq(s: float) -> None:
+    eta = np.linspace(-2, 2, 9)
+    agree(2 * Uniform(1 / s).cdf(torch.tensor(eta)).numpy() - 1, np.clip(s * eta, -1, 1))
+
+
+@pytest.mark.parametrize("s", [1.0, 4.0])
+def test_prop_15_parq_is_lazy_mirror_descent_at_the_mean(s: float) -> None:
+    noise = Uniform(1 / s)
+    lazy = library("mean", noise, lambda q: optim.MirrorDescent(q, 0.1, noise=noise, lazy=True))
+    agree(lazy, unroll(lambda eta, _: eta - 0.2 * slope(np.clip(s * eta, -1, 1))))
+    layer = BernoulliLinear(N, 1, bias=False, noise=noise, forward="mean")
+    layer.eta.data.copy_(torch.tensor(np.clip(s * START, -1, 1)))
+    base = torch.optim.SGD(layer.parameters(), 0.1)
+    wrapped = optim.Proximal(base, optim.parq, s, lazy=True)
+    wrapped.state[layer.eta]["latent"] = torch.tensor(START)[None]
+    for t in range(STEPS):  # the parameter is the mapped weight: use it as it is
+        layer.eta.grad = torch.tensor(2 * slope(layer.eta.detach().numpy()[0]))[None]
+        wrapped.step()
+        agree(wrapped.state[layer.eta]["latent"].numpy()[0], lazy[t])
+
+
+def adam(gradients: list[float], beta: float = 0.9, c: float = 0.0) -> float:
+    """Distance that Adam without momentum goes with rate 1, by torch."""
+    p = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([p], 1.0, betas=(0.0, beta), eps=c)
+    for g in gradients:
+        p.grad = torch.tensor([g])
+        optimizer.step()
+    return -p.item()
+
+
+def test_prop_15_adam() -> None:
+    assert math.isclose(adam([1.0]), adam([2.0])), "first step"
+    for c in (1e-8, 0.5, 3.0):
+        for beta in (0.0, 0.5, 0.999):
+            assert math.isclose(adam([1.0, 1.0], beta, c), 2 / (1 + c), rel_tol=1e-9)
+            assert math.isclose(adam([2.0, 0.0], beta, c), 2 / (2 + c), rel_tol=1e-9)
+
+
+def test_eq_15_adam() -> None:
+    """The weighted divergence of logistic noise, minimized by search over p."""
+    beta, c, lr = 0.9, 1e-3, 0.3
+    grid = np.linspace(1e-4, 1 - 1e-4, 400_001)
+    eta, v = 0.2, 0.0
+    for t, g in enumerate((0.7, -1.2, 0.1), 1):
+        p = 1 / (1 + np.exp(-eta))
+        v = beta * v + (1 - beta) * g * g
+        weight = math.sqrt(v / (1 - beta**t)) + c
+        kl = grid * np.log(grid / p) + (1 - grid) * np.log((1 - grid) / (1 - p))
+        best = grid[(g * grid + weight * kl / lr).argmin()]
+        eta -= lr * g / weight
+        assert abs(1 / (1 + np.exp(-eta)) - best) < 5e-6
+
+
+# ---------------------------------------------------------------------- the notebook's own
+
+
+def test_exercise_trap_by_geometry() -> None:
+    """The share of the square whose entries lie in one cell and have one sign."""
+    for k in (2, 5):
+        alpha = 1 / k
+        side = (np.arange(2000) + 0.5) / 1000 - 1
+        cell = np.floor(side / alpha)
+        one = (cell[:, None] == cell).mean()
+        assert math.isclose(one, alpha / 2, rel_tol=1e-9)
+
+
+def test_the_checker_refuses_wrong_answers(capsys: pytest.CaptureFixture) -> None:
+    space = define(PATH, "check", "steps_to_flip")
+    assert space["check"](space["steps_to_flip"])
+    right = space["steps_to_flip"]
+    wrong = {
+        "forgets": lambda c, g, t: math.inf if c <= t else max(1, math.ceil(t / (g * c))),
+        "positive slopes": lambda c, g, t: right(abs(c), g, t),
+        "tends to c": lambda c, g, t: 10**6 if 0 < c <= t else right(c, g, t),
+        "off by one": lambda c, g, t: right(c, g, t) - 1,
+        "not a number": lambda c, g, t: None,
+    }
+    for hint, answer in wrong.items():
+        capsys.readouterr()
+        assert not space["check"](answer)
+        assert hint in capsys.readouterr().out, hint
+
+
+def test_the_table_is_the_stored_measurement() -> None:
+    folder = PATH.parents[1] / "measurements"
+    rows = measurement.read(folder / "weights-digits.json")["rows"]
+    said = "".join(printed(c) for c in tagged(PATH, "hide-input"))
+    for row in (r for r in rows if r["part"] == "summary"):
+        line = next(
+            x for x in said.splitlines() if x.startswith(weights.METHODS[row["method"]].label)
+        )
+        assert f"{row['mean']:.3f} +- {row['se']:.3f}" in line
+        if row["method"] != "real":
+            gap = f"{row['minus_twin_mean']:.3f} +- {row['minus_twin_se']:.3f}"
+            assert gap.replace("-0.000 ", "0.000 ") in line.replace("-0.000 ", "0.000 ")
+
+
+def test_the_repeated_run_is_the_stored_one() -> None:
+    words = printed(containing(PATH, "again = weights.train")).split()
+    assert words[1].rstrip(",") == words[3]
