@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sbnlib import data
+from sbnlib import data, registry
 from sbnlib.experiments import classify, measurement, training
 from sbnlib.experiments.classify import Config
+from sbnlib.experiments.training import Classifier
+from sbnlib.network import SBN
 
 SMALL = Config(hidden=(12, 8), seeds=2, epochs=3, lr=(0.03, 0.1), gain=(3.0,))
 
@@ -368,3 +370,16 @@ def test_stored_digits_file_can_be_repeated():
     again = classify.train(Config(), "sbn", row["lr"], row["gain"], row["seed"])
     for prediction, accuracy in again["test"].items():
         assert accuracy == pytest.approx(row["test"][prediction], abs=2e-3)
+
+
+@pytest.mark.parametrize("name", registry.ESTIMATORS)
+def test_every_estimator_of_the_registry_trains_a_classifier(name: str) -> None:
+    # estimators that evaluate the loss put axes in front of the batch; the targets must follow
+    torch.manual_seed(0)
+    net, head = SBN(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)), torch.nn.Linear(2, 3)
+    model = Classifier(net, head, registry.network_estimator(name))
+    inputs, labels = torch.rand(5, 4), torch.tensor([0, 1, 2, 1, 0])
+    values = model(inputs, labels, torch.Generator().manual_seed(0))
+    assert values.shape == (5,)
+    values.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

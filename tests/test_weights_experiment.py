@@ -26,7 +26,7 @@ def digits() -> data.Dataset:
     [
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"methods": ["sgd"]}, r"methods must be among .*bop.*, got \['sgd'\]"),
-        ({"data": "mnist", "methods": ["bop"]}, "known are digits"),
+        ({"data": "mnist", "methods": ["bop"]}, "known data sets are digits"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(

@@ -25,6 +25,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +34,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
+from sbnlib import registry
 from sbnlib.accuracy import measure
-from sbnlib.estimators import straight_through
+from sbnlib.estimators import disarm, local_expectation, reinforce, straight_through, zgr
 from sbnlib.exact import all_states, exact_gradient
 from sbnlib.experiments import measurement
-from sbnlib.network import SBN, Loss, pathwise
+from sbnlib.experiments.training import Classifier
+from sbnlib.network import SBN, Loss, NetworkEstimator, layerwise, pathwise
+from sbnlib.nn import Sign
+from sbnlib.noise import Logistic
 
 __all__ = ["ROWS", "Row", "Times", "main", "peak_memory", "take_turns"]
 
@@ -443,6 +449,134 @@ def _step(net: nn.Module, inputs: Tensor, labels: Tensor) -> Side:
     return step
 
 
+# Every estimator ---------------------------------------------------------------------------------
+
+
+def estimator_step(
+    name: str, *, estimator: str, widths: Sequence[int], batch: int, rounds: int
+) -> Row:
+    """A step of plain SGD on cross-entropy with a registry's estimator against the tanh twin."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inputs, labels = torch.randn(batch, widths[0]), torch.randint(widths[-1], (batch,))
+        layers, twins = _layers(widths), _layers(widths)
+        binary = Classifier(SBN(*layers[:-1]), layers[-1], registry.network_estimator(estimator))
+        smooth = nn.Sequential(*(m for layer in twins[:-1] for m in (layer, nn.Tanh())), twins[-1])
+        ours, other = take_turns(
+            _classifier_step(binary, inputs, labels), _step(smooth, inputs, labels), rounds=rounds
+        )
+    return Row(
+        name,
+        f"step of an SBN {'-'.join(map(str, widths))}, batch {batch}, {estimator}, float32",
+        "the same net with tanh",
+        ours,
+        other,
+        **_ratios(ours, other),
+        details={"evaluations": registry.get(estimator).evaluations, "rounds": rounds},
+    )
+
+
+def _classifier_step(model: Classifier, inputs: Tensor, labels: Tensor) -> Side:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(inputs, labels, generator).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def cost_of_units(name: str, *, units: Sequence[int], batch: int, rounds: int) -> Row:
+    """One layer of n units under a linear head: each estimator's step relative to ST's."""
+    details: dict[str, Any] = {"units": list(units)}
+    for estimator in registry.ESTIMATORS:
+        ratios = []
+        for n in units:
+            pair = [estimator, "straight_through"]
+            ours, st = take_turns(*(_one_layer(e, 64, n, batch) for e in pair), rounds=rounds)
+            ratios.append(round(ours.minimum / st.minimum, 2))
+        details[estimator] = ratios
+    return Row(name, f"step of an SBN 64-n-10, batch {batch}", "straight-through", details=details)
+
+
+def cost_of_samples(name: str, *, samples: Sequence[int], batch: int, rounds: int) -> Row:
+    """REINFORCE, local expectation and DisARM with M samples, relative to one sample."""
+    details: dict[str, Any] = {"samples": list(samples)}
+    for tier2 in (reinforce, local_expectation, disarm):
+        ratios = []
+        for m in samples:
+            pair = [layerwise(partial(tier2, num_samples=k)) for k in (m, 1)]
+            ours, one = take_turns(*(_one_layer(e, 64, 50, batch) for e in pair), rounds=rounds)
+            ratios.append(round(ours.minimum / one.minimum, 2))
+        details[tier2.__name__] = ratios
+    return Row(name, f"step of an SBN 64-50-10, batch {batch}", "one sample", details=details)
+
+
+def _one_layer(estimator: str | NetworkEstimator, inputs: int, n: int, batch: int) -> Side:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, head = SBN(nn.Linear(inputs, n)), nn.Linear(n, 10)
+        model = Classifier(net, head, registry.network_estimator(estimator))
+        return _classifier_step(model, torch.randn(batch, inputs), torch.randint(10, (batch,)))
+
+
+# Peers, where they are installed (the extra "peers") ----------------------------------------------
+
+
+def peer_reinmax(name: str, *, rounds: int) -> Row:
+    """A unit forward and backward: zgr against the released ReinMax at temperature 1, K = 2."""
+    ours, other = "zgr: sample and slope, 100 x 200 units, float32", "reinmax, two classes"
+    if find_spec("reinmax") is None:
+        return Row(name, ours, other, details={"not installed": "pip install reinmax"})
+    from reinmax import reinmax
+
+    a = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    unit = Sign(estimator=zgr)
+
+    def theirs() -> Tensor:  # softmax of (a/2, -a/2) gives the probabilities F(a), F(-a)
+        y, _ = reinmax(torch.stack([a / 2, -a / 2], dim=-1), 1.0)
+        return y[..., 0] - y[..., 1]
+
+    x = theirs()
+    (slope,) = torch.autograd.grad(x.sum(), a)
+    (mine,) = torch.autograd.grad(zgr(a, x.detach(), Logistic()).sum(), a)
+    sides = (lambda: unit(a).sum().backward(), lambda: theirs().sum().backward())
+    found = take_turns(*sides, rounds=rounds)
+    return Row(name, ours, other, *found, **_ratios(*found[::-1]),
+               details={"slopes differ by": float((slope - mine).abs().max())})  # fmt: skip
+
+
+def peer_storchastic(name: str, *, rounds: int) -> Row:
+    """A REINFORCE step of one layer against storchastic's score function, no baseline."""
+    ours, other = "REINFORCE step of an SBN 784-200-10, batch 100", "storchastic, ScoreFunction"
+    if find_spec("storch") is None:
+        return Row(name, ours, other, details={"not installed": "pip install storchastic"})
+    import storch
+
+    layer, head = nn.Linear(784, 200), nn.Linear(200, 10)
+    inputs, labels = torch.randn(100, 784), torch.randint(10, (100,))
+    optimizer = torch.optim.SGD([*layer.parameters(), *head.parameters()], lr=0.01)
+    method = storch.method.ScoreFunction("x", n_samples=1, baseline_factory=None)
+
+    def theirs() -> None:
+        optimizer.zero_grad()
+        images = storch.denote_independent(inputs, 0, "batch")
+        bits = method(torch.distributions.Bernoulli(logits=layer(images)))
+        scores = head(2 * bits - 1)
+        storch.add_cost(cross_entropy(scores, labels, reduction="none"), "loss")
+        storch.backward()
+        optimizer.step()
+        storch.reset()
+
+    model = Classifier(
+        SBN(nn.Linear(784, 200)), nn.Linear(200, 10), registry.network_estimator("reinforce")
+    )
+    found = take_turns(_classifier_step(model, inputs, labels), theirs, rounds=rounds)
+    return Row(name, ours, other, *found, **_ratios(*found[::-1]))
+
+
 # The command -------------------------------------------------------------------------------------
 
 NET, WIDE = (2, 5, 5, 5), (2, 12, 12, 12)
@@ -490,6 +624,26 @@ ROWS: dict[str, tuple[Callable[..., Row], dict[str, Any], dict[str, Any] | None]
         {"target": "<= 1.3", "widths": (784, 200, 200, 10), "batch": 100, "rounds": 1500},
         {"rounds": 200},
     ),
+    **{
+        f"step-{estimator}": (
+            estimator_step,
+            {"estimator": estimator, "widths": (784, 200, 200, 10), "batch": 100, "rounds": 40},
+            {"rounds": 5},
+        )
+        for estimator in registry.ESTIMATORS
+    },
+    "cost-units": (
+        cost_of_units,
+        {"units": (25, 50, 100, 200), "batch": 50, "rounds": 20},
+        {"units": (25, 50), "rounds": 3},
+    ),
+    "cost-samples": (
+        cost_of_samples,
+        {"samples": (1, 4, 16, 64), "batch": 50, "rounds": 20},
+        {"samples": (1, 4), "rounds": 3},
+    ),
+    "peer-reinmax": (peer_reinmax, {"rounds": 300}, {"rounds": 20}),
+    "peer-storchastic": (peer_storchastic, {"rounds": 100}, {"rounds": 10}),
 }
 
 
@@ -522,6 +676,11 @@ def _more(details: Mapping[str, Any]) -> Iterator[str]:
             f"against the same loop by hand, {_show(details['by_hand_s'])}: "
             f"{found['ratio']:.4g}x ({found['ratio_of_medians']:.4g}x)"
         )
+    shown = ("by_hand", "by_hand_s", "probes", "rounds")
+    for name, value in details.items():
+        if name not in shown and isinstance(value, (list, str, float)):
+            numbers = "  ".join(f"{v:>8}" for v in value) if isinstance(value, list) else value
+            yield f"{name:20} {numbers}"
     for samples, found in details.get("probes", {}).items():
         yield f"{samples:>9}: {_unit(found['seconds'])}, peak {found['peak_mib']:.0f} MiB"
 

@@ -69,7 +69,10 @@ class Classifier(nn.Module):
 
     def forward(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         def loss(x: Tensor) -> Tensor:
-            return cross_entropy(self.head(x), labels, reduction="none")
+            scores = self.head(x)  # (..., B, classes): estimators put axes in front
+            targets = labels.expand(scores.shape[:-1])
+            values = cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none")
+            return values.reshape(targets.shape)
 
         return self.estimator(self.net, inputs, loss, generator=generator)
 
