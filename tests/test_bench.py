@@ -12,6 +12,7 @@ import torch
 
 from sbnlib import exact_gradient
 from sbnlib.experiments import bench, measurement
+from sbnlib.registry import ESTIMATORS
 
 TINY = (2, 3, 2)
 CHANGES = {
@@ -24,6 +25,11 @@ CHANGES = {
     | {"rounds": 2},
     "statistics-memory": {"widths": TINY, "sizes": (40,)},
     "step": {"widths": (6, 4, 4, 3), "batch": 5, "rounds": 3},
+    "cost-units": {"units": (2, 3), "batch": 3, "rounds": 2},
+    "cost-samples": {"samples": (1, 2), "batch": 3, "rounds": 2},
+    "peer-reinmax": {"rounds": 2},
+    "peer-storchastic": {"rounds": 2},
+    **{f"step-{name}": {"widths": (6, 4, 4, 3), "batch": 5, "rounds": 2} for name in ESTIMATORS},
 }
 SUBPROCESS = ("exact-16", "statistics-memory")  # a new process imports torch: seconds
 
@@ -110,15 +116,33 @@ def test_a_target_is_met_or_not(ratio, target, met):
     assert bench.Row("r", "ours", "other", ratio=ratio, target=target).met is met
 
 
-@pytest.mark.parametrize("name", [n for n in CHANGES if n not in SUBPROCESS])
+COSTS = [n for n in CHANGES if n.startswith(("cost-", "peer-"))]
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_a_table_of_costs_names_what_it_measured(name):
+    row = bench.make(name, quick=True)
+    words = bench.report(row)
+    assert row.ours in words
+    for key, value in row.details.items():
+        if isinstance(value, list):
+            assert key in words
+            assert len(value) == 2
+            assert all(v > 0 for v in value)
+    if name == "cost-units":
+        assert set(ESTIMATORS) < set(row.details)
+
+
+@pytest.mark.parametrize("name", [n for n in CHANGES if n not in (*SUBPROCESS, *COSTS)])
 def test_a_row_is_consistent(name):
     row = bench.make(name, quick=True)
-    above, below = (row.ours_s, row.other_s) if name == "step" else (row.other_s, row.ours_s)
+    steps = name.startswith("step")
+    above, below = (row.ours_s, row.other_s) if steps else (row.other_s, row.ours_s)
     assert row.row == name
     assert row.ratio == above.minimum / below.minimum
     assert row.ratio_of_medians == above.median / below.median
     assert all(math.isfinite(load) for load in row.load)
-    if name != "step":
+    if not steps:
         assert row.difference <= bench.TOLERANCE
     words = bench.report(row)
     assert f"{row.ratio:.4g}x" in words
