@@ -132,7 +132,7 @@ def test_thm_13_bias_is_zero_for_multilinear_losses_and_not_for_tied_weights() -
 
 
 @pytest.mark.parametrize("like", [True, False])
-def test_eq_13_shared_and_prop_13_shared(like: bool) -> None:
+def test_prop_13_shared_and_its_equation(like: bool) -> None:
     rng = np.random.default_rng(1)
     v = np.repeat(rng.uniform(-1, 1, (1, 3)), 4, 0) if like else rng.uniform(-1, 1, (4, 3))
     w = states(3)
@@ -147,6 +147,17 @@ def test_eq_13_shared_and_prop_13_shared(like: bool) -> None:
     assert np.all(shared <= 4 * own + 1e-12)
     if like:
         assert np.allclose(shared, 4 * own)
+
+
+def test_eq_13_shared_has_zero_at_its_lower_end() -> None:
+    # the example of the text: v1 = (1, 1), v2 = (1, -1), p1 = 1, squared error
+    v, p = np.array([[1.0, 1.0], [1.0, -1.0]]), np.array([1.0, 0.3])
+    w = states(2)
+    each, prob = 2 * (w @ v.T)[..., None] * v, law(w, p)
+    shared = prob @ (each.mean(1) - prob @ each.mean(1)) ** 2
+    own = np.einsum("s,sbi->i", prob, (each - np.einsum("s,sbi->bi", prob, each)) ** 2) / 4
+    assert shared[0] == pytest.approx(0)
+    assert own[0] == pytest.approx(2 * (1 - (2 * 0.3 - 1) ** 2))
 
 
 def test_eq_13_moments_by_enumeration() -> None:
