@@ -5,6 +5,7 @@ that is a failure. One browser and one small server serve all tests; every reque
 is refused, and counted as an error.
 """
 
+import base64
 import functools
 import gzip
 import http.server
@@ -16,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
+import matplotlib
 import pytest
 import yaml
 
@@ -25,6 +27,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
             "--disable-component-update", "--disable-sync", "--no-first-run"]
 MEGABYTE = 1_000_000
+
+#: A wide serif, a wide sans and a monospace font, which Matplotlib carries: whatever fonts a
+#: reader's machine has, few are wider.
+WIDE_FONTS = ("DejaVuSerif", "DejaVuSans", "DejaVuSansMono")
 
 pytestmark = pytest.mark.site
 
@@ -162,10 +168,28 @@ def axe(tab):
 
 
 @every_page
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 390, 320])
 def test_page_does_not_scroll_sideways(open_page, page, width):
     tab = open_page(page, width=width)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    widths = {"as it is": page_width(tab)}
+    for family in WIDE_FONTS:
+        set_in(tab, family)
+        widths[family] = page_width(tab)
+    assert {name: found for name, found in widths.items() if found > width} == {}
+
+
+def page_width(tab):
+    return tab.evaluate("document.documentElement.scrollWidth")
+
+
+def set_in(tab, family):
+    """Set all text of the page, but not the mathematics, in one of Matplotlib's own fonts."""
+    font = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{family}.ttf").read_bytes()
+    source = f"url(data:font/ttf;base64,{base64.b64encode(font).decode()})"
+    names = ("--sbn-serif", "--sbn-sans", "--sbn-mono")
+    rules = "".join(f'{name}:"{family}"!important;' for name in names)
+    tab.add_style_tag(content=f'@font-face{{font-family:"{family}";src:{source}}}html{{{rules}}}')
+    assert tab.evaluate(f"async () => (await document.fonts.load('16px {family}')).length") == 1
 
 
 @every_page
