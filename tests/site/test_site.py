@@ -20,9 +20,8 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import matplotlib
 import pytest
 import yaml
+from places import ROOT, SITE
 
-ROOT = Path(__file__).resolve().parents[1]
-SITE = ROOT / "_build" / "html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
             "--disable-component-update", "--disable-sync", "--no-first-run"]

@@ -14,9 +14,8 @@ from typing import Any
 
 import nbformat
 import torch
+from places import BOOK
 
-ROOT = Path(__file__).resolve().parents[1]
-BOOK = ROOT / "book"
 CHAPTERS = sorted(
     p for p in BOOK.glob("*/[0-9][0-9]-*.ipynb") if ".ipynb_checkpoints" not in p.parts
 )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from pathlib import Path
 
 import pytest
 import torch
+from places import MEASUREMENTS
 
 from sbnlib import data
 from sbnlib.experiments import measurement, weights
 
-FILE = Path(__file__).parents[1] / "book/measurements/weights-digits.json"
+FILE = MEASUREMENTS / "weights-digits.json"
 SMALL = {"hidden": (8, 6), "epochs": 1, "batch_size": 200}
 
 

@@ -6,16 +6,15 @@ import importlib
 import inspect
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from places import BOOK, ROOT, SITE
 
 from sbnlib import registry
 from sbnlib.estimators import PROXIES
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "book" / "back" / "api.md"
-SITE = ROOT / "_build" / "html" / "book" / "back" / "api.html"
+PAGE = BOOK / "back" / "api.md"
+BUILT = SITE / "book" / "back" / "api.html"
 MODULES = [
     "sbnlib",
     "sbnlib.nn",
@@ -56,7 +55,7 @@ code = pytest.mark.parametrize("name", CODE)
 def extension():
     """book/ext/sbn_api.py."""
     pytest.importorskip("sphinx")
-    sys.path.insert(0, str(ROOT / "book" / "ext"))
+    sys.path.insert(0, str(BOOK / "ext"))
     try:
         return importlib.import_module("sbn_api")
     finally:
@@ -180,9 +179,9 @@ def test_sections_become_field_lists(extension, before, after):
 
 @pytest.mark.site
 def test_the_built_page_has_every_name_and_no_markup_left():
-    if not SITE.exists():
+    if not BUILT.exists():
         pytest.skip("no built book: run `make book`")
-    html = SITE.read_text("utf-8")
+    html = BUILT.read_text("utf-8")
     missing = [n for n in public_names() if inspect.isfunction(resolve(n)) or inspect.isclass(
         resolve(n)) if f'id="{n}"' not in html]  # fmt: skip
     assert not missing

@@ -15,8 +15,8 @@ import execute
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 BOOK = sorted(p for p in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 each = pytest.mark.parametrize("path", BOOK, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -117,7 +117,8 @@ def sha(path):
 def nbval(path):
     """Compare as `pytest` does on the book, on a copy outside it."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval"]
-    command += ["--nbval-current-env", "--nbval-sanitize-with", ROOT / "tests" / "nbval.cfg"]
+    rules = ROOT / "tests" / "support" / "nbval.cfg"
+    command += ["--nbval-current-env", "--nbval-sanitize-with", rules]
     command += ["-c", "/dev/null", "--rootdir", path.parent, path]
     return subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
 

@@ -11,7 +11,6 @@ import pytest
 from chapters import (
     BOOK,
     CHAPTERS,
-    ROOT,
     cells,
     directives,
     equations,
@@ -43,7 +42,8 @@ def number(path: Path) -> str:
 
 def written_tests(path: Path) -> list[str]:
     """The names of the tests in the file that belongs to a chapter."""
-    source = (ROOT / "tests" / f"test_chapter_{number(path)}.py").read_text(encoding="utf-8")
+    file = Path(__file__).with_name(f"test_chapter_{number(path)}.py")
+    source = file.read_text(encoding="utf-8")
     return [n.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
 
 

@@ -4,17 +4,15 @@ import importlib.util
 import math
 import re
 import subprocess
-from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 import yaml
+from places import BOOK, ROOT
 
 import sbnlib
 
-ROOT = Path(__file__).resolve().parents[1]
-BOOK = ROOT / "book"
 GENERATED = {".git", ".venv", "_build", "__pycache__", ".pytest_cache", ".ruff_cache"}
 
 

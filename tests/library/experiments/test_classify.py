@@ -6,10 +6,10 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from places import MEASUREMENTS
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -358,7 +358,7 @@ def test_killed_process_and_the_same_command_again(result, tmp_path):
 
 # The stored file ---------------------------------------------------------------------------------
 
-STORED = Path(__file__).parent.parent / "book" / "measurements" / "classify-digits.json"
+STORED = MEASUREMENTS / "classify-digits.json"
 
 
 def test_stored_digits_file_can_be_repeated():
