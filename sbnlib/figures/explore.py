@@ -123,8 +123,10 @@ def _start(sliders: Mapping[str, Slider], start: Mapping[str, Any]) -> dict[str,
     unknown = set(start) - set(sliders)
     if unknown:
         raise ValueError(f"start names {sorted(unknown)}, but the sliders are {list(sliders)}")
-    return {n: _position(n, s, start[n]) if n in start else len(s.values) // 2
-            for n, s in sliders.items()}
+    return {
+        n: _position(n, s, start[n]) if n in start else len(s.values) // 2
+        for n, s in sliders.items()
+    }
 
 
 def _position(name: str, slider: Slider, value: Any) -> int:
@@ -171,8 +173,12 @@ def _static(
     frames = _frames(draw, fmt, sliders, first)
     digest = content_hash(repr((alt, caption, sliders, at)) + "".join(map("".join, frames)))
     table, base, changes = pack(frames, first)
-    data = {"start": first, "texts": [s.texts() for s in sliders.values()], "base": base,
-            "frames": changes}
+    data = {
+        "start": first,
+        "texts": [s.texts() for s in sliders.values()],
+        "base": base,
+        "frames": changes,
+    }
     picture = with_ids("".join(frames[first]), digest)
     extra = _panel(sliders, at) + _scripts(with_ids("\n".join(table), digest), data, digest)
     css = f"<style>{_asset('explore.css')}</style>" + (style.PNG_CSS if fmt == "png" else "")
@@ -189,15 +195,19 @@ def _index(sliders: Mapping[str, Slider], at: Mapping[str, int]) -> int:
 
 def _frames(draw: Draw, fmt: str, sliders: Mapping[str, Slider], first: int) -> list[list[str]]:
     """Every frame, with the axes where the start frame has them, so that nothing jumps."""
-    points = [dict(zip(sliders, p, strict=True))
-              for p in itertools.product(*(s.values for s in sliders.values()))]
+    points = [
+        dict(zip(sliders, p, strict=True))
+        for p in itertools.product(*(s.values for s in sliders.values()))
+    ]
     names: dict[str, str] = {}
     fig = _drawn(draw, points[first])
     fig.draw_without_rendering()  # lays it out
     places = [ax.get_position() for ax in fig.axes]
     start = _lines(fig, fmt, names, places)
-    return [start if i == first else _lines(_drawn(draw, p), fmt, names, places)
-            for i, p in enumerate(points)]
+    return [
+        start if i == first else _lines(_drawn(draw, p), fmt, names, places)
+        for i, p in enumerate(points)
+    ]
 
 
 def _drawn(draw: Draw, params: Mapping[str, Any]) -> Figure:
@@ -252,16 +262,20 @@ def _panel(sliders: Mapping[str, Slider], at: Mapping[str, int]) -> str:
             f'<output aria-live="polite">{text}</output></label>'
         )
     note = f"Shown: {', '.join(words)}. The sliders of this figure need JavaScript."
-    return (f'<div class="sbn-panel" hidden>{"".join(rows)}</div>'
-            f'<noscript><p class="sbn-note">{note}</p></noscript>')
+    return (
+        f'<div class="sbn-panel" hidden>{"".join(rows)}</div>'
+        f'<noscript><p class="sbn-note">{note}</p></noscript>'
+    )
 
 
 def _scripts(table: str, data: dict[str, Any], digest: str) -> str:
     packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     code = _asset("explore.js").replace("ID", digest, 1)
-    return (f'<script type="text/plain">{table}</script>'
-            f'<script type="application/json">{packed}</script>'
-            f"<script>{code}</script>")
+    return (
+        f'<script type="text/plain">{table}</script>'
+        f'<script type="application/json">{packed}</script>'
+        f"<script>{code}</script>"
+    )
 
 
 def _asset(name: str) -> str:
@@ -295,8 +309,13 @@ def _widgets(
 
     wide = {"description_width": "initial"}
     controls = {
-        n: w.SelectionSlider(options=list(zip(s.texts(), s.values, strict=True)), index=at[n],
-                             description=str(s.label), style=wide, layout=w.Layout(width="95%"))
+        n: w.SelectionSlider(
+            options=list(zip(s.texts(), s.values, strict=True)),
+            index=at[n],
+            description=str(s.label),
+            style=wide,
+            layout=w.Layout(width="95%"),
+        )
         for n, s in sliders.items()
     }
     picture = w.HTML()

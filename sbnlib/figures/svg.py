@@ -38,8 +38,10 @@ DROPPED = {"metadata", "style"}
 
 def _unicode() -> dict[int, str]:
     """Matplotlib's private codes of the letters of mathbb and mathcal that its STIX fonts hold."""
-    table = {0xE154 + i: f"MATHEMATICAL DOUBLE-STRUCK CAPITAL {c}"
-             for i, c in enumerate("ABEFGIJKLMOSTUVWXY")}
+    table = {
+        0xE154 + i: f"MATHEMATICAL DOUBLE-STRUCK CAPITAL {c}"
+        for i, c in enumerate("ABEFGIJKLMOSTUVWXY")
+    }
     for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZ"):
         kind = "SCRIPT" if c in "BEFHILMR" else "MATHEMATICAL SCRIPT"
         table[0xE22D + i] = f"{kind} CAPITAL {c}"

@@ -352,9 +352,7 @@ def test_eq_01_couple_by_running_the_shifted_network_in_every_cell():
     rng = np.random.default_rng(10)
     for _ in range(6):
         w, b = random_network(rng)
-        runs = [
-            (p, total_of_signs(w, [b[0] - z[0], b[1] - z[1]])) for z, p in shifts(w, b)
-        ]
+        runs = [(p, total_of_signs(w, [b[0] - z[0], b[1] - z[1]])) for z, p in shifts(w, b)]
         assert sum(p for p, _ in runs) == pytest.approx(1, abs=1e-13)
         j = total_expected(w, b)
         assert sum(p * d for p, d in runs) == pytest.approx(j, abs=1e-12)
@@ -367,8 +365,7 @@ def test_eq_01_couple_by_a_fine_integral():
     u = (np.arange(120) + 0.5) / 120
     z = special.logit(u)
     shifted = [
-        xor_loss(sign(INPUTS @ w.T + b - np.array(pair))).sum()
-        for pair in itertools.product(z, z)
+        xor_loss(sign(INPUTS @ w.T + b - np.array(pair))).sum() for pair in itertools.product(z, z)
     ]
     assert np.mean(shifted) == pytest.approx(4 * expected_xor(b, 1.0), abs=0.02)
 
@@ -465,9 +462,11 @@ def test_eq_01_many_a_coin_beats_every_network_of_signs():
     assert signs == pytest.approx(2 * entropy, abs=1e-4)
     assert many(3, 0.6, 1.73) == pytest.approx(1.263, abs=5e-4) and many(3, 0.6, 1.73) < signs
     in_the_limit = -0.6 * np.log(0.6) - 0.4 * np.log(0.4)
-    exact = lambda k: -sum(  # noqa: E731
-        s * np.log(0.6 * special.expit(k * t) ** 2 + 0.4 * special.expit(-k * t) ** 2)
-        for t, s in ((1, 0.6), (-1, 0.4))
+    exact = lambda k: (
+        -sum(  # noqa: E731
+            s * np.log(0.6 * special.expit(k * t) ** 2 + 0.4 * special.expit(-k * t) ** 2)
+            for t, s in ((1, 0.6), (-1, 0.4))
+        )
     )
     assert entropy < exact(8.0) and exact(20.0) == pytest.approx(in_the_limit, abs=1e-6)
 
@@ -523,8 +522,10 @@ def test_exercise_vertices_no_interior_minimum_and_half_of_the_vertices():
     states = bits(5)
     value = states.prod(1) + 0.5 * states @ 0.5 ** np.arange(1, 6)
     below = [
-        all(value[k] < value[np.flatnonzero((states == s * (1 - 2 * np.eye(5)[i])).all(1))[0]]
-            for i in range(5))
+        all(
+            value[k] < value[np.flatnonzero((states == s * (1 - 2 * np.eye(5)[i])).all(1))[0]]
+            for i in range(5)
+        )
         for k, s in enumerate(states)
     ]
     assert sum(below) == 16

@@ -33,8 +33,9 @@ names = pytest.mark.parametrize("name", [*REFERENCE, "score"])
 
 def xor(scale: float = 1.0) -> ref.RefNet:
     weights = np.array([[2.0, 2], [-2, -2], [2, -2]]), np.array([[2.0, 2, -2], [2, 2, 0]])
-    return ref.RefNet(weights, (np.full(3, -2.0), np.array([0.0, 2])),
-                      ref.RefNoise("Logistic", scale))
+    return ref.RefNet(
+        weights, (np.full(3, -2.0), np.array([0.0, 2])), ref.RefNoise("Logistic", scale)
+    )
 
 
 XOR_LOSS = ref.RefLoss(
@@ -118,9 +119,29 @@ def float64() -> Iterator[None]:
         yield
 
 
-SETUP = ("inputs", "targets", "xor_net", "loss", "net", "value", "exact", "g", "score_function",
-         "candidates", "draw_samples", "states", "slope", "FACTOR", "path_gradients",
-         "by_enumeration", "transition", "backward", "by_recursion", "jackknife", "statistics")
+SETUP = (
+    "inputs",
+    "targets",
+    "xor_net",
+    "loss",
+    "net",
+    "value",
+    "exact",
+    "g",
+    "score_function",
+    "candidates",
+    "draw_samples",
+    "states",
+    "slope",
+    "FACTOR",
+    "path_gradients",
+    "by_enumeration",
+    "transition",
+    "backward",
+    "by_recursion",
+    "jackknife",
+    "statistics",
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +158,21 @@ def test_eq_03_cosines(book: dict) -> None:
     (p0, r0), (p1, r1) = rows_of("ST", 0), rows_of("ST", 2)
     p, rows = np.outer(p0, p1).ravel(), (r0[:, None] + r1[None]).reshape(-1, 17) / 2
     g = (np.outer(*[np.ones(2)] * 2)[0] / 2) @ np.stack(
-        [rows_of("score", b)[0] @ rows_of("score", b)[1] for b in (0, 2)])
+        [rows_of("score", b)[0] @ rows_of("score", b)[1] for b in (0, 2)]
+    )
     inputs, targets = book["inputs"][[0, 2]], book["targets"][[0, 2]]
     found = sbnlib.measure(
-        book["net"], inputs, lambda x: torch.nn.functional.softplus(-targets * x.sum(-1)),
-        "straight_through", 4000, generator=torch.Generator().manual_seed(1))["all"]
-    for estimate, truth in ((found.cosine, p @ cos(rows, g)), (found.cosine_of_mean,
-                                                               cos(p @ rows, g))):
+        book["net"],
+        inputs,
+        lambda x: torch.nn.functional.softplus(-targets * x.sum(-1)),
+        "straight_through",
+        4000,
+        generator=torch.Generator().manual_seed(1),
+    )["all"]
+    for estimate, truth in (
+        (found.cosine, p @ cos(rows, g)),
+        (found.cosine_of_mean, cos(p @ rows, g)),
+    ):
         assert abs(estimate.value - truth) < 4.5 * estimate.se
 
 
@@ -173,8 +202,9 @@ def test_eq_03_decomposition(name: str) -> None:
     (p0, r0), (p1, r1) = rows_of(name, 0), rows_of(name, 1)
     p, rows, g = np.outer(p0, p1).ravel(), (r0[:, None] + r1).reshape(-1, 17) / 2, exact()
     mean = p @ rows
-    assert np.isclose(p @ ((rows - g) ** 2).sum(1),
-                      ((mean - g) ** 2).sum() + p @ ((rows - mean) ** 2).sum(1))
+    assert np.isclose(
+        p @ ((rows - g) ** 2).sum(1), ((mean - g) ** 2).sum() + p @ ((rows - mean) ** 2).sum(1)
+    )
 
 
 def test_thm_03_decomposition_needs_a_fixed_judge() -> None:
@@ -316,8 +346,8 @@ def test_thm_03_recursion_needs_layers() -> None:
     a = w * x1 + b
     p, c = np.array([expit(-a), expit(a)]), 2 * expit(a) * expit(-a)
     x2 = np.array([-1.0, 1.0])
-    true = w * c * (1 + x1) + x2                      # chain, and the direct slope
-    through_x2 = np.full(2, w * c * (1 + x1))         # what the recursion carries
+    true = w * c * (1 + x1) + x2  # chain, and the direct slope
+    through_x2 = np.full(2, w * c * (1 + x1))  # what the recursion carries
     assert abs(p @ true - p @ through_x2) > 0.1
     assert abs(p @ true**2 - p @ through_x2**2) > 0.1
 
@@ -394,8 +424,7 @@ def test_eq_03_pooled_as_printed(name: str) -> None:
     total = p @ ((rows - p @ rows) ** 2).sum(1) / norm2
     within = sum(q @ ((r - q @ r) ** 2).sum(1) for q, r in tables) / 4 / norm2
     line = re.search(rf"^{name} +(.+)$", printed(containing(PATH, "between     total")), re.M)[1]
-    assert np.allclose([float(v) for v in line.split()], [within, total - within, total],
-                       atol=6e-3)
+    assert np.allclose([float(v) for v in line.split()], [within, total - within, total], atol=6e-3)
 
 
 def jackknife(statistic: Callable[[Array], float], groups: Array) -> float:
@@ -469,8 +498,10 @@ def test_eq_03_pairs(name: str) -> None:
 def test_calibration_as_printed() -> None:
     """Bars of straight-through are right; two of the unbiased estimator's are too long."""
     text = printed(containing(PATH, "spread of 200 runs"))
-    ratios = {n: [float(v) for v in re.search(rf"^{n} +(.+)$", text, re.M)[1].split()]
-              for n in ("ST", "score")}
+    ratios = {
+        n: [float(v) for v in re.search(rf"^{n} +(.+)$", text, re.M)[1].split()]
+        for n in ("ST", "score")
+    }
     assert all(abs(v - 1) < 0.15 for v in ratios["ST"])
     assert all(0.6 < ratios["score"][k] < 0.85 for k in (0, 3))
     assert all(abs(ratios["score"][k] - 1) < 0.15 for k in (1, 2))
@@ -480,8 +511,14 @@ def test_by_hand_is_the_library(book: dict) -> None:
     rows = book["draw_samples"](book["net"], "zgr", 1024, 3)
     value = book["statistics"](rows)
     se = book["jackknife"](book["statistics"], rows)
-    found = sbnlib.measure(book["net"], book["inputs"], book["loss"], "zgr", 1024,
-                           generator=torch.Generator().manual_seed(3))["all"]
+    found = sbnlib.measure(
+        book["net"],
+        book["inputs"],
+        book["loss"],
+        "zgr",
+        1024,
+        generator=torch.Generator().manual_seed(3),
+    )["all"]
     for k, e in enumerate((found.bias2, found.variance, found.cosine, found.cosine_of_mean)):
         assert np.isclose(e.se, se[k], rtol=1e-8)
         assert k == 3 or np.isclose(e.value, value[k], rtol=1e-8)
@@ -519,7 +556,7 @@ def test_prop_03_crossing() -> None:
             better = b1 + v1 / B < b2 + v2 / B
             if b1 > b2 and v2 > v1:
                 assert better == (star > B)
-            elif b1 > b2:                    # worse in both: never
+            elif b1 > b2:  # worse in both: never
                 assert not better
 
 
@@ -621,21 +658,21 @@ def test_thm_03_floor() -> None:
         walks, total = [(1.0, start)], 0.0
         for _ in range(8):
             total += sum(w * slope(a) ** 2 for w, a in walks)
-            walks = [(w * p, a - step * q) for w, a in walks
-                     for p, q in zip(*one_bit(a), strict=True)]
+            walks = [
+                (w * p, a - step * q) for w, a in walks for p, q in zip(*one_bit(a), strict=True)
+            ]
         assert total / 8 <= 2 * (J(start) - 0.1) / (step * 8) + delta2 + BETA * step * V
 
 
 def test_eq_03_floor() -> None:
-    """Attained: resting at mu = -b, g^2 is the squared bias for ever. And too long a step diverges.
-    """
-    a = np.log(0.3 / 0.7)                              # F(a) = 0.3, mu = -0.4
+    """Attained: resting at mu = -b, g^2 is the squared bias for ever. And too long a step diverges."""
+    a = np.log(0.3 / 0.7)  # F(a) = 0.3, mu = -0.4
     p, ghat = one_bit(a)
     assert abs(p @ ghat) < 1e-15
     assert np.isclose(slope(a) ** 2, (p @ ghat - slope(a)) ** 2) and slope(a) > 0.1
     theta, beta = 1.0, 2.0
     for _ in range(50):
-        theta -= 1.1 * 2 / beta * beta * theta         # the exact gradient of beta theta^2 / 2
+        theta -= 1.1 * 2 / beta * beta * theta  # the exact gradient of beta theta^2 / 2
     assert abs(theta) > 100
 
 
@@ -660,7 +697,8 @@ def test_ex_03_budget_and_shrink() -> None:
     best = optimize.minimize_scalar(lambda t: (1 - t) ** 2 + t * t * v)
     assert np.isclose(best.x, 1 / (1 + v)) and np.isclose(best.fun, v / (1 + v))
     assert f"lambda {best.x:.4f}, error {v:.1f} becomes {best.fun:.3f}" in printed(
-        containing(PATH, "zero has error 1"))
+        containing(PATH, "zero has error 1")
+    )
 
 
 def test_ex_03_loss_by_hand_is_the_enumeration() -> None:
@@ -668,8 +706,9 @@ def test_ex_03_loss_by_hand_is_the_enumeration() -> None:
     assert lines[0].split("[")[1] == lines[1].split("[")[1]
     p, rows = rows_of("score", 0)
     expected = (p @ (rows - p @ rows) ** 2)[6:9]
-    assert np.allclose([float(v) for v in lines[1].split("[")[1].strip("]").split()], expected,
-                       atol=1e-6)
+    assert np.allclose(
+        [float(v) for v in lines[1].split("[")[1].strip("]").split()], expected, atol=1e-6
+    )
 
 
 def test_ex_03_jackknife_ratio() -> None:
@@ -680,13 +719,12 @@ def test_ex_03_jackknife_ratio() -> None:
     def average(u: Array) -> float:
         return (u.sum() ** 2 - len(u)) / (len(u) * (len(u) - 1))
 
-    bars = [jackknife(lambda r: average(r.ravel()), u.reshape(groups, m, 1))
-            for u in ref.states(N)]
+    bars = [jackknife(lambda r: average(r.ravel()), u.reshape(groups, m, 1)) for u in ref.states(N)]
     true = np.mean([average(u) ** 2 for u in ref.states(N)])
+
     def ratio(groups: int, m: int) -> float:
         N, n = groups * m, (groups - 1) * m
-        return ((groups - 1) ** 2 / groups * m * (2 * n - m - 1) * N * (N - 1)
-                / (n * (n - 1)) ** 2)
+        return (groups - 1) ** 2 / groups * m * (2 * n - m - 1) * N * (N - 1) / (n * (n - 1)) ** 2
 
     assert np.isclose(np.mean(bars) / true, ratio(groups, m)) and n == 4
     assert np.isclose(ratio(32, 10**6), 32 * 61 / 31**2, rtol=1e-5)
@@ -718,6 +756,7 @@ def space() -> dict:
 
 def right(s: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     """The pairwise form: all products of two different rows on either side."""
+
     def pairs(u: torch.Tensor) -> torch.Tensor:
         return ((u.sum(0) ** 2).sum() - (u**2).sum()) / (len(u) * (len(u) - 1))
 

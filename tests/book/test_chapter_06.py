@@ -310,8 +310,10 @@ def test_thm_06_multilinear_in_two_layers_of_uniform_noise() -> None:
         net = ref.random_net((2, 2, 2), ref.RefNoise("Uniform"), seed=1, gain=gain)
         inputs = np.array([[0.3, -0.5]])
         exact = ref.gradient(net, inputs, linear)
-        off = [mean - exact[key] for key, (mean, _) in
-               ref.moments(net, inputs, linear, "straight_through").items()]
+        off = [
+            mean - exact[key]
+            for key, (mean, _) in ref.moments(net, inputs, linear, "straight_through").items()
+        ]
         assert (max(np.abs(v).max() for v in off) < 1e-14) == unbiased
 
 
@@ -413,8 +415,10 @@ def test_prop_06_sign(problem: tuple) -> None:
     opposite = np.sign(exact) != np.sign(mean)
     said = (np.sign(d) == -np.sign(r)) & (np.abs(d) > np.abs(r))
     assert (opposite == said)[clear].all()
-    along = (expectation(LOGISTIC, value, a - 1e-5 * mean)
-             - expectation(LOGISTIC, value, a + 1e-5 * mean)) / 2e-5
+    along = (
+        expectation(LOGISTIC, value, a - 1e-5 * mean)
+        - expectation(LOGISTIC, value, a + 1e-5 * mean)
+    ) / 2e-5
     assert close(along, -4 * (f**2 * r * (r + d)).sum(), size)
 
 
@@ -452,8 +456,10 @@ def test_eq_06_peano(noise: object, seed: int) -> None:
         moved = np.arange(3) == i
         return quad(lambda t: (mu[i] + t) * curvature(np.where(moved, t, state), i), -1, 1)
 
-    right = [noise.pdf(a[i]) * sum(w * inner(i, s) for w, s in zip(p, ref.states(3), strict=True))
-             for i in range(3)]
+    right = [
+        noise.pdf(a[i]) * sum(w * inner(i, s) for w, s in zip(p, ref.states(3), strict=True))
+        for i in range(3)
+    ]
     left = bias(noise, lambda x: loss.value(x, 0), lambda x: loss.gradient(x, 0), a)
     assert close(left, right, 20)
 
@@ -464,8 +470,9 @@ def test_eq_06_peano(noise: object, seed: int) -> None:
 def test_thm_06_peano_with_a_relu(noise: object, kink: float, jump: float, seed: int) -> None:
     """A kink of the loss adds its jump of slope times mu + t."""
     a = inside(noise, 1, seed)
-    left = bias(noise, lambda x: jump * np.maximum(x[..., 0] - kink, 0),
-                lambda x: jump * (x > kink), a)
+    left = bias(
+        noise, lambda x: jump * np.maximum(x[..., 0] - kink, 0), lambda x: jump * (x > kink), a
+    )
     assert close(left, noise.pdf(a) * jump * (mu_of(noise, a) + kink), 4 * abs(jump))
 
 
@@ -477,8 +484,12 @@ def test_thm_06_peano_allows_a_kink_in_the_slope(
 ) -> None:
     """L = jump (x - kink)_+^2 / 2 has a second derivative that jumps: integrable is enough."""
     a = inside(noise, 1, seed)
-    left = bias(noise, lambda x: jump * np.maximum(x[..., 0] - kink, 0) ** 2 / 2,
-                lambda x: jump * np.maximum(x - kink, 0), a)
+    left = bias(
+        noise,
+        lambda x: jump * np.maximum(x[..., 0] - kink, 0) ** 2 / 2,
+        lambda x: jump * np.maximum(x - kink, 0),
+        a,
+    )
     right = noise.pdf(a) * jump * quad(lambda t: float(mu_of(noise, a)[0]) + t, kink, 1)
     assert close(left, right, 4 * abs(jump))
 
@@ -513,8 +524,9 @@ def test_eq_06_bound_is_attained(noise: object, seed: int) -> None:
     """The curvature sign(mu + t), of size 1: L = (mu + t)|mu + t|/2, a fixed loss."""
     a = inside(noise, 1, seed)
     at = float(mu_of(noise, a)[0])
-    off = bias(noise, lambda x: (at + x[..., 0]) * np.abs(at + x[..., 0]) / 2,
-               lambda x: np.abs(at + x), a)
+    off = bias(
+        noise, lambda x: (at + x[..., 0]) * np.abs(at + x[..., 0]) / 2, lambda x: np.abs(at + x), a
+    )
     assert close(off, noise.pdf(a) * (1 + at**2), 2)
 
 
@@ -542,15 +554,18 @@ def test_the_printed_biases_are_the_integrals(row: int) -> None:
 
 def test_the_first_table_is_right() -> None:
     """Exact and mean for three losses of one bit, by the formulas of this file."""
-    softplus = (lambda x: np.logaddexp(0, 1.5 * x[..., 0] - 0.5),
-                lambda x: 1.5 / (1 + np.exp(0.5 - 1.5 * x)))
+    softplus = (
+        lambda x: np.logaddexp(0, 1.5 * x[..., 0] - 0.5),
+        lambda x: 1.5 / (1 + np.exp(0.5 - 1.5 * x)),
+    )
     losses = [one_bit(Polynomial([0, 3])), one_bit(Polynomial([0, 0.4, 0.5])), softplus]
     lines = printed(containing(PATH, "losses = {")).splitlines()[1:]
     for line, (value, slopes) in zip(lines, losses, strict=True):
         exact = gradient(LOGISTIC, value, np.array([0.7]))[0]
         mean = moments(LOGISTIC, slopes, np.array([0.7]))[0][0]
         assert [float(v) for v in line.split()[-3:]] == pytest.approx(
-            [exact, mean, mean - exact], abs=5.1e-5)
+            [exact, mean, mean - exact], abs=5.1e-5
+        )
 
 
 # ------------------------------------------------------------------------------------- gauge
@@ -661,8 +676,14 @@ def test_a_linear_loss_costs_the_score_function_more_with_every_unit(n: int) -> 
 
 @pytest.fixture(scope="module")
 def hand() -> SimpleNamespace:
-    names = ("noise", "states", "probability", "exact_gradient", "straight_through_mean",
-             "straight_through")
+    names = (
+        "noise",
+        "states",
+        "probability",
+        "exact_gradient",
+        "straight_through_mean",
+        "straight_through",
+    )
     return SimpleNamespace(**{k: v for k, v in define(PATH, *names).items() if k in names})
 
 
@@ -754,7 +775,8 @@ def test_ex_06_predict() -> None:
     lines = dict(line.split(" ", 1) for line in printed(containing(PATH, "cases = {")).splitlines())
     for name, (value, a) in cases.items():
         slopes = lambda x, v=value: np.stack(  # noqa: E731
-            [(v(x + 1e-5 * k) - v(x - 1e-5 * k)) / 2e-5 for k in e], -1)
+            [(v(x + 1e-5 * k) - v(x - 1e-5 * k)) / 2e-5 for k in e], -1
+        )
         off = bias(LOGISTIC, value, slopes, a)
         said = ["exact" if abs(v) < 1e-7 else f"{v:+.3f}" for v in off]
         assert lines[name] == str(said)
@@ -816,8 +838,9 @@ def test_ex_06_curl_for_which_losses(name: str, function: Callable, conservative
 
     def slopes(x: Array) -> Array:
         u, v = x[..., 0], x[..., 1]
-        return np.stack([function(u + h, v) - function(u - h, v),
-                         function(u, v + h) - function(u, v - h)], -1) / (2 * h)
+        return np.stack(
+            [function(u + h, v) - function(u - h, v), function(u, v + h) - function(u, v - h)], -1
+        ) / (2 * h)
 
     at = slopes(ref.states(2))
     condition = flips(at[:, 0], 2)[:, 1] - flips(at[:, 1], 2)[:, 0]
@@ -941,8 +964,13 @@ def test_the_table_of_the_digits_is_the_stored_measurement(rows: list[dict]) -> 
     text = printed(containing(PATH, "measurements/classify-digits.json"))
     words = text.replace("\\\n", " ").split()
     assert measurement.read(STORED)["command"] in " ".join(words)
-    names = {"sign": "deterministic", "one": "one sample", "ten": "ten samples",
-             "mean": "mean-field", "tanh": "tanh twin"}
+    names = {
+        "sign": "deterministic",
+        "one": "one sample",
+        "ten": "ten samples",
+        "mean": "mean-field",
+        "tanh": "tanh twin",
+    }
     number = r"([+-]?\d\.\d{3})"
     for key, expected in summary(rows).items():
         line = re.search(rf"^{names[key]} .*$", text, re.M)[0]
@@ -960,8 +988,14 @@ def test_what_the_words_say_about_the_digits(rows: list[dict]) -> None:
         assert 1.5 < -gap / se < 2.5  # "about two standard errors"
     assert abs(table["tanh"][0] - 0.98) < 0.005
     assert -table["one"][2] / table["one"][3] > 5  # "clearly worse than the twin"
-    for words_said in ("five learning rates times three", "15 trials", "five fresh seeds",
-                       "40 epochs", "359 test images", "1797 handwritten digits"):
+    for words_said in (
+        "five learning rates times three",
+        "15 trials",
+        "five fresh seeds",
+        "40 epochs",
+        "359 test images",
+        "1797 handwritten digits",
+    ):
         assert words_said in words
 
 

@@ -267,8 +267,11 @@ def test_prop_14_two() -> None:
 
 @pytest.mark.parametrize(("name", "late"), [("Logistic", 12.0), ("Gaussian", 5.0), ("Cauchy", 80)])
 def test_the_tail_is_the_learning_curve(name: str, late: float) -> None:
-    model = {"Logistic": np.exp(-late), "Cauchy": 1 / (np.pi * late),
-             "Gaussian": stats.norm.pdf(late) / late}[name]
+    model = {
+        "Logistic": np.exp(-late),
+        "Cauchy": 1 / (np.pi * late),
+        "Gaussian": stats.norm.pdf(late) / late,
+    }[name]
     assert LAWS[name].sf(late) == pytest.approx(model, rel=0.05)
 
 
@@ -430,9 +433,11 @@ def test_eq_14_pull(name: str) -> None:
     for eta in (0.3, -0.8):
         integral = integrate.quad(lambda z: z * law.pdf(z), 0, eta)[0]
         assert divergence(name, float(law.cdf(eta)), 0.5) == pytest.approx(integral, abs=1e-8)
-    closed = {"Uniform": lambda e: (law.cdf(e) - 0.5) ** 2,
-              "Gaussian": lambda e: law.pdf(0.0) - law.pdf(e),
-              "Cauchy": lambda e: np.log1p(e * e) / (2 * np.pi)}
+    closed = {
+        "Uniform": lambda e: (law.cdf(e) - 0.5) ** 2,
+        "Gaussian": lambda e: law.pdf(0.0) - law.pdf(e),
+        "Cauchy": lambda e: np.log1p(e * e) / (2 * np.pi),
+    }
     if name in closed:
         eta, p = 0.7, float(law.cdf(0.7))
         assert divergence(name, p, 0.5) == pytest.approx(float(closed[name](eta)), abs=1e-8)
@@ -664,7 +669,8 @@ def test_what_a_decision_costs_as_printed() -> None:
         assert row[1:] == pytest.approx(cost, abs=6e-4)
         if name == "Cauchy":
             assert row[0] == np.inf and np.diff(row[1:]) == pytest.approx(
-                [np.log(10) / np.pi] * 3, rel=0.01)
+                [np.log(10) / np.pi] * 3, rel=0.01
+            )
         else:
             assert row[0] == pytest.approx(LAWS[name].expect(abs) / 2, abs=6e-4)
             assert row[-1] - row[0] == pytest.approx(0.025, abs=1e-3)  # half of the first term
@@ -715,12 +721,18 @@ def test_ex_14_odds() -> None:
 
 def test_ex_14_which() -> None:
     eta = np.linspace(-0.95, 0.95, 9)
-    F = {n: ref.RefNoise(n, s) for n, s in
-         (("Logistic", 2.0), ("Gaussian", 1.0), ("Uniform", 1.0), ("Cauchy", 1.0))}
+    F = {
+        n: ref.RefNoise(n, s)
+        for n, s in (("Logistic", 2.0), ("Gaussian", 1.0), ("Uniform", 1.0), ("Cauchy", 1.0))
+    }
     plain = ref.RefNoise("Logistic")
-    h = {"a": (F["Logistic"], 1), "b": (plain, plain.pdf(eta)), "c": (F["Gaussian"], 1),
-         "d": (F["Uniform"], 1 - eta**2),
-         "e": (F["Cauchy"], (1 + eta**2) * F["Cauchy"].cdf(eta) * F["Cauchy"].cdf(-eta))}
+    h = {
+        "a": (F["Logistic"], 1),
+        "b": (plain, plain.pdf(eta)),
+        "c": (F["Gaussian"], 1),
+        "d": (F["Uniform"], 1 - eta**2),
+        "e": (F["Cauchy"], (1 + eta**2) * F["Cauchy"].cdf(eta) * F["Cauchy"].cdf(-eta)),
+    }
     text = printed(containing(PATH, "cases = {"))
     for key, (noise, slope) in h.items():
         ratio = noise.pdf(eta) * slope / (noise.cdf(eta) * noise.cdf(-eta))
@@ -780,8 +792,9 @@ def space() -> dict:
 
 
 def clip(eta: torch.Tensor, noise: sbnlib.Noise) -> torch.Tensor:
-    return torch.minimum(torch.maximum(eta, torch.tensor(noise.support[0])),
-                         torch.tensor(noise.support[1]))
+    return torch.minimum(
+        torch.maximum(eta, torch.tensor(noise.support[0])), torch.tensor(noise.support[1])
+    )
 
 
 def right(eta, g, noise, lr, lam, prior):  # noqa: ANN001, ANN201

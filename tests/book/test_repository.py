@@ -38,9 +38,12 @@ def tracked_files():
 
 
 def test_pages_and_table_of_contents_agree():
-    pages = {p.relative_to(ROOT).with_suffix("").as_posix()
-             for suffix in ("ipynb", "md") for p in BOOK.rglob(f"*.{suffix}")
-             if ".ipynb_checkpoints" not in p.parts}
+    pages = {
+        p.relative_to(ROOT).with_suffix("").as_posix()
+        for suffix in ("ipynb", "md")
+        for p in BOOK.rglob(f"*.{suffix}")
+        if ".ipynb_checkpoints" not in p.parts
+    }
     assert pages == set(toc_files())
 
 
@@ -74,10 +77,14 @@ def test_chapter_numbers_come_from_file_names():
 NOISE = {
     "Logistic": (lambda a: 1 / (1 + math.exp(-a)), lambda a: 1 / (2 + math.exp(a) + math.exp(-a))),
     "Uniform": (lambda a: (1 + a) / 2, lambda a: 0.5),
-    "Triangular": (lambda a: (1 + a) ** 2 / 2 if a <= 0 else 1 - (1 - a) ** 2 / 2,
-                   lambda a: 1 - abs(a)),
-    "Gaussian": (lambda a: math.erfc(-a / math.sqrt(2)) / 2,
-                 lambda a: math.exp(-a * a / 2) / math.sqrt(2 * math.pi)),
+    "Triangular": (
+        lambda a: (1 + a) ** 2 / 2 if a <= 0 else 1 - (1 - a) ** 2 / 2,
+        lambda a: 1 - abs(a),
+    ),
+    "Gaussian": (
+        lambda a: math.erfc(-a / math.sqrt(2)) / 2,
+        lambda a: math.exp(-a * a / 2) / math.sqrt(2 * math.pi),
+    ),
     "Cauchy": (lambda a: 0.5 + math.atan(a) / math.pi, lambda a: 1 / (math.pi * (1 + a * a))),
     "FastSigmoid": (lambda a: (1 + a / (1 + abs(a))) / 2, lambda a: (1 + abs(a)) ** -2 / 2),
 }
@@ -97,8 +104,9 @@ def test_noise_table_of_the_notation_page(name):
 # ------------------------------------------------------------------------------ the repository
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")),
-                         ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda p: p.name
+)
 def test_workflows_parse(path):
     workflow = yaml.safe_load(path.read_text("utf-8"))
     assert {"name", "jobs"} <= set(workflow)
@@ -123,7 +131,9 @@ def test_launch_notebooks_install_the_library_once(tmp_path):
     cells = nbformat.read(path, as_version=4).cells
     assert [c.source for c in cells] == [
         '%pip install --quiet "sbnlib[figures,experiments] @ '
-        'git+https://github.com/someone/somewhere"', "1"]
+        'git+https://github.com/someone/somewhere"',
+        "1",
+    ]
 
 
 def test_citation_names_the_seed_paper():

@@ -563,9 +563,7 @@ def test_bayesbinn_is_the_released_update(tau: float, prior: float, stale: bool)
     given = {"tau": tau, "prior": prior, "eps": 1e-10}
     # At larger rates mu rounds to 1 and 1/(1 - mu^2) makes rounding errors visible.
     layer = make_layer("concrete", tau=tau)
-    optimizer = BayesBiNN(
-        layer.parameters(), 0.002, train_set_size=3.0, stale_mean=stale, **given
-    )
+    optimizer = BayesBiNN(layer.parameters(), 0.002, train_set_size=3.0, stale_mean=stale, **given)
     expected = unroll(bayes_bi_nn(0.002, size=3.0, stale=stale, **given), START / 2)
     agree(train(layer, optimizer), 2 * expected)
     assert 0.5 < np.abs(expected[-1] - START / 2).max() < 4

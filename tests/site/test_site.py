@@ -23,8 +23,15 @@ import yaml
 from places import ROOT, SITE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SWITCHES = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--no-first-run"]
+SWITCHES = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 MEGABYTE = 1_000_000
 
 #: A wide serif, a wide sans and a monospace font, which Matplotlib carries: whatever fonts a
@@ -100,9 +107,14 @@ def open_page(site, browser):
         contexts.append(context)
         tab = context.new_page()
         tab.problems = []
-        context.route("**/*", lambda route: (
-            route.continue_() if route.request.url.startswith((site, "data:", "blob:"))
-            else (tab.problems.append(f"outside: {route.request.url}"), route.abort())))
+        context.route(
+            "**/*",
+            lambda route: (
+                route.continue_()
+                if route.request.url.startswith((site, "data:", "blob:"))
+                else (tab.problems.append(f"outside: {route.request.url}"), route.abort())
+            ),
+        )
         tab.on("response", lambda r: r.status >= 400 and tab.problems.append(f"{r.status} {r.url}"))
         tab.on("pageerror", lambda e: tab.problems.append(f"error: {e}"))
         tab.on("console", lambda m: m.type == "error" and tab.problems.append(f"log: {m.text}"))
@@ -119,7 +131,8 @@ def open_page(site, browser):
 def typeset(tab):
     """Wait until MathJax has done its work, if the page has any."""
     tab.wait_for_function(
-        "() => !document.querySelector('script[src*=mathjax]') || window.MathJax?.startup?.promise")
+        "() => !document.querySelector('script[src*=mathjax]') || window.MathJax?.startup?.promise"
+    )
     tab.evaluate("async () => { await window.MathJax?.startup?.promise; }")
 
 

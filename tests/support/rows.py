@@ -159,9 +159,7 @@ def panels(stops: list[float], count: int = 40) -> tuple[Array, Array]:
     return np.concatenate(x), np.concatenate(w)
 
 
-def relaxed_gradient(
-    noise: RefNoise, a: Array, loss: RefLoss, tau: float, count: int = 6
-) -> Array:
+def relaxed_gradient(noise: RefNoise, a: Array, loss: RefLoss, tau: float, count: int = 6) -> Array:
     """E d/da L(tanh((a - Z)/2 tau)) by a product of Gauss-Legendre panels, one factor a unit."""
     axes = [relaxed_axis(noise, float(v), tau, count) for v in a]
     grid = np.meshgrid(*[v for v, _ in axes], indexing="ij")

@@ -199,9 +199,7 @@ def test_saturated_units_give_finite_estimates() -> None:
     # flatten out leaves noise there, of mean 0)
     for noise_name, name in itertools.product(ref.NOISES, TIER2):
         a = torch.tensor([[-40.0, 0.0, 40.0]] * 100, requires_grad=True)
-        value = TIER2[name](
-            ref.smooth_loss(3).torch, a, make_noise(noise_name), generator=seeded()
-        )
+        value = TIER2[name](ref.smooth_loss(3).torch, a, make_noise(noise_name), generator=seeded())
         value.sum().backward()
         assert bool(a.grad.isfinite().all()), (noise_name, name)
         if noise_name in ref.BOUNDED and name != "relax":

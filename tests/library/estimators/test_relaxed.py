@@ -226,9 +226,7 @@ def inner_grid(noise: ref.RefNoise, a: float, x: float, tau: float) -> tuple[Arr
     return panels(sorted({0.0, 1.0, *near, *[k for k in kinks if k < 1]}))
 
 
-def factor_moments(
-    noise: ref.RefNoise, a: float, x: float, tau: float
-) -> tuple[float, float]:
+def factor_moments(noise: ref.RefNoise, a: float, x: float, tau: float) -> tuple[float, float]:
     """E[c | x] and E[c^2 | x] of the library's ST-Gumbel, at the nodes."""
     u, w = inner_grid(noise, a, x, tau)
     leaf = torch.full((len(u),), a, dtype=torch.float64, requires_grad=True)
