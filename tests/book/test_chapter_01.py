@@ -462,12 +462,14 @@ def test_eq_01_many_a_coin_beats_every_network_of_signs():
     assert signs == pytest.approx(2 * entropy, abs=1e-4)
     assert many(3, 0.6, 1.73) == pytest.approx(1.263, abs=5e-4) and many(3, 0.6, 1.73) < signs
     in_the_limit = -0.6 * np.log(0.6) - 0.4 * np.log(0.4)
-    exact = lambda k: (
-        -sum(  # noqa: E731
+
+    def exact(k: float) -> float:
+        terms = ((1, 0.6), (-1, 0.4))
+        return -sum(
             s * np.log(0.6 * special.expit(k * t) ** 2 + 0.4 * special.expit(-k * t) ** 2)
-            for t, s in ((1, 0.6), (-1, 0.4))
+            for t, s in terms
         )
-    )
+
     assert entropy < exact(8.0) and exact(20.0) == pytest.approx(in_the_limit, abs=1e-6)
 
 

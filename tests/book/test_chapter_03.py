@@ -665,7 +665,7 @@ def test_thm_03_floor() -> None:
 
 
 def test_eq_03_floor() -> None:
-    """Attained: resting at mu = -b, g^2 is the squared bias for ever. And too long a step diverges."""
+    """Attained: resting at mu = -b, g^2 is the squared bias for ever; too long a step diverges."""
     a = np.log(0.3 / 0.7)  # F(a) = 0.3, mu = -0.4
     p, ghat = one_bit(a)
     assert abs(p @ ghat) < 1e-15
