@@ -1,6 +1,7 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
-Imports point one way: noise -> units -> estimators -> nn, network -> registry -> exact, accuracy.
+Imports point one way: contracts, noise -> units -> estimators -> registry -> nn, network -> exact,
+accuracy -> figures, data -> optim -> experiments. A test holds the arrows.
 """
 
 from sbnlib import nn, optim, registry
@@ -17,6 +18,7 @@ from sbnlib.estimators import (
     local_expectation,
     muprop,
     proxy,
+    psa,
     rebar,
     reinforce,
     reinmax,
@@ -26,12 +28,11 @@ from sbnlib.estimators import (
     zgr,
 )
 from sbnlib.exact import exact_expectation, exact_gradient, exact_moments
-from sbnlib.network import SBN, layerwise, pathwise
+from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
-from sbnlib.path import psa
 from sbnlib.units import sample_sign
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Accuracy",
@@ -59,6 +60,7 @@ __all__ = [
     "local_expectation",
     "measure",
     "muprop",
+    "network_estimator",
     "nn",
     "optim",
     "pathwise",

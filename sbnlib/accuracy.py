@@ -26,9 +26,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sbnlib import registry
+from sbnlib.contracts import Loss, NetworkEstimator, check_values
 from sbnlib.exact import exact_gradient, trainable
-from sbnlib.network import SBN, Loss, NetworkEstimator, batch_shape, check_values
+from sbnlib.network import SBN, batch_shape, network_estimator
 
 __all__ = ["Accuracy", "Estimate", "gradient_samples", "measure"]
 
@@ -117,7 +117,7 @@ def measure(
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 2:
         raise ValueError(f"num_samples must be an integer >= 2, got {num_samples!r}")
-    estimator = registry.network_estimator(estimator)
+    estimator = network_estimator(estimator)
     _check_frozen(net)
     if reference is None:
         _, reference = exact_gradient(net, inputs, loss)
@@ -145,7 +145,7 @@ def gradient_samples(
     sample. Networks with other parameters, and estimators that reach parameters by another way
     than the layers, are run one sample at a time.
     """
-    estimator = registry.network_estimator(estimator)
+    estimator = network_estimator(estimator)
     parameters = trainable(net)
     size = sum(p.numel() for p in parameters.values()) + inputs.numel()
     step = min(max(1, CHUNK // size), math.ceil(num_samples / GROUPS))

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sbnlib import registry
-from sbnlib.network import SBN, Loss, check_values
-from sbnlib.nn import Tier1
+from sbnlib.contracts import ChainRule, Loss, evaluate, name_of
+from sbnlib.network import SBN
 from sbnlib.noise import Noise
+from sbnlib.registry import as_chain_rule
 
 __all__ = ["all_states", "exact_expectation", "exact_gradient", "exact_moments"]
 
@@ -94,9 +94,9 @@ def exact_gradient(net: SBN, inputs: Tensor, loss: Loss) -> tuple[Tensor, dict[s
 
 
 def exact_moments(
-    net: SBN, inputs: Tensor, loss: Loss, estimator: str | Tier1
+    net: SBN, inputs: Tensor, loss: Loss, estimator: str | ChainRule
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    r"""Exact mean and variance of a Tier 1 estimator, elementwise for each parameter.
+    r"""Exact mean and variance of a chain-rule estimator, elementwise for each parameter.
 
     One sample is the gradient of the mean loss with one fresh draw an input, so
     :math:`\mathrm{Var} = B^{-2}\sum_b \mathrm{Var}_b`. With :math:`g_k` the estimated derivative in
@@ -111,7 +111,7 @@ def exact_moments(
     Args:
         net: layers must be ``nn.Linear``.
         inputs, loss: as :func:`exact_expectation`; the loss must be differentiable.
-        estimator: a registry name or a Tier 1 function of (a, x) only.
+        estimator: a registry name or a chain-rule function of (a, x) only.
 
     Returns:
         name -> (mean, variance), both of the parameter's shape.
@@ -119,12 +119,12 @@ def exact_moments(
     Raises:
         ValueError: the estimator draws random numbers of its own; or as ``exact_expectation``.
     """
-    tier1 = registry.tier1(estimator)
+    chain_rule = as_chain_rule(estimator, state_only=True)
     inputs = _check_inputs(net, inputs)
     _check_affine(net)
-    _check_state_only(tier1, net.noise, inputs)
+    _check_state_only(chain_rule, net.noise, inputs)
     with torch.no_grad():
-        return _Moments(net, inputs, loss, tier1).run()
+        return _Moments(net, inputs, loss, chain_rule).run()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def _blocks(rows: int, size: int) -> Iterator[slice]:
 def _loss_at(loss: Loss, states: Tensor, batch: int) -> Tensor:
     """The loss of each state for each input of the batch: (S, n) -> (S, B)."""
     x = states[:, None, :].expand(-1, batch, -1)
-    return check_values(loss(x), x.shape[:-1])
+    return evaluate(loss, x)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -197,8 +197,8 @@ def _loss_at(loss: Loss, states: Tensor, batch: int) -> Tensor:
 class _Moments:
     """The backward recursion of first and second moments, one layer at a time."""
 
-    def __init__(self, net: SBN, inputs: Tensor, loss: Loss, tier1: Tier1) -> None:
-        self.net, self.inputs, self.tier1 = net, inputs, tier1
+    def __init__(self, net: SBN, inputs: Tensor, loss: Loss, chain_rule: ChainRule) -> None:
+        self.net, self.inputs, self.chain_rule = net, inputs, chain_rule
         self.layers = list(net.layers)
         self.laws, self.states = self._forward()
         self.first = self._slopes(loss)  # m_K: (B, 2^{n_K}, n_K)
@@ -219,7 +219,7 @@ class _Moments:
         states, batch = self.states[-1], self.inputs.shape[0]
         with torch.enable_grad():
             x = states[:, None, :].repeat(1, batch, 1).requires_grad_()
-            values = check_values(loss(x), x.shape[:-1])
+            values = evaluate(loss, x)
             if not values.requires_grad:
                 raise ValueError("loss must be differentiable in the states for exact moments")
             (slopes,) = torch.autograd.grad(values.sum(), x)
@@ -266,7 +266,7 @@ class _Moments:
 
     def _factors(self, a: Tensor) -> Tensor:
         """c(a, -1) and c(a, +1), read off the estimator by differentiating it."""
-        return torch.stack([_factor(self.tier1, a, v, self.net.noise) for v in (-1.0, 1.0)])
+        return torch.stack([_factor(self.chain_rule, a, v, self.net.noise) for v in (-1.0, 1.0)])
 
     def _of_parameters(
         self, k: int, law: Tensor, below: Tensor, d1: Tensor, d2: Tensor
@@ -289,10 +289,10 @@ def _pool(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first.mean(dim=0), variance.sum(dim=0) / first.shape[0] ** 2
 
 
-def _factor(tier1: Tier1, a: Tensor, sign: float, noise: Noise) -> Tensor:
+def _factor(chain_rule: ChainRule, a: Tensor, sign: float, noise: Noise) -> Tensor:
     with torch.enable_grad():
         leaf = a.detach().clone().requires_grad_()
-        out = tier1(leaf, torch.full_like(a, sign), noise)
+        out = chain_rule(leaf, torch.full_like(a, sign), noise)
         return torch.autograd.grad(out.sum(), leaf)[0]
 
 
@@ -356,15 +356,15 @@ def _check_affine(net: SBN) -> None:
         raise ValueError("exact_moments needs layers with weights of their own, two share theirs")
 
 
-def _check_state_only(tier1: Tier1, noise: Noise, inputs: Tensor) -> None:
+def _check_state_only(chain_rule: ChainRule, noise: Noise, inputs: Tensor) -> None:
     """An estimator that draws noise of its own gives another factor each time it is called."""
     p = torch.linspace(0.05, 0.95, 64, dtype=inputs.dtype, device=inputs.device)
-    a, name = noise.icdf(p), getattr(tier1, "__name__", tier1)
+    a, name = noise.icdf(p), name_of(chain_rule)
     with torch.random.fork_rng([a.device] if a.is_cuda else []):
         try:
-            first, second = (_factor(tier1, a, 1.0, noise) for _ in range(2))
+            first, second = (_factor(chain_rule, a, 1.0, noise) for _ in range(2))
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"estimator must be a Tier 1 function, got {name}") from error
+            raise ValueError(f"estimator must be a chain-rule function, got {name}") from error
     if not torch.equal(first, second):
         raise ValueError(
             f"estimator must be a function of (a, x) only; {name} draws random numbers, so its "

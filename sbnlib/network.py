@@ -8,34 +8,33 @@ The real-valued head belongs to the loss: a 784-200-200-10 classifier is
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
+from sbnlib import registry
+from sbnlib.contracts import (
+    ChainRule,
+    Loss,
+    LossBased,
+    NetworkEstimator,
+    check_values,
+    name_of,
+    takes,
+    with_generator,
+)
 from sbnlib.estimators import straight_through
-from sbnlib.nn import BernoulliConv2d, Sign, Tier1, check_mode, check_tier1, draws
+from sbnlib.nn import BernoulliConv2d, Sign, check_mode
 from sbnlib.noise import Noise
+from sbnlib.registry import as_chain_rule, as_loss_based
 from sbnlib.units import sample_sign
 
-__all__ = ["SBN", "Loss", "NetworkEstimator", "Tier2", "check_values", "layerwise", "pathwise"]
-
-#: Takes states ``(..., B, n)``, returns ``(..., B)``; may close over targets of the batch.
-Loss = Callable[[Tensor], Tensor]
-
-#: A Tier 2 estimator: ``(loss, a, noise, *, num_samples, generator) -> (..., B)``.
-Tier2 = Callable[..., Tensor]
-
-
-class NetworkEstimator(Protocol):
-    """``(net, inputs, loss, *, generator) -> (B,)``: value L at a draw, gradient the estimate."""
-
-    def __call__(
-        self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
-    ) -> Tensor: ...
+__all__ = ["SBN", "layerwise", "network_estimator", "pathwise"]
 
 
 class SBN(torch.nn.Module):
@@ -44,21 +43,22 @@ class SBN(torch.nn.Module):
     Args:
         *layers: modules that map states to pre-activations, ``nn.Linear``-like or convolutions.
             A ``nn.Sequential(Linear, BatchNorm1d)`` is one layer too.
-        noise: the injected noise of every unit; default ``Logistic()``.
-        estimator: the Tier 1 estimator of every unit; default straight-through.
+        noise: the injected noise of every unit, or its name for scale 1; default ``Logistic()``.
+        estimator: the chain-rule estimator of every unit, or its name in the registry; default
+            straight-through.
 
     ``forward(inputs)`` maps ``(..., B, n_0)`` to the last layer's states ``(..., B, n_K)``.
 
     Raises:
-        ValueError: no layer given.
+        ValueError: no layer given, or an unknown name of a noise or an estimator.
         TypeError: a layer is not a module, noise is not a noise model.
     """
 
     def __init__(
         self,
         *layers: torch.nn.Module,
-        noise: Noise | None = None,
-        estimator: Tier1 = straight_through,
+        noise: Noise | str | None = None,
+        estimator: ChainRule | str = straight_through,
     ) -> None:
         super().__init__()
         if not layers:
@@ -78,7 +78,7 @@ class SBN(torch.nn.Module):
         inputs: Tensor,
         *,
         mode: str = "sample",
-        estimator: Tier1 | None = None,
+        estimator: ChainRule | str | None = None,
         states: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
         u: Sequence[Tensor] | None = None,
@@ -90,7 +90,7 @@ class SBN(torch.nn.Module):
                 draws: ``inputs.expand(1000, B, n_0)`` samples a thousand times.
             mode: ``"sample"``, ``"sign"`` (most probable state) or ``"mean"`` (mean-field: every
                 unit puts out its mean, which is *not* the mean of the sampled network in depth).
-            estimator: overrides the network's Tier 1 estimator in this call.
+            estimator: overrides the network's chain-rule estimator in this call.
             states: one tensor a layer; the states are these, and gradients are as if sampled.
             generator: source of randomness, on the device of ``inputs``.
             u: one tensor of uniforms a layer; handed to ``sample_sign``.
@@ -106,7 +106,7 @@ class SBN(torch.nn.Module):
         if mode != "sample" and (states is not None or u is not None):
             raise ValueError(f"states and u belong to mode='sample', got mode={mode!r}")
         if estimator is not None:
-            check_tier1(estimator)
+            estimator = with_generator(as_chain_rule(estimator))
         x = inputs
         given = zip(self._per_layer("states", states), self._per_layer("u", u), strict=True)
         for layer, (state, uniforms) in zip(self.layers, given, strict=True):
@@ -127,58 +127,99 @@ class SBN(torch.nn.Module):
 
 
 def run_layer(layer: torch.nn.Module, x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Pre-activations; a layer with random weights gets the generator of the network.
+    """Pre-activations; a layer whose ``forward`` takes a generator gets the network's.
 
     So does one inside a ``nn.Sequential``, whose own forward takes no generator.
     """
-    if draws(layer.forward):
+    if draws(layer):
         return layer(x, generator=generator)
-    if type(layer) is torch.nn.Sequential and any(draws(m.forward) for m in layer.modules()):
+    if type(layer) is torch.nn.Sequential and any(draws(m) for m in layer.modules()):
         for part in layer:
             x = run_layer(part, x, generator)
         return x
     return layer(x)
 
 
-def pathwise(tier1: Tier1) -> NetworkEstimator:
-    """The network estimator that samples once and applies ``tier1`` at every unit.
+def draws(layer: torch.nn.Module) -> bool:
+    """Whether a layer's forward takes a generator. Torch's own layers cannot be handed one."""
+    return _takes_generator(getattr(layer.forward, "__func__", layer.forward))
 
-    Returns a function ``(net, inputs, loss, *, generator) -> (..., B)``: the loss of one sampled
-    forward pass per input, whose gradient by the chain rule is the estimate.
+
+@functools.lru_cache(maxsize=256)  # by the function, so that the cache keeps no module alive
+def _takes_generator(forward: Callable[..., Tensor]) -> bool:
+    return takes(forward, "generator")
+
+
+# ---- network estimators --------------------------------------------------------------------------
+
+
+def network_estimator(estimator: str | NetworkEstimator) -> NetworkEstimator:
+    """The network estimator of a name in the registry, or ``estimator`` itself.
+
+    An entry of kind ``"chain rule"`` goes through :func:`pathwise`, one of kind ``"loss based"``
+    through :func:`layerwise`; with one of kind ``"relaxation"`` every unit is relaxed.
 
     Raises:
-        TypeError: ``tier1`` is not callable.
+        ValueError: unknown name; the message lists the known ones.
+        TypeError: neither a name nor a function.
     """
-    check_tier1(tier1)
+    if isinstance(estimator, str):
+        entry = registry.get(estimator)
+        return _TO_NETWORK[entry.kind](entry.function)
+    if not callable(estimator):
+        raise TypeError(f"estimator must be a registry name or a function, got {estimator!r}")
+    return with_generator(estimator)
 
-    def estimator(
+
+def pathwise(estimator: ChainRule | str) -> NetworkEstimator:
+    """The network estimator that samples once and applies a chain-rule estimator at every unit.
+
+    Args:
+        estimator: a function ``(a, x, noise)`` or its name in the registry.
+
+    Returns:
+        A function ``(net, inputs, loss, *, generator) -> (..., B)``: the loss of one sampled
+        forward pass per input, whose gradient by the chain rule is the estimate.
+
+    Raises:
+        ValueError: unknown name, or the name of an estimator of another kind.
+        TypeError: neither a name nor a function.
+    """
+    chain_rule = with_generator(as_chain_rule(estimator))
+
+    def estimate(
         net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        x = net(inputs, estimator=tier1, generator=generator)
+        x = net(inputs, estimator=chain_rule, generator=generator)
         return check_values(loss(x), batch_shape(net, inputs))
 
-    estimator.tier1 = tier1  # type: ignore[attr-defined]
-    estimator.__name__ = f"pathwise({getattr(tier1, '__name__', tier1)})"
-    return estimator
+    estimate.chain_rule = chain_rule  # type: ignore[attr-defined]
+    estimate.__name__ = f"pathwise({name_of(chain_rule)})"
+    return estimate
 
 
-def layerwise(tier2: Tier2) -> NetworkEstimator:
-    r"""The network estimator that applies a Tier 2 estimator at every layer.
+def layerwise(estimator: LossBased | str) -> NetworkEstimator:
+    r"""The network estimator that applies a loss-based estimator at every layer.
 
     Layer k sees the loss :math:`L_k(x)` = "run the sampled rest of the network from x". Its
     estimate attaches at its pre-activations, taken at a sampled state of the layer below, and is
-    unbiased if ``tier2`` is. Where ``tier2`` takes a ``surrogate``, it gets the mean-field rest.
+    unbiased if ``estimator`` is. Where it names ``surrogate``, it gets the mean-field rest.
 
-    The cost is that of ``tier2`` at every layer, each evaluation a run through the layers above.
+    The cost is that of ``estimator`` at every layer, each evaluation a run through the layers
+    above.
+
+    Args:
+        estimator: a function ``(loss, a, noise)`` or its name in the registry.
 
     Raises:
-        TypeError: ``tier2`` is not callable.
+        ValueError: unknown name, or the name of an estimator of another kind.
+        TypeError: neither a name nor a function.
     """
-    if not callable(tier2):
-        raise TypeError(f"tier2 must be a Tier 2 estimator such as reinforce, got {tier2!r}")
-    takes_surrogate = "surrogate" in inspect.signature(tier2).parameters
+    given = as_loss_based(estimator)
+    takes_surrogate = "surrogate" in inspect.signature(given).parameters
+    loss_based = with_generator(given)
 
-    def estimator(
+    def estimate(
         net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
         for k, layer in enumerate(net.layers):
@@ -189,17 +230,36 @@ def layerwise(tier2: Tier2) -> NetworkEstimator:
             a = run_layer(layer, x, generator)
             top = k == len(net.layers) - 1
             rest = loss if top else torch.no_grad()(_rest(net, loss, k, "sample", generator))
-            options = {"generator": generator}
+            options: dict[str, Any] = {"generator": generator}
             if takes_surrogate and not top:
                 options["surrogate"] = _rest(net, loss, k, "mean", generator)
-            value = tier2(rest, a, net.noise, **options)
+            value = loss_based(rest, a, net.noise, **options)
             total = total + (value if top else value - value.detach())
             if not top:
                 x = sample_sign(a, net.noise, generator=generator)
         return check_values(total, batch_shape(net, inputs))
 
-    estimator.__name__ = f"layerwise({getattr(tier2, '__name__', tier2)})"
-    return estimator
+    estimate.__name__ = f"layerwise({name_of(loss_based)})"
+    return estimate
+
+
+def _relaxed(relaxation: Callable[..., Tensor]) -> NetworkEstimator:
+    """Every unit relaxed: the loss of the relaxed network, with its own exact gradient."""
+
+    def unit(
+        a: Tensor, x: Tensor, noise: Noise, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return relaxation(a, noise, generator=generator)
+
+    return pathwise(unit)
+
+
+_TO_NETWORK: dict[str, Callable[..., NetworkEstimator]] = {
+    "chain rule": pathwise,
+    "loss based": layerwise,
+    "relaxation": _relaxed,
+    "network": with_generator,
+}
 
 
 def _rest(net: SBN, loss: Loss, k: int, mode: str, generator: torch.Generator | None) -> Loss:
@@ -211,17 +271,6 @@ def _rest(net: SBN, loss: Loss, k: int, mode: str, generator: torch.Generator | 
         return loss(x)
 
     return rest
-
-
-def check_values(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """The loss must return one value an input: a tensor of ``shape`` = (..., B)."""
-    if not isinstance(values, Tensor) or values.shape != torch.Size(shape):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(
-            f"loss must return one value an input, shape {tuple(shape)} here (no mean over the "
-            f"batch), got {got}"
-        )
-    return values
 
 
 def batch_shape(net: SBN, inputs: Tensor) -> torch.Size:

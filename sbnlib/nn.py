@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from sbnlib.contracts import ChainRule, check_tau, check_unit, name_of, with_generator
 from sbnlib.estimators import attach, concrete, straight_through
-from sbnlib.estimators.relaxed import check_tau
-from sbnlib.noise import Logistic, Noise
-from sbnlib.units import check_unit, deterministic_sign, sample_sign
+from sbnlib.noise import Logistic, Noise, as_noise
+from sbnlib.registry import as_chain_rule
+from sbnlib.units import deterministic_sign, sample_sign
 
-__all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign", "Tier1"]
-
-#: A Tier 1 estimator: ``(a, x, noise) -> tensor`` with value x and the estimate as gradient in a.
-Tier1 = Callable[[Tensor, Tensor, Noise], Tensor]
+__all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"]
 
 #: What a unit can put out: a draw, its most probable state, its mean.
 MODES = ("sample", "sign", "mean")
@@ -30,8 +24,9 @@ class Sign(torch.nn.Module):
     """A layer of binary units x = sign(a - Z) with a gradient estimator, for any torch network.
 
     Args:
-        noise: the law of Z; default ``Logistic()``.
-        estimator: a Tier 1 estimator; default :func:`sbnlib.straight_through`.
+        noise: the law of Z, or its name for scale 1; default ``Logistic()``.
+        estimator: a chain-rule estimator, or its name in the registry; default
+            :func:`sbnlib.straight_through`.
 
     ``forward(a, mode="sample")`` gives
 
@@ -42,15 +37,25 @@ class Sign(torch.nn.Module):
     The module has no parameters and no state; training and evaluation mode are the same to it.
     """
 
-    def __init__(self, noise: Noise | None = None, estimator: Tier1 = straight_through) -> None:
+    def __init__(
+        self, noise: Noise | str | None = None, estimator: ChainRule | str = straight_through
+    ) -> None:
         super().__init__()
-        self.noise = Logistic() if noise is None else noise
-        if not isinstance(self.noise, Noise):
-            raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
-        self.estimator = check_tier1(estimator)
+        self.noise = Logistic() if noise is None else as_noise(noise)
+        self.estimator = as_chain_rule(estimator)
+
+    @property
+    def estimator(self) -> ChainRule:
+        """The chain-rule estimator of the unit; another one, or its name, may be assigned."""
+        return self._estimator
+
+    @estimator.setter
+    def estimator(self, estimator: ChainRule | str) -> None:
+        self._estimator = as_chain_rule(estimator)
+        self._estimate = with_generator(self._estimator)
 
     def extra_repr(self) -> str:
-        return f"{self.noise!r}, {getattr(self.estimator, '__name__', self.estimator)}"
+        return f"{self.noise!r}, {name_of(self.estimator)}"
 
     def forward(
         self,
@@ -58,7 +63,7 @@ class Sign(torch.nn.Module):
         *,
         mode: str = "sample",
         x: Tensor | None = None,
-        estimator: Tier1 | None = None,
+        estimator: ChainRule | str | None = None,
         generator: torch.Generator | None = None,
         u: Tensor | None = None,
     ) -> Tensor:
@@ -77,35 +82,15 @@ class Sign(torch.nn.Module):
         elif x is None:
             check_unit(a, self.noise)
             x = deterministic_sign(a)
-        tier1 = estimator or self.estimator
-        return tier1(a, x, self.noise, **({"generator": generator} if draws(tier1) else {}))
-
-
-def draws(function: Callable) -> bool:
-    """Whether a Tier 1 estimator or a layer's forward draws numbers: it then has a ``generator``.
-
-    A method is looked up by its function, so that the cache keeps no module alive.
-    """
-    return _has_generator(getattr(function, "__func__", function))
-
-
-@functools.lru_cache(maxsize=256)
-def _has_generator(function: Callable) -> bool:
-    return "generator" in inspect.signature(function).parameters
+        estimate = self._estimate
+        if estimator is not None:
+            estimate = with_generator(as_chain_rule(estimator))
+        return estimate(a, x, self.noise, generator=generator)
 
 
 def check_mode(mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-
-
-def check_tier1(estimator: Tier1) -> Tier1:
-    if not callable(estimator):
-        raise TypeError(
-            "estimator must be a Tier 1 function (a, x, noise) -> tensor such as "
-            f"straight_through, got {estimator!r}"
-        )
-    return estimator
 
 
 class _Bernoulli(torch.nn.Module):
@@ -124,14 +109,12 @@ class _Bernoulli(torch.nn.Module):
         shape: tuple[int, ...],
         outputs: int,
         bias: bool,
-        noise: Noise | None,
+        noise: Noise | str | None,
         forward: str,
         tau: float,
     ) -> None:
         super().__init__()
-        self.noise = Logistic() if noise is None else noise
-        if not isinstance(self.noise, Noise):
-            raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
+        self.noise = Logistic() if noise is None else as_noise(noise)
         if forward not in WEIGHT_MODES:
             raise ValueError(f"forward must be one of {WEIGHT_MODES}, got {forward!r}")
         check_tau(tau)
@@ -207,7 +190,7 @@ class BernoulliLinear(_Bernoulli):
     Args:
         in_features, out_features: widths.
         bias: whether to add a real-valued bias.
-        noise: the law F; default ``Logistic()``.
+        noise: the law F, or its name for scale 1; default ``Logistic()``.
         forward: what W is in a forward pass: ``"sample"`` a draw, ``"mean"`` 2F(eta) - 1,
             ``"sign"`` the more probable sign, ``"concrete"`` tanh((eta - Z)/2 tau).
         tau: temperature of ``"concrete"``.
@@ -229,7 +212,7 @@ class BernoulliLinear(_Bernoulli):
         out_features: int,
         bias: bool = True,
         *,
-        noise: Noise | None = None,
+        noise: Noise | str | None = None,
         forward: str = "sample",
         tau: float = 1.0,
     ) -> None:
@@ -265,7 +248,7 @@ class BernoulliConv2d(_Bernoulli):
         *,
         stride: int = 1,
         padding: int = 0,
-        noise: Noise | None = None,
+        noise: Noise | str | None = None,
         forward: str = "sample",
         tau: float = 1.0,
     ) -> None:

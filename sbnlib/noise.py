@@ -218,6 +218,27 @@ class FastSigmoid(Noise):
         return 1 - 0.5 / p
 
 
+#: The laws by name, in lower case: wherever a noise is taken, its name stands for scale 1.
+NOISES: dict[str, type[Noise]] = {n.lower(): globals()[n] for n in __all__ if n != "Noise"}
+
+
+def as_noise(noise: Noise | str) -> Noise:
+    """``noise`` itself, or the law of that name at scale 1; capitals do not matter.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+        TypeError: neither a noise model nor a name.
+    """
+    if isinstance(noise, Noise):
+        return noise
+    if not isinstance(noise, str):
+        raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
+    if noise.lower() not in NOISES:
+        known = ", ".join(law.__name__ for law in NOISES.values())
+        raise ValueError(f"noise must be one of {known}, got {noise!r}")
+    return NOISES[noise.lower()]()
+
+
 def _lower(a: Tensor) -> Tensor:
     """-|a|, with derivative 1 at 0 (that of ``-a.abs()`` is 0 there, and so would be F'(0))."""
     return torch.where(a > 0, -a, a)

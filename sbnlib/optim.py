@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sbnlib.estimators.relaxed import check_tau
-from sbnlib.noise import Logistic, Noise
+from sbnlib.contracts import check_tau
+from sbnlib.noise import Logistic, Noise, as_noise
 
 __all__ = ["BayesBiNN", "BinaryConnect", "Bop", "MirrorDescent", "Proximal", "parq", "proxquant"]
 
@@ -91,7 +91,8 @@ class MirrorDescent(_Latent):
     Args:
         params: latent weights ``eta``.
         lr: :math:`\varepsilon \ge 0`, in the units of eta per unit of g.
-        noise: the law that the layers of ``params`` use.
+        noise: the law that the layers of ``params`` use, or its name for scale 1; default
+            ``Logistic()``.
         kl: :math:`\lambda \ge 0`, weight of the Bregman divergence :math:`D_\Phi(p, \frac12)`; a KL
             divergence to the uniform prior for logistic noise only.
         proximal: take the divergence exactly,
@@ -116,7 +117,7 @@ class MirrorDescent(_Latent):
         params: Params,
         lr: float,
         *,
-        noise: Noise | None = None,
+        noise: Noise | str | None = None,
         kl: float = 0.0,
         proximal: bool = False,
         lazy: bool = False,
@@ -124,10 +125,7 @@ class MirrorDescent(_Latent):
         betas: tuple[float, float] | None = None,
         eps: float = 1e-8,
     ) -> None:
-        noise = Logistic() if noise is None else noise
-        if not isinstance(noise, Noise):
-            raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
-        self.noise = noise
+        self.noise: Noise = Logistic() if noise is None else as_noise(noise)
         defaults = {
             "lr": lr, "kl": kl, "proximal": proximal, "lazy": lazy,
             "momentum": momentum, "betas": betas, "eps": eps,

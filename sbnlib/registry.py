@@ -1,7 +1,8 @@
-r"""Every estimator once: what it is, when it is unbiased, what it costs, where it comes from.
+r"""Every estimator once, as data: what it is, when it is unbiased, what it costs, where it is from.
 
-Everything that lists estimators (tests, tables, legends, command lines) reads this; adding an
-estimator is one function and one entry.
+Everything that lists estimators (tests, tables, legends, command lines) reads this. A new estimator
+is a function in :mod:`sbnlib.estimators`, exported there, and an entry here; what else it needs (a
+reference in the tests, its place on the page of the library reference) the tests ask for by name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sbnlib.contracts import ChainRule, LossBased, name_of
 from sbnlib.estimators import (
     arm,
     concrete,
@@ -23,6 +25,7 @@ from sbnlib.estimators import (
     local_expectation,
     muprop,
     proxy,
+    psa,
     rebar,
     reinforce,
     relax,
@@ -30,15 +33,14 @@ from sbnlib.estimators import (
     straight_through,
     zgr,
 )
-from sbnlib.network import NetworkEstimator, layerwise, pathwise
-from sbnlib.nn import Tier1
-from sbnlib.noise import Noise
-from sbnlib.path import psa
 
-__all__ = ["CLASSES", "ESTIMATORS", "Entry", "get", "network_estimator", "tier1"]
+__all__ = ["CLASSES", "ESTIMATORS", "KINDS", "Entry", "as_chain_rule", "as_loss_based", "get"]
 
 #: Classes of losses in increasing order; an estimator is unbiased for its class and those before.
 CLASSES = ("none", "multilinear", "coordinatewise quadratic", "any")
+
+#: The forms that an estimator's function can have, see :mod:`sbnlib.contracts`.
+KINDS = ("chain rule", "loss based", "relaxation", "network")
 
 
 @dataclass(frozen=True)
@@ -49,45 +51,41 @@ class Entry:
         name: the name on command lines and in measurement files.
         label: the name in legends and tables.
         function: the estimator itself.
-        tier: 1 for chain-rule estimators ``(a, x, noise)``, 2 for those that evaluate the loss
-            ``(loss, a, noise)``, 0 for those of a whole network.
-        formula: the factor c of a Tier 1 estimator, or the estimate itself, in LaTeX.
+        kind: the form of ``function``, one of :data:`KINDS`: ``"chain rule"``, ``(a, x, noise)``;
+            ``"loss based"``, ``(loss, a, noise)``; ``"relaxation"``, ``(a, noise)``;
+            ``"network"``, ``(net, inputs, loss)``.
+        formula: the factor c of a chain-rule estimator, or the estimate itself, in LaTeX.
         unbiased_for: the largest of :data:`CLASSES` for which it is unbiased with any noise, in
             one layer (in depth: in the last binary layer).
         state_only: whether it is a function of (a, x) only, so that exact moments exist.
-        evaluations: cost of one sample, in loss evaluations (n: units in the layer).
+        evaluations: cost of one sample, in loss evaluations: a number, or a function of the number
+            of units n in the layer.
         chapter: where the book derives it.
-        paper: its source and equation.
+        papers: keys of its sources in the bibliography.
         colour, marker: its look in every figure.
     """
 
     name: str
     label: str
-    function: Callable[..., object]
-    tier: int
+    function: Callable[..., Tensor]
+    kind: str
     formula: str
     unbiased_for: str
     state_only: bool
-    evaluations: str
+    evaluations: int | Callable[[int], int]
     chapter: int
-    paper: str
+    papers: tuple[str, ...]
     colour: str
     marker: str
 
-    @property
-    def network(self) -> NetworkEstimator:
-        """The estimator for a whole network."""
-        wrap = {0: lambda f: f, 1: pathwise, 2: layerwise}
-        return wrap[self.tier](self.function)
+    def cost(self, n: int) -> int:
+        """Loss evaluations of one sample in a layer of n units."""
+        return self.evaluations if isinstance(self.evaluations, int) else self.evaluations(n)
 
 
-def _relaxed_network(tau: float) -> NetworkEstimator:
-    """Every unit relaxed: the loss of the relaxed network, with its own exact gradient."""
-
-    def unit(a: Tensor, x: Tensor, noise: Noise, generator: torch.Generator | None) -> Tensor:
-        return concrete(a, noise, tau=tau, generator=generator)
-
-    return pathwise(unit)
+def _all_flips(n: int) -> int:
+    """The sampled state, and each of its n neighbours."""
+    return n + 1
 
 
 def _untrained(z: Tensor) -> Tensor:
@@ -103,13 +101,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="straight_through",
             label="ST",
             function=straight_through,
-            tier=1,
+            kind="chain rule",
             formula=r"2f(a)",
             unbiased_for="multilinear",
             state_only=True,
-            evaluations="1",
+            evaluations=1,
             chapter=6,
-            paper="Shekhovtsov & Yanush 2021, arXiv 2006.06880, section 3",
+            papers=("shekhovtsov2021reintroducing",),
             colour="#0072B2",
             marker="o",
         ),
@@ -117,13 +115,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="zgr",
             label="ZGR",
             function=zgr,
-            tier=1,
+            kind="chain rule",
             formula=r"f(a)/P(x)",
             unbiased_for="coordinatewise quadratic",
             state_only=True,
-            evaluations="1",
+            evaluations=1,
             chapter=10,
-            paper="Shekhovtsov 2023 (ICML); ReinMax at temperature 1: Liu et al. 2023 (NeurIPS)",
+            papers=("shekhovtsov2023cold", "liu2023bridging"),
             colour="#D55E00",
             marker="s",
         ),
@@ -131,13 +129,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="darn",
             label="DARN",
             function=darn,
-            tier=1,
+            kind="chain rule",
             formula=r"2f(a)\,P(-x)/P(x)",
             unbiased_for="multilinear",
             state_only=True,
-            evaluations="1",
+            evaluations=1,
             chapter=10,
-            paper="Gregor et al. 2014, arXiv 1310.8499",
+            papers=("gregor2014deep",),
             colour="#CC79A7",
             marker="^",
         ),
@@ -145,13 +143,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="identity",
             label="identity",
             function=identity,
-            tier=1,
+            kind="chain rule",
             formula=r"1",
             unbiased_for="none",
             state_only=True,
-            evaluations="1",
+            evaluations=1,
             chapter=8,
-            paper="Bengio, Leonard & Courville 2013, arXiv 1308.3432",
+            papers=("bengio2013estimating",),
             colour="#8C8C8C",
             marker="x",
         ),
@@ -159,27 +157,27 @@ ESTIMATORS: dict[str, Entry] = {
             name="hardtanh",
             label="hardtanh proxy",
             function=partial(proxy, name="hardtanh"),
-            tier=1,
+            kind="chain rule",
             formula=r"[\,|a|<1\,]",
             unbiased_for="none",
             state_only=True,
-            evaluations="1",
+            evaluations=1,
             chapter=8,
-            paper="Hubara et al. 2016, binarized neural networks",
+            papers=("hubara2016binarized",),
             colour="#B8860B",
             marker="D",
         ),
         Entry(
             name="concrete",
             label="Concrete, τ = ½",
-            function=_relaxed_network(0.5),
-            tier=0,
+            function=partial(concrete, tau=0.5),
+            kind="relaxation",
             formula=r"\tfrac{d}{da}L\big(\tanh\tfrac{a-Z}{2\tau}\big)",
             unbiased_for="none",
             state_only=False,
-            evaluations="1",
+            evaluations=1,
             chapter=9,
-            paper="Maddison, Mnih & Teh 2017, arXiv 1611.00712",
+            papers=("maddison2017concrete",),
             colour="#7F7F00",
             marker="v",
         ),
@@ -187,13 +185,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="st_gumbel",
             label="ST-Gumbel, τ = ½",
             function=partial(st_gumbel, tau=0.5),
-            tier=1,
+            kind="chain rule",
             formula=r"\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z}{2\tau},\ Z\mid x",
             unbiased_for="none",
             state_only=False,
-            evaluations="1",
+            evaluations=1,
             chapter=9,
-            paper="Jang, Gu & Poole 2017",
+            papers=("jang2017categorical",),
             colour="#A05195",
             marker="<",
         ),
@@ -201,13 +199,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="gumbel_rao",
             label="Gumbel-Rao, τ = ½, K = 10",
             function=partial(gumbel_rao, tau=0.5, num_inner=10),
-            tier=1,
+            kind="chain rule",
             formula=r"\tfrac1K\sum_k\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z_k}{2\tau}",
             unbiased_for="none",
             state_only=False,
-            evaluations="1",
+            evaluations=1,
             chapter=9,
-            paper="Paulus, Maddison & Krause 2021 (ICLR)",
+            papers=("paulus2021rao",),
             colour="#665191",
             marker=">",
         ),
@@ -215,13 +213,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="reinforce",
             label="REINFORCE",
             function=reinforce,
-            tier=2,
+            kind="loss based",
             formula=r"L(x)\,x f(a)/P(x)",
             unbiased_for="any",
             state_only=False,
-            evaluations="1",
+            evaluations=1,
             chapter=4,
-            paper="Williams 1992",
+            papers=("williams1992simple",),
             colour="#2E9BD6",
             marker="P",
         ),
@@ -229,13 +227,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="reinforce_loo",
             label="REINFORCE, leave-one-out, M = 2",
             function=partial(reinforce, num_samples=2, baseline="loo"),
-            tier=2,
+            kind="loss based",
             formula=r"\tfrac12(L(x)-L(x'))\big(\tfrac{xf}{P(x)}-\tfrac{x'f}{P(x')}\big)",
             unbiased_for="any",
             state_only=False,
-            evaluations="2",
+            evaluations=2,
             chapter=4,
-            paper="Kool, van Hoof & Welling 2019",
+            papers=("kool2019buy",),
             colour="#6A8FD8",
             marker="X",
         ),
@@ -243,13 +241,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="local_expectation",
             label="local expectation",
             function=local_expectation,
-            tier=2,
+            kind="loss based",
             formula=r"f(a_i)\,\Delta_iL(x)",
             unbiased_for="any",
             state_only=False,
-            evaluations="n + 1",
+            evaluations=_all_flips,
             chapter=5,
-            paper="Titsias & Lazaro-Gredilla 2015; Tokui & Sato 2017",
+            papers=("titsias2015local", "tokui2017evaluating"),
             colour="#009E73",
             marker="*",
         ),
@@ -257,13 +255,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="arm",
             label="ARM",
             function=arm,
-            tier=2,
+            kind="loss based",
             formula=r"(L(x)-L(\tilde x))(u-\tfrac12)\,f/(F(a)F(-a))",
             unbiased_for="any",
             state_only=False,
-            evaluations="2",
+            evaluations=2,
             chapter=5,
-            paper="Yin & Zhou 2019 (ICLR)",
+            papers=("yin2019arm",),
             colour="#4C9F38",
             marker="p",
         ),
@@ -271,13 +269,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="disarm",
             label="DisARM",
             function=disarm,
-            tier=2,
+            kind="loss based",
             formula=r"\tfrac12(L(x)-L(\tilde x))\,x\,[x\ne\tilde x]\,f/F(-|a|)",
             unbiased_for="any",
             state_only=False,
-            evaluations="2",
+            evaluations=2,
             chapter=5,
-            paper="Dong, Mnih & Tucker 2020 (NeurIPS)",
+            papers=("dong2020disarm",),
             colour="#789B00",
             marker="h",
         ),
@@ -285,13 +283,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="muprop",
             label="MuProp",
             function=muprop,
-            tier=2,
+            kind="loss based",
             formula=r"(L(x)-l-g^\top(x-\mu))\,xf/P(x)+2f\,g",
             unbiased_for="any",
             state_only=False,
-            evaluations="2",
+            evaluations=2,
             chapter=11,
-            paper="Gu, Levine, Sutskever & Mnih 2016 (ICLR)",
+            papers=("gu2016muprop",),
             colour="#C44E52",
             marker="d",
         ),
@@ -299,13 +297,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="rebar",
             label="REBAR, τ = ½",
             function=rebar,
-            tier=2,
+            kind="loss based",
             formula=r"(L(x)-\eta c(z'))\,xf/P(x)+\eta\nabla c(z)-\eta\nabla c(z')",
             unbiased_for="any",
             state_only=False,
-            evaluations="3",
+            evaluations=3,
             chapter=11,
-            paper="Tucker et al. 2017 (NeurIPS)",
+            papers=("tucker2017rebar",),
             colour="#B5651D",
             marker="H",
         ),
@@ -313,13 +311,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="relax",
             label="RELAX, r untrained",
             function=partial(relax, control=_untrained),
-            tier=2,
+            kind="loss based",
             formula=r"\text{as REBAR, with } c+r",
             unbiased_for="any",
             state_only=False,
-            evaluations="3",
+            evaluations=3,
             chapter=11,
-            paper="Grathwohl et al. 2018 (ICLR)",
+            papers=("grathwohl2018backpropagation",),
             colour="#D9775A",
             marker="8",
         ),
@@ -327,13 +325,13 @@ ESTIMATORS: dict[str, Entry] = {
             name="psa",
             label="PSA",
             function=psa,
-            tier=0,
+            kind="network",
             formula=r"f(a_i)\,x_i\sum_j\Delta_{ij}D_j",
             unbiased_for="any",
             state_only=False,
-            evaluations="n + 1",
+            evaluations=_all_flips,
             chapter=7,
-            paper="Shekhovtsov, Yanush & Flach 2020 (NeurIPS), arXiv 2006.03143",
+            papers=("shekhovtsov2020path",),
             colour="#117733",
             marker="+",
         ),
@@ -352,26 +350,48 @@ def get(name: str) -> Entry:
     return ESTIMATORS[name]
 
 
-def network_estimator(estimator: str | NetworkEstimator) -> NetworkEstimator:
-    """A network estimator from a registry name, or ``estimator`` itself if it is one already."""
-    return get(estimator).network if isinstance(estimator, str) else _callable(estimator)
+def as_chain_rule(estimator: str | ChainRule, *, state_only: bool = False) -> ChainRule:
+    """A chain-rule estimator from the name of an entry, or ``estimator`` itself.
 
-
-def tier1(estimator: str | Tier1) -> Tier1:
-    """A Tier 1 estimator from a registry name, a function, or a ``pathwise`` network estimator.
+    Args:
+        estimator: a name, a function ``(a, x, noise)``, or what :func:`sbnlib.pathwise` made of
+            either.
+        state_only: whether a name must be that of a function of (a, x) only.
 
     Raises:
-        ValueError: unknown name, or the entry is not a function of the state only.
+        ValueError: unknown name, an entry of another kind, or one that is not state only.
+        TypeError: neither a name nor a function.
     """
-    if isinstance(estimator, str):
-        entry = get(estimator)
-        if not entry.state_only:
-            raise ValueError(f"estimator must be a function of (a, x) only, {estimator!r} is not")
-        return entry.function
-    return getattr(_callable(estimator), "tier1", estimator)
+    if not isinstance(estimator, str):
+        function = getattr(estimator, "chain_rule", estimator)
+        return _checked(function, "a chain-rule function (a, x, noise) such as straight_through")
+    entry = _of_kind(estimator, "chain rule")
+    if state_only and not entry.state_only:
+        raise ValueError(f"estimator must be a function of (a, x) only, {estimator!r} is not")
+    return entry.function
 
 
-def _callable(estimator: Callable) -> Callable:
-    if not callable(estimator):
-        raise TypeError(f"estimator must be a registry name or a function, got {estimator!r}")
-    return estimator
+def as_loss_based(estimator: str | LossBased) -> LossBased:
+    """A loss-based estimator from the name of an entry, or ``estimator`` itself.
+
+    Raises:
+        ValueError: unknown name, or an entry of another kind.
+        TypeError: neither a name nor a function.
+    """
+    if not isinstance(estimator, str):
+        return _checked(estimator, "a loss-based function (loss, a, noise) such as reinforce")
+    return _of_kind(estimator, "loss based").function
+
+
+def _of_kind(name: str, kind: str) -> Entry:
+    entry = get(name)
+    if entry.kind != kind:
+        known = sorted(e.name for e in ESTIMATORS.values() if e.kind == kind)
+        raise ValueError(f"estimator must be {kind}, one of {known}; {name!r} is {entry.kind}")
+    return entry
+
+
+def _checked(function: Callable[..., Tensor], what: str) -> Callable[..., Tensor]:
+    if not callable(function):
+        raise TypeError(f"estimator must be a registry name or {what}, got {name_of(function)}")
+    return function

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sbnlib.contracts import check_ends_with, check_unit, looking_is_free
 from sbnlib.noise import Noise
 
-__all__ = ["deterministic_sign", "sample_sign"]
+__all__ = ["deterministic_sign", "sample_sign", "uniforms"]
 
 
 def sample_sign(
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     generator: torch.Generator | None = None,
     u: Tensor | None = None,
@@ -26,7 +26,7 @@ def sample_sign(
 
     Args:
         a: pre-activations, any shape, floating point.
-        noise: the law F of Z.
+        noise: the law F of Z, or its name for scale 1.
         generator: source of the uniforms when ``u`` is not given; on the device of ``a``.
         u: uniforms on [0, 1) handed in, of ``a``'s shape or with further axes in front (then so
             many independent draws); compiled and repeatable code needs it.
@@ -37,11 +37,11 @@ def sample_sign(
         :math:`2^{-24}` in float32 and :math:`2^{-53}` in float64.
 
     Raises:
-        TypeError: ``a`` is not a floating-point tensor, or ``noise`` is not a Noise.
+        TypeError: ``a`` is not a floating-point tensor, or ``noise`` is not a noise.
         ValueError: the shape of ``u`` does not end with ``a``'s, or (checked on eager CPU tensors
             only) a logit is NaN or infinite. Elsewhere a NaN logit gives NaN, never a sign.
     """
-    check_unit(a, noise)
+    noise = check_unit(a, noise)
     if u is not None:
         check_ends_with("u", u, a)
     a = a.detach()
@@ -50,7 +50,7 @@ def sample_sign(
     if u is None:
         u = uniforms(p.shape, p, generator)
     x = _signs((u - p).lt_(0), a)  # u < p; a comparison that puts out floats is 2x faster
-    return x if _is_eager_cpu(a) else torch.where(a.isnan(), a, x)
+    return x if looking_is_free(a) else torch.where(a.isnan(), a, x)
 
 
 def uniforms(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -73,34 +73,3 @@ def deterministic_sign(a: Tensor) -> Tensor:
 def _signs(positive: Tensor, a: Tensor) -> Tensor:
     """+1 where ``positive`` (a fresh tensor, may be changed), else -1, in ``a``'s dtype."""
     return positive.to(a.dtype).mul_(2).sub_(1)  # torch.where on random masks is 4x slower
-
-
-def check_unit(a: Tensor, noise: Noise) -> None:
-    """The checks every unit and every estimator makes of its pre-activations and noise."""
-    if not isinstance(noise, Noise):
-        raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
-    check_pre_activations(a)
-
-
-def check_pre_activations(a: Tensor) -> None:
-    """``a`` must be floating point and, where looking is free, finite."""
-    if not isinstance(a, Tensor) or not a.is_floating_point():
-        what = a.dtype if isinstance(a, Tensor) else type(a).__name__
-        raise TypeError(f"a must be a floating-point tensor of pre-activations, got {what}")
-    # The sum is finite only if every term is; it can overflow too, hence the second look.
-    if _is_eager_cpu(a) and not math.isfinite(a.detach().sum()) and not a.isfinite().all():
-        raise ValueError("a must be finite, got NaN or infinite pre-activations")
-
-
-def check_ends_with(name: str, x: Tensor, a: Tensor) -> None:
-    """``x`` must have ``a``'s shape, or that shape behind further axes."""
-    if not isinstance(x, Tensor) or x.shape[x.dim() - a.dim() :] != a.shape:
-        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must have shape (..., *{tuple(a.shape)}) to match a, got {shape}")
-
-
-def _is_eager_cpu(a: Tensor) -> bool:
-    """Whether looking at values is free of syncs and does not break compile or vmap."""
-    if torch.compiler.is_compiling() or a.device.type != "cpu":
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(a)

@@ -24,6 +24,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
 
+from sbnlib.registry import Entry
+
 PAGE = "book/back/api"
 THEIRS = {"collections", "torch"}
 LABELS = {"Args": "Arguments"}
@@ -97,16 +99,26 @@ def estimator_table(links: Mapping[int, str]) -> list[str]:
         rows.append([
             f'<span class="sbn-swatch" style="background:{entry.colour}"></span> '
             f"{{py:func}}`{entry.label} <{target_of(entry)}>` `{entry.name}`<br>"
-            f"${entry.formula}$<br><small>{entry.paper}</small>",
+            f"${entry.formula}$<br><small>{{cite:t}}`{','.join(entry.papers)}`</small>",
             entry.unbiased_for,
             "yes" if entry.state_only else "no",
-            f"${entry.evaluations}$",
+            f"${cost_of(entry)}$",
             f"[{chapter}]({links[entry.chapter]})" if entry.chapter in links else chapter,
         ])  # fmt: skip
     return _table("tab-registry", "The estimators of the registry.", head, rows)
 
 
-def target_of(entry: object) -> str:
+def cost_of(entry: Entry) -> str:
+    """Evaluations in a layer of n units as a formula: a number, or one that grows with n."""
+    if isinstance(entry.evaluations, int):
+        return str(entry.evaluations)
+    slope, constant = entry.cost(1) - entry.cost(0), entry.cost(0)
+    if entry.cost(10) != constant + 10 * slope:
+        raise ValueError(f"{entry.name}: a cost that is no multiple of n plus a constant")
+    return f"{slope if slope > 1 else ''}n" + (f" + {constant}" if constant else "")
+
+
+def target_of(entry: Entry) -> str:
     """The documented function behind a registry entry."""
     import sbnlib
 
@@ -192,7 +204,16 @@ def set_options(app: Sphinx, config: Config) -> None:
     config.autodoc_typehints_format = "short"
     config.autodoc_preserve_defaults = True
     config.autodoc_member_order = "bysource"
-    aliases = ("Draw", "Loss", "NetworkEstimator", "Params", "Row", "Tier1", "Tier2")
+    aliases = (
+        "ChainRule",
+        "Draw",
+        "Loss",
+        "LossBased",
+        "Network",
+        "NetworkEstimator",
+        "Params",
+        "Row",
+    )
     config.autodoc_type_aliases = {name: name for name in aliases}
     config.autodoc_inherit_docstrings = False
     config.python_maximum_signature_line_length = 60

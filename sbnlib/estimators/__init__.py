@@ -12,6 +12,7 @@ from sbnlib.estimators.chain_rule import (
 from sbnlib.estimators.control_variates import control_variate_loss, muprop, rebar, relax
 from sbnlib.estimators.flips import arm, disarm, local_expectation
 from sbnlib.estimators.proxies import PROXIES, Proxy, proxy
+from sbnlib.estimators.psa import psa
 from sbnlib.estimators.relaxed import concrete, gumbel_rao, st_gumbel
 from sbnlib.estimators.score import reinforce
 
@@ -30,6 +31,7 @@ __all__ = [
     "local_expectation",
     "muprop",
     "proxy",
+    "psa",
     "rebar",
     "reinforce",
     "reinmax",

@@ -1,4 +1,4 @@
-"""Tier 1: estimators that keep the chain rule and invent the derivative dx/da.
+"""Estimators that keep the chain rule and invent the derivative dx/da.
 
 All have the form ``(a, x, noise) -> tensor``: the value is the sample ``x``, bit for bit; the
 gradient that flows back through it into ``a`` is multiplied by a factor ``c(a, x)``. They differ in
@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sbnlib.contracts import check_ends_with, check_pre_activations, check_unit
 from sbnlib.noise import Noise
-from sbnlib.units import check_ends_with, check_pre_activations, check_unit
 
 __all__ = ["attach", "chain_rule", "darn", "identity", "reinmax", "straight_through", "zgr"]
 
@@ -42,7 +42,7 @@ def attach(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
     return torch.addcmul(x, c, a - a.detach())
 
 
-def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
+def straight_through(a: Tensor, x: Tensor, noise: Noise | str) -> Tensor:
     r"""Straight-through: replace :math:`dx/da` by :math:`2f(a)`.
 
     .. math:: \widehat{\partial_{a_i} \mathbb{E} L} = 2 f(a_i)\, \partial_i L(x)
@@ -50,7 +50,7 @@ def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
     Args:
         a: pre-activations ``(..., n)``.
         x: sampled states, +-1, shape ``a.shape`` or with further axes in front.
-        noise: the law the states were drawn with.
+        noise: the law the states were drawn with, or its name for scale 1.
 
     Returns:
         A tensor equal to ``x`` with gradient :math:`2f(a)` in ``a``.
@@ -63,12 +63,12 @@ def straight_through(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
 
     Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880), section 3; this book, chapter 6.
     """
-    check_unit(a, noise)
+    noise = check_unit(a, noise)
     check_ends_with("x", x, a)
     return attach(x, a, 2 * noise.pdf(a.detach()))
 
 
-def chain_rule(a: Tensor, x: Tensor, noise: Noise, *, s: float | Tensor) -> Tensor:
+def chain_rule(a: Tensor, x: Tensor, noise: Noise | str, *, s: float | Tensor) -> Tensor:
     r"""The line of chain-rule estimators through straight-through (s=1) and ZGR (s=0).
 
     .. math:: c(x) = f(a)\Big[\frac{1-s}{P(x)} + 2s\Big]
@@ -84,7 +84,7 @@ def chain_rule(a: Tensor, x: Tensor, noise: Noise, *, s: float | Tensor) -> Tens
 
     Source: Shekhovtsov 2023 (ZGR, ICML), Hooper & Shekhovtsov 2026 (AISTATS); chapter 10.
     """
-    check_unit(a, noise)
+    noise = check_unit(a, noise)
     check_ends_with("x", x, a)
     f, xa = noise.pdf(a.detach()), x.detach() * a.detach()
     p, q = noise.cdf(xa), noise.cdf(-xa)  # P(x) and P(-x)
@@ -93,7 +93,7 @@ def chain_rule(a: Tensor, x: Tensor, noise: Noise, *, s: float | Tensor) -> Tens
     return attach(x, a, (1 + s) * f + (1 - s) * (f / p.where(p != 0, torch.inf)) * q)
 
 
-def zgr(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
+def zgr(a: Tensor, x: Tensor, noise: Noise | str) -> Tensor:
     r"""ZGR, the zero-temperature limit of Gumbel-Rao: :math:`c(x) = f(a)/P(x)`.
 
     Unbiased, in the last binary layer, for losses that are at most quadratic in each unit
@@ -111,7 +111,7 @@ def zgr(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
 reinmax = zgr
 
 
-def darn(a: Tensor, x: Tensor, noise: Noise, *, baseline: str = "mean") -> Tensor:
+def darn(a: Tensor, x: Tensor, noise: Noise | str, *, baseline: str = "mean") -> Tensor:
     r"""DARN: the score function with the loss's own linearization as control variate.
 
     With the linearization taken at the sample and evaluated at a baseline point b,
@@ -135,7 +135,7 @@ def darn(a: Tensor, x: Tensor, noise: Noise, *, baseline: str = "mean") -> Tenso
     return chain_rule(a, x, noise, s=positions[baseline])
 
 
-def identity(a: Tensor, x: Tensor, noise: Noise | None = None) -> Tensor:
+def identity(a: Tensor, x: Tensor, noise: Noise | str | None = None) -> Tensor:
     """The identity as derivative: c = 1, whatever the noise.
 
     It is M times straight-through for uniform noise on [-M, M], wherever abs(a) < M; with any other

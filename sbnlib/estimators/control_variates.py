@@ -1,4 +1,4 @@
-"""Tier 2: the score function with a control variate made from the loss's derivative.
+"""The score function with a control variate made from the loss's derivative.
 
 All are unbiased for every loss that is differentiable off the states, whatever the quality of the
 control variate: what it adds in one place it takes away, in expectation, in another. ``surrogate``
@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from sbnlib.estimators.relaxed import check_tau, inside, noise_given_state
-from sbnlib.estimators.score import Loss, check_call, evaluate, score, with_gradient
+from sbnlib.contracts import Loss, check_loss_based, check_tau, evaluate
+from sbnlib.estimators.relaxed import inside, noise_given_state
+from sbnlib.estimators.score import draw, score, with_gradient
 from sbnlib.noise import Noise
 from sbnlib.units import sample_sign, uniforms
 
@@ -25,7 +26,7 @@ __all__ = ["control_variate_loss", "muprop", "rebar", "relax"]
 def muprop(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -47,13 +48,13 @@ def muprop(
 
     Source: Gu, Levine, Sutskever & Mnih 2016 (ICLR); chapter 11.
     """
-    check_call(a, noise, num_samples)
+    noise = check_loss_based(a, noise, num_samples)
     a0 = a.detach()
     mean = (2 * noise.cdf(a0) - 1).requires_grad_()
     with torch.enable_grad():
         centre = evaluate(surrogate or loss, mean)
         slope = _derivative("loss", centre, mean)
-    x = sample_sign(a0, noise, u=uniforms((num_samples, *a.shape), a0, generator))
+    x = draw(a0, noise, num_samples, generator)
     values = evaluate(loss, x)
     linear = centre.detach() + (slope * (x - mean.detach())).sum(dim=-1)
     rest = (values.detach() - linear)[..., None] * score(a0, x, noise)
@@ -64,7 +65,7 @@ def muprop(
 def rebar(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -98,7 +99,7 @@ def rebar(
 def relax(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -126,7 +127,7 @@ def relax(
 def control_variate_loss(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     parameters: Iterable[Tensor],
     *,
     num_samples: int = 1,
@@ -171,14 +172,14 @@ def _relaxation(surrogate: Loss, tau: float | Tensor, eta: float | Tensor) -> Lo
 def _coupled(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     num_samples: int,
     generator: torch.Generator | None,
     parts: dict[str, Loss],
     create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Losses ``(M, ...)`` and estimates ``(M, ..., n)``; the control variate is a sum of parts."""
-    check_call(a, noise, num_samples)
+    noise = check_loss_based(a, noise, num_samples)
     leaf = a.detach().repeat(num_samples, *[1] * a.dim()).requires_grad_()  # a slope a sample
     u = uniforms(leaf.shape, a, generator)
     x = sample_sign(leaf, noise, u=u)
@@ -188,7 +189,7 @@ def _coupled(
         z_given_x = leaf - noise_given_state(leaf, x, noise, uniforms(leaf.shape, a, generator))
         weight, slope = values.detach(), torch.zeros_like(leaf)
         for name, c in parts.items():
-            at_z, at_z_given_x = evaluate(c, z), evaluate(c, z_given_x)
+            at_z, at_z_given_x = (evaluate(c, v, name=name) for v in (z, z_given_x))
             slope = slope + _derivative(name, at_z - at_z_given_x, leaf, create_graph)
             weight = weight - (at_z_given_x if create_graph else at_z_given_x.detach())
         return values, weight[..., None] * score(leaf.detach(), x, noise) + slope

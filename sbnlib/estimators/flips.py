@@ -1,21 +1,22 @@
-"""Tier 2: estimators that flip bits and compare losses. Unbiased for every loss and any noise."""
+"""Estimators that flip bits and compare losses. Unbiased for every loss and any noise."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from sbnlib.estimators.score import Loss, check_call, evaluate, with_gradient
+from sbnlib.contracts import Loss, check_loss_based, evaluate
+from sbnlib.estimators.score import draw, with_gradient
 from sbnlib.noise import Noise
 from sbnlib.units import sample_sign, uniforms
 
-__all__ = ["arm", "disarm", "local_expectation"]
+__all__ = ["arm", "disarm", "flip_costs", "local_expectation"]
 
 
 def local_expectation(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -31,22 +32,26 @@ def local_expectation(
 
     Source: Titsias & Lazaro-Gredilla 2015; Tokui & Sato 2017; chapter 5.
     """
-    check_call(a, noise, num_samples)
+    noise = check_loss_based(a, noise, num_samples)
     a0 = a.detach()
-    x = sample_sign(a0, noise, u=uniforms((num_samples, *a.shape), a0, generator))
+    x = draw(a0, noise, num_samples, generator)
     values = evaluate(loss, x)
-    n = a.shape[-1]
-    flip = 1 - 2 * torch.eye(n, dtype=x.dtype, device=x.device)
-    flipped = x * flip.reshape(n, *[1] * (x.dim() - 1), n)  # (n, M, ..., n)
-    others = evaluate(loss, flipped).detach().movedim(0, -1)  # (M, ..., n)
-    gradient = noise.pdf(a0) * x * (values.detach()[..., None] - others)
+    gradient = noise.pdf(a0) * x * flip_costs(loss, x, values).detach()
     return with_gradient(values.mean(dim=0), a, gradient.mean(dim=0))
+
+
+def flip_costs(loss: Loss, x: Tensor, values: Tensor) -> Tensor:
+    """L(x) - L(x with unit i flipped) for every i: states (..., n) and L(x) (...,) to (..., n)."""
+    n = x.shape[-1]
+    flip = 1 - 2 * torch.eye(n, dtype=x.dtype, device=x.device)
+    flipped = x * flip.reshape(n, *[1] * (x.dim() - 1), n)  # (n, ..., n)
+    return values[..., None] - evaluate(loss, flipped).movedim(0, -1)
 
 
 def arm(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -63,7 +68,7 @@ def arm(
 
     Source: Yin & Zhou 2019 (ICLR), for logistic noise; chapter 5 for any.
     """
-    check_call(a, noise, num_samples)
+    noise = check_loss_based(a, noise, num_samples)
     a0 = a.detach()
     x, _, u, values, difference = _antithetic(loss, a0, noise, num_samples, generator)
     spread = noise.cdf(a0) * noise.cdf(-a0)
@@ -75,7 +80,7 @@ def arm(
 def disarm(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -90,7 +95,7 @@ def disarm(
 
     Source: Dong, Mnih & Tucker 2020 (NeurIPS); Yin et al. 2020; chapter 5 for any noise.
     """
-    check_call(a, noise, num_samples)
+    noise = check_loss_based(a, noise, num_samples)
     a0 = a.detach()
     x, partner, _, values, difference = _antithetic(loss, a0, noise, num_samples, generator)
     tail = noise.cdf(-a0.abs())

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sbnlib.contracts import check_ends_with, check_pre_activations
 from sbnlib.estimators.chain_rule import attach
 from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
-from sbnlib.units import check_ends_with, check_pre_activations
 
 __all__ = ["PROXIES", "Proxy", "proxy"]
 
@@ -145,7 +145,7 @@ PROXIES: dict[str, Proxy] = {
 }
 
 
-def proxy(a: Tensor, x: Tensor, noise: Noise | None = None, *, name: str) -> Tensor:
+def proxy(a: Tensor, x: Tensor, noise: Noise | str | None = None, *, name: str) -> Tensor:
     """The sample ``x`` with a proxy slope h(a) as its derivative.
 
     Args:

@@ -7,22 +7,22 @@ is the binary Concrete (Gumbel-softmax) variable at temperature tau, in +-1 codi
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from sbnlib.contracts import check_ends_with, check_tau, check_unit
 from sbnlib.estimators.chain_rule import attach
 from sbnlib.noise import Noise
-from sbnlib.units import _is_eager_cpu, check_ends_with, check_unit, uniforms
+from sbnlib.units import uniforms
 
-__all__ = ["check_tau", "concrete", "gumbel_rao", "noise_given_state", "st_gumbel"]
+__all__ = ["concrete", "gumbel_rao", "inside", "noise_given_state", "st_gumbel"]
 
 
 def concrete(
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     tau: float,
     generator: torch.Generator | None = None,
@@ -35,7 +35,7 @@ def concrete(
 
     Args:
         a: pre-activations ``(..., n)``.
-        noise: the law of Z.
+        noise: the law of Z, or its name for scale 1.
         tau: temperature > 0, in the units of ``a``.
         generator: source of randomness, on the device of ``a``.
         u: uniforms handed in, of ``a``'s shape or with further axes in front; then
@@ -46,7 +46,7 @@ def concrete(
 
     Source: Maddison, Mnih & Teh 2017 (arXiv 1611.00712); Jang, Gu & Poole 2017; chapter 9.
     """
-    check_unit(a, noise)
+    noise = check_unit(a, noise)
     check_tau(tau)
     if u is None:
         z = noise.sample(a.shape, generator=generator, dtype=a.dtype, device=a.device)
@@ -59,7 +59,7 @@ def concrete(
 def st_gumbel(
     a: Tensor,
     x: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     tau: float,
     generator: torch.Generator | None = None,
@@ -90,7 +90,7 @@ def st_gumbel(
 def gumbel_rao(
     a: Tensor,
     x: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     tau: float,
     num_inner: int,
@@ -120,14 +120,14 @@ def gumbel_rao(
 def _relaxed_slope(
     a: Tensor,
     x: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     tau: float,
     draws: tuple[int, ...],
     generator: torch.Generator | None,
     u: Tensor | None,
 ) -> Tensor:
     """The slope of the relaxed unit given x, averaged over ``draws`` if there is such an axis."""
-    check_unit(a, noise)
+    noise = check_unit(a, noise)
     check_ends_with("x", x, a)
     check_tau(tau)
     shape = (*draws, *x.shape)
@@ -154,13 +154,3 @@ def inside(u: Tensor, a: Tensor) -> Tensor:
     """Uniforms in ``a``'s dtype, off 0 and 1, where F^-1 and its derivative may be infinite."""
     eps = torch.finfo(a.dtype).eps
     return u.to(a.dtype).clamp(eps / 4, 1 - eps / 2)
-
-
-def check_tau(tau: float | Tensor) -> None:
-    """A temperature is > 0; of a tensor this is looked at only where looking is free."""
-    if isinstance(tau, Tensor):
-        ok = not _is_eager_cpu(tau) or bool(((tau > 0) & tau.isfinite()).all())
-    else:
-        ok = isinstance(tau, Real) and 0 < float(tau) < math.inf
-    if not ok:
-        raise ValueError(f"tau must be a finite temperature > 0, got {tau!r}")

@@ -1,4 +1,4 @@
-"""Tier 2: estimators that evaluate the loss. Their common form, and the score function.
+"""Estimators that evaluate the loss: their common form, and the score function.
 
 All have the form ``(loss, a, noise, *, num_samples, generator) -> value`` of shape
 ``a.shape[:-1]``: the mean of L over ``num_samples`` draws of the states. Its gradient in ``a`` is
@@ -8,18 +8,14 @@ the estimate, its gradient in the loss's own parameters the ordinary one. ``loss
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
+from sbnlib.contracts import Loss, check_loss_based, evaluate
 from sbnlib.noise import Noise
-from sbnlib.units import check_unit, sample_sign, uniforms
+from sbnlib.units import sample_sign, uniforms
 
-__all__ = ["BASELINES", "Loss", "check_call", "evaluate", "reinforce", "score", "with_gradient"]
-
-Loss = Callable[[Tensor], Tensor]
+__all__ = ["BASELINES", "draw", "reinforce", "score", "with_gradient"]
 
 #: Baselines of :func:`reinforce` that have a name.
 BASELINES = ("loo", "running")
@@ -28,7 +24,7 @@ BASELINES = ("loo", "running")
 def reinforce(
     loss: Loss,
     a: Tensor,
-    noise: Noise,
+    noise: Noise | str,
     *,
     num_samples: int = 1,
     generator: torch.Generator | None = None,
@@ -41,7 +37,7 @@ def reinforce(
     Args:
         loss: any function of the states; it need not be differentiable.
         a: pre-activations ``(..., n)``.
-        noise: the law of the injected noise.
+        noise: the law of the injected noise, or its name for scale 1.
         num_samples: M >= 1; at least 2 for the named baselines.
         generator: source of randomness, on the device of ``a``.
         baseline: what is subtracted. None for 0; a tensor that broadcasts to ``a.shape[:-1]`` and
@@ -57,9 +53,9 @@ def reinforce(
 
     Source: Williams 1992; leave-one-out: Kool, van Hoof & Welling 2019; chapter 4.
     """
-    check_call(a, noise, num_samples)
+    noise = check_loss_based(a, noise, num_samples)
     _check_baseline(baseline, a, num_samples)
-    x = _draw(a, noise, num_samples, generator)
+    x = draw(a, noise, num_samples, generator)
     values = evaluate(loss, x)
     weight = values.detach() - _baseline(values.detach(), baseline)
     return with_gradient(values.mean(dim=0), a, (weight[..., None] * score(a, x, noise)).mean(0))
@@ -100,27 +96,7 @@ def with_gradient(value: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
     return value + (gradient.detach() * (a - a.detach())).sum(dim=-1)
 
 
-def evaluate(loss: Loss, x: Tensor) -> Tensor:
-    """L(x) for states ``(..., B, n)``; the result must have shape ``(..., B)``."""
-    values = loss(x)
-    if not isinstance(values, Tensor) or values.shape != x.shape[:-1]:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"loss must map {tuple(x.shape)} to {tuple(x.shape[:-1])}, got {got}")
-    if not values.is_floating_point():
-        raise ValueError(f"loss must return floating-point values, got {values.dtype}")
-    return values
-
-
-def check_call(a: Tensor, noise: Noise, num_samples: int) -> None:
-    """The checks that every Tier 2 estimator makes before any work."""
-    check_unit(a, noise)
-    if a.dim() < 1:
-        raise ValueError("a must have at least the axis of the units, got a scalar")
-    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-        raise ValueError(f"num_samples must be an integer >= 1, got {num_samples!r}")
-
-
-def _draw(a: Tensor, noise: Noise, m: int, generator: torch.Generator | None) -> Tensor:
+def draw(a: Tensor, noise: Noise, m: int, generator: torch.Generator | None) -> Tensor:
     """``(M, *a.shape)`` independent states."""
     a = a.detach()
     return sample_sign(a, noise, u=uniforms((m, *a.shape), a, generator))

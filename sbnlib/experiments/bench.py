@@ -36,11 +36,12 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from sbnlib import registry
 from sbnlib.accuracy import measure
+from sbnlib.contracts import Loss, NetworkEstimator
 from sbnlib.estimators import disarm, local_expectation, reinforce, straight_through, zgr
 from sbnlib.exact import all_states, exact_gradient
 from sbnlib.experiments import measurement
 from sbnlib.experiments.training import Classifier
-from sbnlib.network import SBN, Loss, NetworkEstimator, layerwise, pathwise
+from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.nn import Sign
 from sbnlib.noise import Logistic
 
@@ -460,7 +461,7 @@ def estimator_step(
         torch.manual_seed(0)
         inputs, labels = torch.randn(batch, widths[0]), torch.randint(widths[-1], (batch,))
         layers, twins = _layers(widths), _layers(widths)
-        binary = Classifier(SBN(*layers[:-1]), layers[-1], registry.network_estimator(estimator))
+        binary = Classifier(SBN(*layers[:-1]), layers[-1], network_estimator(estimator))
         smooth = nn.Sequential(*(m for layer in twins[:-1] for m in (layer, nn.Tanh())), twins[-1])
         ours, other = take_turns(
             _classifier_step(binary, inputs, labels), _step(smooth, inputs, labels), rounds=rounds
@@ -472,7 +473,7 @@ def estimator_step(
         ours,
         other,
         **_ratios(ours, other),
-        details={"evaluations": registry.get(estimator).evaluations, "rounds": rounds},
+        details={"evaluations": registry.get(estimator).cost(widths[-2]), "rounds": rounds},
     )
 
 
@@ -518,7 +519,7 @@ def _one_layer(estimator: str | NetworkEstimator, inputs: int, n: int, batch: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net, head = SBN(nn.Linear(inputs, n)), nn.Linear(n, 10)
-        model = Classifier(net, head, registry.network_estimator(estimator))
+        model = Classifier(net, head, network_estimator(estimator))
         return _classifier_step(model, torch.randn(batch, inputs), torch.randint(10, (batch,)))
 
 
@@ -570,9 +571,7 @@ def peer_storchastic(name: str, *, rounds: int) -> Row:
         optimizer.step()
         storch.reset()
 
-    model = Classifier(
-        SBN(nn.Linear(784, 200)), nn.Linear(200, 10), registry.network_estimator("reinforce")
-    )
+    model = Classifier(SBN(nn.Linear(784, 200)), nn.Linear(200, 10), network_estimator("reinforce"))
     found = take_turns(_classifier_step(model, inputs, labels), theirs, rounds=rounds)
     return Row(name, ours, other, *found, **_ratios(*found[::-1]))
 

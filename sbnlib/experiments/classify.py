@@ -53,7 +53,7 @@ from sbnlib.experiments.training import (
     generator,
     linear,
 )
-from sbnlib.network import SBN
+from sbnlib.network import SBN, network_estimator
 
 __all__ = ["MODELS", "Config", "run", "summarize", "train"]
 
@@ -238,7 +238,7 @@ def build(config: Config, model: str, data: Dataset, gain: float, seed: int) -> 
     if model == "tanh":
         return Classifier(TanhNet(*layers), head, backprop).to(inputs.device)
     net = SBN(*layers, noise=NOISES[config.noise.lower()]())
-    return Classifier(net, head, registry.network_estimator(config.estimator)).to(inputs.device)
+    return Classifier(net, head, network_estimator(config.estimator)).to(inputs.device)
 
 
 @torch.no_grad()

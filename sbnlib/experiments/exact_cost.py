@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbnlib.contracts import Loss
 from sbnlib.exact import all_states, exact_expectation
 from sbnlib.experiments import measurement
-from sbnlib.network import SBN, Loss
+from sbnlib.network import SBN
 
 __all__ = ["enumeration", "layers", "main", "problem", "run", "terms"]
 

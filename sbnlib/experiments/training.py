@@ -22,9 +22,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sbnlib.contracts import NetworkEstimator
 from sbnlib.data import Split
 from sbnlib.experiments.measurement import write_whole
-from sbnlib.network import NetworkEstimator
 
 __all__ = ["Classifier", "Recipe", "TanhNet", "backprop", "cached", "fit", "generator", "linear"]
 

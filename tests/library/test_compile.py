@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from sbnlib import chain_rule, darn, identity, proxy, sample_sign, straight_through, zgr
 from sbnlib.nn import Sign
 
-TIER1 = {
+CHAIN_RULE = {
     "straight_through": straight_through,
     "zgr": zgr,
     "darn": darn,
@@ -22,7 +22,7 @@ TIER1 = {
     "identity": identity,
     "hardtanh": partial(proxy, name="hardtanh"),
 }
-tier1 = pytest.mark.parametrize("name", TIER1)
+every_chain_rule = pytest.mark.parametrize("name", CHAIN_RULE)
 noises = pytest.mark.parametrize("noise_name", ref.NOISES)
 
 
@@ -54,22 +54,22 @@ def test_vmap_over_uniforms_is_the_loop(noise_name: str) -> None:
     assert torch.equal(mapped, torch.stack([sample_sign(a, noise, u=row) for row in u]))
 
 
-@tier1
+@every_chain_rule
 @noises
 def test_per_sample_gradients_by_vmap_are_the_factors(name: str, noise_name: str) -> None:
     noise = make_noise(noise_name)
     a = torch.linspace(-0.9, 0.9, 6, dtype=torch.float64)
     x = torch.tensor([1.0, -1, -1, 1, 1, -1], dtype=torch.float64)
-    mapped = vmap(grad(lambda a, x: TIER1[name](a, x, noise).sum()))(a[:, None], x[:, None])
+    mapped = vmap(grad(lambda a, x: CHAIN_RULE[name](a, x, noise).sum()))(a[:, None], x[:, None])
     leaf = a.clone().requires_grad_()
-    (looped,) = torch.autograd.grad(TIER1[name](leaf, x, noise).sum(), leaf)
+    (looped,) = torch.autograd.grad(CHAIN_RULE[name](leaf, x, noise).sum(), leaf)
     torch.testing.assert_close(mapped[:, 0], looped)
 
 
 @pytest.mark.parametrize("name", ["straight_through", "zgr"])
 def test_per_input_gradients_of_a_network_by_vmap(name: str) -> None:
     net = ref.random_net((2, 3, 2), ref.RefNoise("Logistic"), seed=1)
-    model, loss = make_net(net, TIER1[name]), ref.smooth_loss(2)
+    model, loss = make_net(net, CHAIN_RULE[name]), ref.smooth_loss(2)
     inputs, states = random_inputs(4, 2), [x[[0, 9, 22, 31]] for x in ref.paths((3, 2))]
 
     def one(params: dict, v: torch.Tensor, x1: torch.Tensor, x2: torch.Tensor) -> torch.Tensor:
@@ -108,12 +108,12 @@ def compiled(function: object, backend: str) -> object:
 
 @noises
 def test_compiled_units_equal_eager_ones(noise_name: str) -> None:
-    # One graph for all Tier 1 estimators: values equal, gradients equal, NaN in, NaN out
+    # One graph for all chain-rule estimators: values equal, gradients equal, NaN in, NaN out
     noise = make_noise(noise_name)
 
     def run(a: torch.Tensor, u: torch.Tensor) -> list[torch.Tensor]:
         x = sample_sign(a, noise, u=u)
-        return [x, *(f(a, x, noise) for f in TIER1.values())]
+        return [x, *(f(a, x, noise) for f in CHAIN_RULE.values())]
 
     a = torch.linspace(-1.5, 1.5, 33, dtype=torch.float64)
     u = torch.rand(33, generator=seeded(), dtype=torch.float64)

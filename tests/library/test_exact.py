@@ -302,7 +302,7 @@ def test_moments_by_both_routes(route: str) -> None:
         np.testing.assert_allclose(variance.numpy(), variance0, rtol=1e-11, atol=1e-12)
 
 
-def test_a_pathwise_estimator_is_taken_as_its_tier_1_function() -> None:
+def test_a_pathwise_estimator_is_taken_as_its_chain_rule_function() -> None:
     net, inputs, loss = case((2, 2, 2), "Logistic")
     model, given = make_net(net), torch.tensor(inputs)
     one = exact_moments(model, given, loss.torch, straight_through)

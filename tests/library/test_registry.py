@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,17 @@ import torch
 from bridge import make_net, make_noise, random_inputs
 
 import sbnlib
-from sbnlib import exact_moments, pathwise, registry, straight_through, zgr
+from sbnlib import (
+    SBN,
+    exact_moments,
+    layerwise,
+    network_estimator,
+    pathwise,
+    registry,
+    straight_through,
+    zgr,
+)
+from sbnlib.nn import Sign
 
 entries = pytest.mark.parametrize("entry", registry.ESTIMATORS.values(), ids=lambda e: e.name)
 STATE_ONLY = [e for e in registry.ESTIMATORS.values() if e.state_only]
@@ -77,7 +88,7 @@ def test_an_entry_is_complete(entry: registry.Entry) -> None:
     assert entry.unbiased_for in registry.CLASSES
     assert isinstance(entry.state_only, bool)
     assert 1 <= int(entry.chapter) <= 20
-    for text in (entry.formula, entry.paper, entry.label, entry.marker, str(entry.evaluations)):
+    for text in (entry.formula, entry.label, entry.marker, *entry.papers):
         assert text and text.strip()
     assert re.fullmatch(r"#[0-9A-Fa-f]{6}", entry.colour)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -102,7 +113,7 @@ def test_a_state_only_entry_has_exact_moments_and_gives_the_value_of_the_sample(
 @entries
 def test_a_name_is_a_network_estimator(entry: registry.Entry) -> None:
     net = make_net(ref.random_net((2, 2), ref.RefNoise("Logistic")))
-    estimator = registry.network_estimator(entry.name)
+    estimator = network_estimator(entry.name)
     values = estimator(net, torch.zeros(5, 2).double(), lambda x: x.sum(-1),
                        generator=torch.Generator().manual_seed(0))  # fmt: skip
     assert values.shape == (5,)
@@ -144,17 +155,38 @@ def test_the_core_estimators_are_there() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    for function in (registry.get, registry.network_estimator):
-        with pytest.raises(ValueError, match="nonsense") as caught:
+    a, net = torch.zeros(3), SBN(torch.nn.Linear(3, 3))
+    calls = [registry.get, network_estimator, pathwise, layerwise, partial(Sign, None)]
+    calls += [lambda name: Sign()(a, estimator=name), lambda name: net(a, estimator=name)]
+    calls += [lambda name: exact_moments(net, a[None], lambda x: x.sum(-1), name)]
+    for function in calls:
+        with pytest.raises(ValueError, match="'nonsense'") as caught:
             function("nonsense")
         assert all(name in str(caught.value) for name in registry.ESTIMATORS)
 
 
+def test_a_name_of_another_kind_is_refused_with_the_names_of_the_right_one() -> None:
+    for function, name, known in (
+        (pathwise, "reinforce", "zgr"),
+        (partial(Sign, None), "psa", "zgr"),
+        (layerwise, "zgr", "reinforce"),
+    ):
+        with pytest.raises(ValueError, match=f"'{name}' is") as caught:
+            function(name)
+        assert known in str(caught.value)
+
+
+def test_a_name_is_as_good_as_the_function() -> None:
+    assert Sign(estimator="zgr").estimator is Sign(estimator=zgr).estimator is zgr
+    assert pathwise("zgr").__name__ == pathwise(zgr).__name__
+    assert layerwise("reinforce").__name__ == "layerwise(reinforce)"
+
+
 def test_functions_pass_through_and_other_things_are_refused() -> None:
     own = pathwise(zgr)
-    assert registry.network_estimator(own) is own
+    assert network_estimator(own) is own
     with pytest.raises(TypeError, match="estimator"):
-        registry.network_estimator(3)
+        network_estimator(3)
 
 
 @entries

@@ -6,6 +6,8 @@ depth. A biased one must have the bias that theory gives, not just some bias.
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import reference as ref
@@ -26,6 +28,7 @@ from rows import (
 )
 from scipy import integrate
 
+from sbnlib import network_estimator as network
 from sbnlib import registry
 
 Array = np.ndarray
@@ -73,7 +76,7 @@ def in_logits(entry: registry.Entry, noise: ref.RefNoise, a: Array, loss: ref.Re
     """Values and estimates of the entry's network estimator on one layer with bias ``a``."""
     n = len(a)
     net = ref.RefNet((np.zeros((n, 1)),), (a,), noise)
-    values, grads = network_estimates(entry.network, net, np.zeros(1), loss, ROWS, seed)
+    values, grads = network_estimates(network(entry.name), net, np.zeros(1), loss, ROWS, seed)
     return values, grads[0, "bias"]
 
 
@@ -105,7 +108,7 @@ class TestUnbiased:
             scale = {"Triangular": 3.0}.get(noise_name, 0.7)
             net = ref.random_net((2, 3, 2), ref.RefNoise(noise_name, scale), seed=seed)
             loss, v = KINDS[kinds[seed % len(kinds)]](2, seed), np.array([0.6, -1.1])
-            values, grads = network_estimates(entry.network, net, v, loss, ROWS, seed)
+            values, grads = network_estimates(network(entry.name), net, v, loss, ROWS, seed)
             exact = ref.gradient_one(net, v, loss, 0)
             limit = z_limit(3 * (1 + sum(e.size for e in exact.values())))
             for key, e in exact.items():
@@ -226,11 +229,19 @@ def test_the_product_rule_is_good_to_six_digits(noise_name: str) -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES, **ids)
 class TestEntry:
-    def test_tier_and_function_agree(self, entry: registry.Entry) -> None:
-        assert entry.tier in (0, 1, 2)
-        assert (entry.tier == 1) or not entry.state_only
-        if entry.tier == 0:
-            assert entry.network is entry.function
+    def test_kind_and_function_agree(self, entry: registry.Entry) -> None:
+        first = {
+            "chain rule": ["a", "x", "noise"],
+            "loss based": ["loss", "a", "noise"],
+            "relaxation": ["a", "noise"],
+            "network": ["net", "inputs", "loss"],
+        }
+        names = list(inspect.signature(entry.function).parameters)
+        assert entry.kind in registry.KINDS
+        assert names[: len(first[entry.kind])] == first[entry.kind]
+        assert entry.kind == "chain rule" or not entry.state_only
+        if entry.kind == "network":
+            assert network(entry.name) is entry.function
 
     def test_evaluations_is_the_number_of_states_the_loss_sees(self, entry: registry.Entry) -> None:
         n, rows, seen = 4, 5, []
@@ -241,16 +252,15 @@ class TestEntry:
             return loss.torch(x)
 
         model = row_net(ref.random_net((1, n), ref.RefNoise("Logistic")), rows)
-        entry.network(model, torch.zeros(rows, 1).double(), counting, generator=seeded())
-        claimed = n + 1 if entry.evaluations == "n + 1" else int(entry.evaluations)
-        assert sum(seen) == rows * claimed
+        network(entry.name)(model, torch.zeros(rows, 1).double(), counting, generator=seeded())
+        assert sum(seen) == rows * entry.cost(n)
 
     def test_extra_leading_axes_and_both_precisions(self, entry: registry.Entry) -> None:
         net, loss = ref.random_net((2, 3, 2), ref.RefNoise("Logistic"), seed=3), ref.smooth_loss(2)
         for dtype in (torch.float32, torch.float64):
             model = row_net(net, 4, dtype)
             inputs = torch.tensor([0.7, -0.4], dtype=dtype).expand(6, 4, 2)
-            values = entry.network(model, inputs, loss.torch, generator=seeded(1))
+            values = network(entry.name)(model, inputs, loss.torch, generator=seeded(1))
             assert values.shape == (6, 4) and values.dtype == dtype
             values.sum().backward()
             for layer in model.layers:
@@ -263,7 +273,7 @@ class TestEntry:
 
         def run(seed: int) -> tuple[Array, dict]:
             torch.manual_seed(torch.seed() % 2**31)  # the global stream must not matter
-            return network_estimates(entry.network, net, v, loss, 50, seed)
+            return network_estimates(network(entry.name), net, v, loss, 50, seed)
 
         (value, grads), (again, same), (_, other) = run(1), run(1), run(2)
         assert np.array_equal(value, again)
@@ -274,7 +284,7 @@ class TestEntry:
         if entry.name == "concrete":
             pytest.skip("its value is the loss of the relaxed network")
         net, loss = ref.random_net((2, 2), ref.RefNoise("Logistic"), seed=3), ref.smooth_loss(2)
-        values, _ = network_estimates(entry.network, net, np.zeros(2), loss, 200, 1)
+        values, _ = network_estimates(network(entry.name), net, np.zeros(2), loss, 200, 1)
         at_states = loss.value(ref.states(2), 0)
         pairs = (at_states[:, None] + at_states) / 2  # leave-one-out: the mean of two samples
         assert all(np.abs(pairs - v).min() < 1e-12 for v in values)
@@ -291,6 +301,6 @@ def test_pathwise_means_in_depth_are_chains_of_mean_slopes() -> None:
         expected[k] = prob @ delta
         upstream = delta @ net.weights[k]
     for name in sorted(RELAXED_SIGN):
-        _, grads = network_estimates(registry.get(name).network, net, v, loss, ROWS, 3)
+        _, grads = network_estimates(network(name), net, v, loss, ROWS, 3)
         for k in (0, 1):
             assert z_scores(grads[k, "bias"], expected[k]).max() < z_limit(8)

@@ -13,7 +13,7 @@ from rows import row_gradients, row_net, seeded
 from torch import nn
 
 import sbnlib
-from sbnlib import exact_gradient, exact_moments, psa, registry
+from sbnlib import exact_gradient, exact_moments, network_estimator, psa
 
 Array = np.ndarray
 noises = pytest.mark.parametrize("noise_name", ref.NOISES)
@@ -288,7 +288,7 @@ def test_with_small_weights_above_and_a_linear_loss_it_tends_to_straight_through
         both = []
         for name in ("psa", "straight_through"):
             model = row_net(net, 200)
-            values = registry.get(name).network(
+            values = network_estimator(name)(
                 model, torch.tensor(V).expand(200, 2), loss.torch, generator=seeded(2)
             )
             both.append(row_gradients(model, values)[0, "bias"])

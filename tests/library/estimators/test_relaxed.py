@@ -32,8 +32,8 @@ from sbnlib import Logistic, concrete, gumbel_rao, sample_sign, st_gumbel
 Array = np.ndarray
 noises = pytest.mark.parametrize("noise_name", ref.NOISES)
 smooth_noises = pytest.mark.parametrize("noise_name", ["Logistic", "Gaussian", "Cauchy"])
-TIER1 = {"st_gumbel": st_gumbel, "gumbel_rao": partial(gumbel_rao, num_inner=3)}
-tier1 = pytest.mark.parametrize("name", TIER1)
+CHAIN_RULE = {"st_gumbel": st_gumbel, "gumbel_rao": partial(gumbel_rao, num_inner=3)}
+every_chain_rule = pytest.mark.parametrize("name", CHAIN_RULE)
 
 
 def icdf(noise: ref.RefNoise, p: Array) -> Array:
@@ -347,25 +347,25 @@ def test_the_numbers_of_the_book_for_a_finite_number_of_inner_samples() -> None:
 # ------------------------------------------------------------------------------ contract
 
 
-@tier1
+@every_chain_rule
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_value_is_the_sample_bit_for_bit(name: str, dtype: torch.dtype) -> None:
     a = torch.linspace(-3, 3, 101, dtype=dtype).requires_grad_()
     x = sample_sign(a, Logistic(), generator=seeded())
-    out = TIER1[name](a, x, Logistic(), tau=0.3, generator=seeded())
+    out = CHAIN_RULE[name](a, x, Logistic(), tau=0.3, generator=seeded())
     assert torch.equal(out, x) and out.dtype == dtype
     out.sum().backward()
     assert a.grad.dtype == dtype and bool(a.grad.isfinite().all()) and bool((a.grad >= 0).all())
 
 
-@tier1
+@every_chain_rule
 @pytest.mark.parametrize("lead", [(), (4,), (2, 4)])
 def test_samples_may_have_axes_in_front(name: str, lead: tuple[int, ...]) -> None:
     a = torch.linspace(-1, 1, 6).reshape(2, 3).double().requires_grad_()
     x = sample_sign(a, Logistic(), u=torch.rand(*lead, 2, 3, generator=seeded()).double())
     inner = (3,) if name == "gumbel_rao" else ()
     u = torch.rand(*inner, *lead, 2, 3, generator=seeded(1), dtype=torch.float64)
-    out = TIER1[name](a, x, Logistic(), tau=0.4, u=u)
+    out = CHAIN_RULE[name](a, x, Logistic(), tau=0.4, u=u)
     assert torch.equal(out, x)
     out.sum().backward()
     noise, total = ref.RefNoise("Logistic"), np.zeros((2, 3))
@@ -377,12 +377,14 @@ def test_samples_may_have_axes_in_front(name: str, lead: tuple[int, ...]) -> Non
     np.testing.assert_allclose(a.grad.numpy(), total, rtol=1e-9)
 
 
-@tier1
+@every_chain_rule
 def test_generators_and_uniforms_repeat_the_draw(name: str) -> None:
     a, x = torch.zeros(50).double().requires_grad_(), torch.ones(50).double()
 
     def factor(**options: object) -> torch.Tensor:
-        return torch.autograd.grad(TIER1[name](a, x, Logistic(), tau=0.3, **options).sum(), a)[0]
+        return torch.autograd.grad(CHAIN_RULE[name](a, x, Logistic(), tau=0.3, **options).sum(), a)[
+            0
+        ]
 
     first, again, other = (factor(generator=seeded(s)) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -399,9 +401,9 @@ def test_one_inner_sample_is_st_gumbel() -> None:
     assert torch.equal(g, h)
 
 
-@tier1
+@every_chain_rule
 def test_units_and_networks_hand_on_their_generator(name: str) -> None:
-    estimator = partial(TIER1[name], tau=0.3)
+    estimator = partial(CHAIN_RULE[name], tau=0.3)
     net = sbnlib.SBN(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2), estimator=estimator)
     grads = []
     for seed in (1, 1, 2):
@@ -422,13 +424,13 @@ def test_units_and_networks_hand_on_their_generator(name: str) -> None:
 
 
 @noises
-@tier1
+@every_chain_rule
 def test_vmap_with_different_randomness_draws_independently(name: str, noise_name: str) -> None:
     # Mean factor at two logits over 20 000 mapped draws, and their correlation: z, together 1e-6
     noise, a, x, tau = ref.RefNoise(noise_name, 1.3), [-0.5, 0.8], [1.0, -1.0], 0.4
     law, at, given = make_noise(noise_name, 1.3), torch.tensor(a).double(), torch.tensor(x).double()
     torch.manual_seed(5)
-    one = grad(lambda a: TIER1[name](a, given, law, tau=tau).sum())
+    one = grad(lambda a: CHAIN_RULE[name](a, given, law, tau=tau).sum())
     c = vmap(lambda _: one(at), randomness="different")(torch.zeros(20_000)).numpy()
     expected = mean_slopes(noise, np.array(a), np.array(x), tau)
     assert z_scores(c, expected).max() < z_limit(3)
@@ -526,7 +528,7 @@ def test_uniforms_and_states_of_a_wrong_shape_are_refused(shape: tuple[int, ...]
         st_gumbel(a, x, Logistic(), tau=0.5, u=wrong)
     with pytest.raises(ValueError, match="u must"):
         gumbel_rao(a, x, Logistic(), tau=0.5, num_inner=2, u=wrong)
-    for f in TIER1.values():
+    for f in CHAIN_RULE.values():
         with pytest.raises(ValueError, match="x must"):
             f(a, wrong, Logistic(), tau=0.5)
 
@@ -539,7 +541,10 @@ def test_the_shape_asked_for_is_the_one_to_hand_in() -> None:
 
 
 def test_bad_logits_and_noises_are_refused() -> None:
-    calls = [concrete, *(lambda a, n, *, tau, f=f: f(a, a, n, tau=tau) for f in TIER1.values())]
+    calls = [
+        concrete,
+        *(lambda a, n, *, tau, f=f: f(a, a, n, tau=tau) for f in CHAIN_RULE.values()),
+    ]
     for call in calls:
         with pytest.raises(TypeError, match="a must"):
             call(torch.zeros(3, dtype=torch.long), Logistic(), tau=0.5)

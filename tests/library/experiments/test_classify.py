@@ -13,7 +13,7 @@ from places import MEASUREMENTS
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sbnlib import data, registry
+from sbnlib import data, network_estimator, registry
 from sbnlib.experiments import classify, measurement, training
 from sbnlib.experiments.classify import Config
 from sbnlib.experiments.training import Classifier
@@ -377,7 +377,7 @@ def test_every_estimator_of_the_registry_trains_a_classifier(name: str) -> None:
     # estimators that evaluate the loss put axes in front of the batch; the targets must follow
     torch.manual_seed(0)
     net, head = SBN(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)), torch.nn.Linear(2, 3)
-    model = Classifier(net, head, registry.network_estimator(name))
+    model = Classifier(net, head, network_estimator(name))
     inputs, labels = torch.rand(5, 4), torch.tensor([0, 1, 2, 1, 0])
     values = model(inputs, labels, torch.Generator().manual_seed(0))
     assert values.shape == (5,)

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import sbnlib
-from sbnlib import exact_gradient, exact_moments, gpu_evidence, measure, registry
+from sbnlib import exact_gradient, exact_moments, measure, registry
 from sbnlib.accuracy import Accuracy, Estimate
 from sbnlib.exact import all_states
-from sbnlib.experiments import measurement
-from sbnlib.gpu_evidence import CPU, TINY, Notes, Section
+from sbnlib.experiments import gpu, measurement
+from sbnlib.experiments.gpu import CPU, TINY, Notes, Section
 
-NAMES = [section.name for section in gpu_evidence.SECTIONS]
-gpu = pytest.mark.skipif(not torch.cuda.is_available(),
+NAMES = [section.name for section in gpu.SECTIONS]
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(),
                          reason="needs CUDA: torch.cuda.is_available() is False")  # fmt: skip
 
 
@@ -40,13 +40,13 @@ def sections(monkeypatch):
 
     def put(**works):
         made = tuple(Section(name, work, 1) for name, work in works.items())
-        monkeypatch.setattr(gpu_evidence, "SECTIONS", made)
+        monkeypatch.setattr(gpu, "SECTIONS", made)
 
     return put
 
 
 def run(path, budget=60.0, sizes=TINY):
-    return gpu_evidence.run(CPU, budget, sizes, path, command="test")
+    return gpu.run(CPU, budget, sizes, path, command="test")
 
 
 # ------------------------------------------------------------------------------ the whole run
@@ -76,7 +76,7 @@ def test_the_file_says_where_it_comes_from(whole):
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(whole, measurement.SCHEMA)
     assert (whole["kind"], whole["commit"]) == ("gpu", "abc")
-    assert whole["command"].startswith("python -m sbnlib.gpu_evidence --device cpu")
+    assert whole["command"].startswith("python -m sbnlib.experiments.gpu --device cpu")
     assert {"python", "torch", "numpy", "cuda"} <= set(whole["versions"])
     (environment,) = parts(whole, "environment")
     assert environment["torch"] == torch.__version__
@@ -93,15 +93,15 @@ def test_every_time_has_a_spread_and_every_ratio_is_positive(whole):
 
 def test_every_estimator_and_every_noise_is_checked(whole):
     assert [row["name"] for row in parts(whole, "estimator")] == list(registry.ESTIMATORS)
-    assert {row["noise"] for row in parts(whole, "frequencies")} == set(gpu_evidence.LAWS)
+    assert {row["noise"] for row in parts(whole, "frequencies")} == set(gpu.LAWS)
     laws = {name for name in sbnlib.noise.__all__ if name != "Noise"}
-    assert set(gpu_evidence.LAWS) == laws
+    assert set(gpu.LAWS) == laws
 
 
 def test_import_needs_torch_and_numpy_only():
     extras = ["matplotlib", "sklearn", "lightning_fabric", "scipy", "pooch", "tqdm", "ipywidgets"]
     code = (f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
-            "import sbnlib.gpu_evidence")  # fmt: skip
+            "import sbnlib.gpu_evidence, sbnlib.experiments.gpu")  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -111,8 +111,8 @@ def test_import_needs_torch_and_numpy_only():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_cuda_it_says_so_and_does_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu_evidence, "run", lambda *a, **k: pytest.fail("ran"))
-    assert gpu_evidence.main([]) == 2
+    monkeypatch.setattr(gpu, "run", lambda *a, **k: pytest.fail("ran"))
+    assert gpu.main([]) == 2
     said = capsys.readouterr()
     assert "is_available() is False" in said.err and not said.out
     assert not list(tmp_path.iterdir())
@@ -121,7 +121,7 @@ def test_without_cuda_it_says_so_and_does_nothing(tmp_path, capsys, monkeypatch)
 def test_a_device_that_is_not_there_is_named(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert gpu_evidence.main(["--device", "cuda:1"]) == 2
+    assert gpu.main(["--device", "cuda:1"]) == 2
     assert "cuda:1 asked for, 1 there" in capsys.readouterr().err
 
 
@@ -132,13 +132,13 @@ def test_a_device_that_is_not_there_is_named(capsys, monkeypatch):
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(arguments, said, capsys):
     with pytest.raises(SystemExit) as caught:
-        gpu_evidence.main(arguments)
+        gpu.main(arguments)
     assert caught.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_a_failed_check_gives_1(sections, tmp_path, capsys):
     sections(good=lambda d, s, n: n.check("good", True), bad=lambda d, s, n: n.check("bad", False))
-    assert gpu_evidence.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "x.json")]) == 1
+    assert gpu.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "x.json")]) == 1
     assert measurement.read(tmp_path / "x.json")["checks"] == {"good": True, "bad": False}
     assert "failed: bad" in capsys.readouterr().err
 
@@ -156,10 +156,10 @@ def test_a_section_that_breaks_is_a_failed_check_and_the_rest_runs(sections, tmp
 def test_a_section_that_does_not_fit_is_left_out_with_all_after_it(sections, tmp_path):
     sections(a=lambda d, s, n: n.check("a", True), b=lambda *_: None, c=lambda *_: None)
     with pytest.MonkeyPatch.context() as patch:
-        wide = dataclasses.replace(gpu_evidence.SECTIONS[1], seconds=1e6)
-        made = (gpu_evidence.SECTIONS[0], wide, gpu_evidence.SECTIONS[2])
-        patch.setattr(gpu_evidence, "SECTIONS", made)
-        found = run(tmp_path / "x.json", sizes=gpu_evidence.FULL)
+        wide = dataclasses.replace(gpu.SECTIONS[1], seconds=1e6)
+        made = (gpu.SECTIONS[0], wide, gpu.SECTIONS[2])
+        patch.setattr(gpu, "SECTIONS", made)
+        found = run(tmp_path / "x.json", sizes=gpu.FULL)
     assert found["checks"] == {"a": True}
     assert parts(found, "left out")[0]["sections"] == ["b", "c"]
     assert measurement.read(tmp_path / "x.json") == json.loads(json.dumps(found))
@@ -190,9 +190,9 @@ def test_default_file_is_named_after_device_and_date(monkeypatch):
     monkeypatch.delenv("OUT", raising=False)
     date = time.strftime("%Y-%m-%d", time.gmtime())
     name = f"gpu-nvidia-h100-80gb-hbm3-{date}.json"
-    assert gpu_evidence.default_out(torch.device("cuda")) == Path(name)
+    assert gpu.default_out(torch.device("cuda")) == Path(name)
     monkeypatch.setenv("OUT", "some")
-    assert gpu_evidence.default_out(torch.device("cuda")) == Path("some") / name
+    assert gpu.default_out(torch.device("cuda")) == Path("some") / name
 
 
 # ---------------------------------------------------------------- the checks can tell wrong
@@ -200,7 +200,7 @@ def test_default_file_is_named_after_device_and_date(monkeypatch):
 
 def checks_of(section, monkeypatch, **replaced):
     for name, value in replaced.items():
-        monkeypatch.setattr(gpu_evidence, name, value)
+        monkeypatch.setattr(gpu, name, value)
     notes = Notes()
     section(CPU, TINY, notes)
     return [name for name, held in notes.checks.items() if not held]
@@ -210,7 +210,7 @@ def test_a_sampler_of_the_wrong_law_is_found(monkeypatch):
     def wrong(a, noise, **options):
         return sbnlib.sample_sign(a + 0.5, noise, **options)
 
-    failed = checks_of(gpu_evidence.sampler, monkeypatch, sample_sign=wrong)
+    failed = checks_of(gpu.sampler, monkeypatch, sample_sign=wrong)
     assert {f"sampler: frequencies, {name}" for name in ("Logistic", "Gaussian")} <= set(failed)
 
 
@@ -218,7 +218,7 @@ def test_a_zero_in_place_of_a_sign_is_found(monkeypatch):
     def wrong(a, noise, **options):
         return sbnlib.sample_sign(a, noise, **options).clamp_min(0)
 
-    failed = checks_of(gpu_evidence.sampler, monkeypatch, sample_sign=wrong)
+    failed = checks_of(gpu.sampler, monkeypatch, sample_sign=wrong)
     assert any("states are +-1" in name for name in failed)
 
 
@@ -226,7 +226,7 @@ def test_a_slope_without_its_factor_2_is_found(monkeypatch):
     def half(a, x, noise):
         return x + noise.pdf(a.detach()) * (a - a.detach())
 
-    failed = checks_of(gpu_evidence.straight, monkeypatch, straight_through=half)
+    failed = checks_of(gpu.straight, monkeypatch, straight_through=half)
     assert failed == ["straight-through: slope 2f(a), eager"]
 
 
@@ -238,7 +238,7 @@ def test_an_exact_sum_that_is_off_is_found(monkeypatch):
         calls.append(1)
         return value * (1 + 1e-11 * (len(calls) % 2)), grads
 
-    failed = checks_of(gpu_evidence.exact_sums, monkeypatch, exact_gradient=off)
+    failed = checks_of(gpu.exact_sums, monkeypatch, exact_gradient=off)
     assert failed
 
 
@@ -247,9 +247,9 @@ def test_largest_z():
         e = Estimate(value, se)
         return {"all": Accuracy(e, e, e, e, Estimate(0.0, 0.0), 1.0, 10)}
 
-    assert gpu_evidence.largest_z(one(1.0, 3.0), one(2.0, 4.0)) == pytest.approx(0.2)
-    assert gpu_evidence.largest_z(one(1.0, 0.0), one(1.0, 0.0)) == 0
-    assert gpu_evidence.largest_z(one(1.0, math.nan), one(1.0, 0.1)) > gpu_evidence.Z_STATISTICS
+    assert gpu.largest_z(one(1.0, 3.0), one(2.0, 4.0)) == pytest.approx(0.2)
+    assert gpu.largest_z(one(1.0, 0.0), one(1.0, 0.0)) == 0
+    assert gpu.largest_z(one(1.0, math.nan), one(1.0, 0.1)) > gpu.Z_STATISTICS
 
 
 # ------------------------------------------------------- sbnlib stays on its inputs' device
@@ -259,7 +259,7 @@ def test_largest_z():
 def test_tensors_are_made_on_the_device_of_the_inputs(name):
     # With "meta" as the default device, a tensor made without a device has no numbers, and any
     # use of it beside the inputs, which are on the CPU here, is an error.
-    problem = gpu_evidence._problem((2, 3, 3), 2, CPU)
+    problem = gpu._problem((2, 3, 3), 2, CPU)
     draws = torch.Generator("cpu").manual_seed(0)
     with torch.device("meta"):
         found = measure(*problem, name, 64, generator=draws)
@@ -271,7 +271,7 @@ def test_tensors_are_made_on_the_device_of_the_inputs(name):
 def test_states_and_signs_are_made_on_the_device_of_the_inputs():
     a = torch.linspace(-2, 2, 9, device="cpu")
     with torch.device("meta"):
-        for name in gpu_evidence.LAWS:
+        for name in gpu.LAWS:
             noise = getattr(sbnlib, name)()
             assert sbnlib.sample_sign(a, noise).device.type == "cpu"
             assert noise.pdf(noise.icdf(noise.cdf(a))).device.type == "cpu"
@@ -280,8 +280,8 @@ def test_states_and_signs_are_made_on_the_device_of_the_inputs():
 
 
 @pytest.mark.gpu
-@gpu
+@on_a_gpu
 def test_every_section_on_the_device(tmp_path):
-    found = gpu_evidence.run(torch.device("cuda"), 300.0, TINY, tmp_path / "x.json", command="test")
+    found = gpu.run(torch.device("cuda"), 300.0, TINY, tmp_path / "x.json", command="test")
     assert all(found["checks"].values()), found["checks"]
     assert [row["name"] for row in parts(found, "section")] == NAMES

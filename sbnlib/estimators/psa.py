@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbnlib.network import SBN, Loss, check_values
+from sbnlib.contracts import Loss, Network, evaluate
+from sbnlib.estimators.flips import flip_costs
 from sbnlib.units import sample_sign
 
 __all__ = ["psa"]
 
 
 def psa(
-    net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
+    net: Network, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
 ) -> Tensor:
     r"""Path sample-analytic (PSA) estimate of a fully connected network, a network estimator.
 
@@ -30,7 +31,7 @@ def psa(
     last one too, it is straight-through.
 
     Args:
-        net: layers must be ``nn.Linear``.
+        net: an :class:`sbnlib.SBN` whose layers are ``nn.Linear``.
         inputs: ``(..., B, n_0)``.
         loss: states ``(..., B, n_K)`` to ``(..., B)``; need not be differentiable.
         generator: source of randomness, on the device of ``inputs``.
@@ -54,7 +55,7 @@ def psa(
         pre.append(layer(x))
         x = sample_sign(pre[-1], net.noise, generator=generator)
         states.append(x)
-    value = check_values(loss(x), inputs.shape[:-1])
+    value = evaluate(loss, x)
     with torch.no_grad():
         gradients = _gradients(net, pre, states, loss, value)
     for a, g in zip(pre, gradients, strict=True):
@@ -63,10 +64,10 @@ def psa(
 
 
 def _gradients(
-    net: SBN, pre: list[Tensor], states: list[Tensor], loss: Loss, value: Tensor
+    net: Network, pre: list[Tensor], states: list[Tensor], loss: Loss, value: Tensor
 ) -> list[Tensor]:
     """f(a) x D for each layer, from the last to the first."""
-    d = _flip_costs(loss, states[-1], value)
+    d = flip_costs(loss, states[-1], value)
     gradients = []
     for k in reversed(range(len(pre))):
         a, x = pre[k], states[k]
@@ -76,12 +77,3 @@ def _gradients(
             change = net.noise.cdf(x * a)[..., :, None] - net.noise.cdf(x[..., :, None] * moved)
             d = (d[..., None, :] @ change)[..., 0, :]
     return gradients[::-1]
-
-
-def _flip_costs(loss: Loss, x: Tensor, value: Tensor) -> Tensor:
-    """L(x) - L(x with unit i flipped), for every i."""
-    n = x.shape[-1]
-    flip = 1 - 2 * torch.eye(n, dtype=x.dtype, device=x.device)
-    flipped = x * flip.reshape(n, *[1] * (x.dim() - 1), n)
-    others = check_values(loss(flipped), flipped.shape[:-1])
-    return value[..., None] - others.movedim(0, -1)

@@ -1,0 +1,650 @@
+"""What sbnlib computes on a GPU, checked against the CPU and timed, in one run of bounded length.
+
+    python -m sbnlib.experiments.gpu --budget 480 [--out FILE] [--device cuda] [--commit HASH]
+
+Sections run in order: environment, measured ceilings, the sampler, straight-through, statistics,
+exact sums, every estimator of the registry, compiled straight-through. The measurement file is
+rewritten after each, so that a kill loses one section at most. A section that does not fit into
+what is left of the budget is left out with all after it, and the file says so.
+
+A time is the median of several runs, taken twice: the smaller one is reported, with the relative
+difference as ``spread``. Ratios are to a copy of the same bytes in the same run. Frequencies and
+statistics are compared by z-tests; the limits stand in the rows.
+
+Exit status: 0 if every check held, 1 if one failed, 2 without the device (before any work). Only
+torch and numpy are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbnlib import noise as noises
+from sbnlib import registry
+from sbnlib.accuracy import Accuracy, measure
+from sbnlib.contracts import Loss
+from sbnlib.estimators import straight_through
+from sbnlib.exact import exact_gradient
+from sbnlib.experiments import measurement
+from sbnlib.network import SBN
+from sbnlib.noise import Logistic, Noise
+from sbnlib.units import sample_sign
+
+__all__ = ["FULL", "TINY", "Notes", "Sizes", "Timing", "main", "run", "seconds"]
+
+#: Probability that one of the frequency tests fails though nothing is wrong.
+FALSE_ALARM = 1e-6
+
+#: Limit of z for statistics. Standard errors come from 32 groups, so z has Student's tails: 8 is
+#: passed with probability 5e-9 at 31 degrees of freedom.
+Z_STATISTICS = 8.0
+
+#: Relative difference allowed between exact sums (float64) on two devices.
+TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything."""
+
+    copy_bytes: int = 4 << 30
+    gemm: int = 8192
+    elements: tuple[int, ...] = (1 << 26, 1 << 28)
+    samples: tuple[int, ...] = (100_000, 1_000_000)
+    estimator_samples: int = 2000
+    compared: tuple[int, ...] = (8, 12)
+    timed: tuple[int, ...] = (14, 16, 18)
+    patience: float = 0.4  # seconds of runs behind one median
+
+
+FULL = Sizes()
+#: For the tests, on any machine.
+TINY = Sizes(1 << 20, 64, (1 << 12, 1 << 14), (128, 256), 64, (3, 4), (5,), 0.001)
+
+
+@dataclass
+class Notes:
+    """What a run has found so far."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    checks: dict[str, bool] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
+
+    def row(self, part: str, **values: Any) -> None:
+        self.rows.append({"part": part, **values})
+        print(f"{part}: " + ", ".join(f"{k} {_brief(v)}" for k, v in values.items()), flush=True)
+
+    def check(self, name: str, held: bool) -> None:
+        self.checks[name] = bool(held)
+        if not held:
+            print(f"FAILED: {name}", flush=True)
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# Time --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds, and the relative difference of two measurements of them."""
+
+    seconds: float
+    spread: float
+
+    def row(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "spread": self.spread}
+
+
+def seconds(
+    work: Callable[[], object], device: torch.device, *, patience: float = 0.4, most: int = 50
+) -> Timing:
+    """The time of ``work`` on ``device``: a median, measured twice after one run to warm up.
+
+    Args:
+        work: what is timed.
+        device: where it runs; waited for.
+        patience: seconds of runs behind each median, at least one run and at most ``most``.
+    """
+    work()
+    first = _durations(work, device, 1)[0]
+    count = min(max(1, int(patience / max(first, 1e-9))), most)
+    medians = [statistics.median(_durations(work, device, count)) for _ in range(2)]
+    return Timing(min(medians), max(medians) / min(medians) - 1)
+
+
+def _durations(work: Callable[[], object], device: torch.device, count: int) -> list[float]:
+    if device.type != "cuda":
+        return [_wall(work) for _ in range(count)]
+    with torch.cuda.device(device):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        torch.cuda.synchronize()
+        marks[0].record()
+        for mark in marks[1:]:
+            work()
+            mark.record()
+        torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+
+
+def _wall(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return max(time.perf_counter() - start, 1e-9)
+
+
+def _copy(traffic: int, device: torch.device, patience: float) -> Timing:
+    """A copy on the device that reads and writes ``traffic`` bytes in all."""
+    source = torch.zeros(traffic // 8, device=device)
+    target = torch.empty_like(source)
+    return seconds(lambda: target.copy_(source), device, patience=patience)
+
+
+def _peak(work: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that ``work`` takes on the device beyond what was there; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+# Sections ----------------------------------------------------------------------------------------
+
+
+def environment(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    values: dict[str, Any] = {"name": measurement.describe_device(device)}
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        values |= {
+            "capability": f"{found.major}.{found.minor}",
+            "memory_bytes": found.total_memory,
+            "multiprocessors": found.multi_processor_count,
+            "driver": _driver(),
+        }
+    values |= {"cuda": torch.version.cuda or "none", "torch": torch.__version__}
+    notes.row("environment", **values, cpu=measurement.describe_device("cpu"))
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.split("\n")[0].strip() or "unknown"
+
+
+def ceilings(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """What the device can do at most: memory traffic and bf16 products, measured."""
+    copy = _copy(sizes.copy_bytes, device, sizes.patience)
+    notes.row("copy", bytes=sizes.copy_bytes, **copy.row(),
+              gigabytes_per_second=sizes.copy_bytes / copy.seconds / 1e9)  # fmt: skip
+    n = sizes.gemm
+    a, b = (torch.rand(n, n, device=device).to(torch.bfloat16) for _ in range(2))
+    gemm = seconds(lambda: a @ b, device, patience=sizes.patience)
+    notes.row("bf16 product", n=n, **gemm.row(), teraflops=2 * n**3 / gemm.seconds / 1e12)
+
+
+def sampler(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """sample_sign: its law, its edge cases, its time relative to a copy."""
+    for name in LAWS:
+        _frequencies(name, device, sizes, notes)
+    _rare_events(device, sizes, notes)
+    a = torch.linspace(-3, 3, 1001, device=device)
+    draws = [sample_sign(a, Logistic(), generator=_generator(device, 7)) for _ in range(2)]
+    notes.check("sampler: the same seed gives the same states", torch.equal(*draws))
+    notes.check("sampler: NaN logits give NaN, or an error on a CPU", _nan_is_kept(device))
+    for n in sizes.elements:
+        _sampler_time(n, device, sizes, notes)
+
+
+def _logistic(a: float) -> float:
+    return 1 / (1 + math.exp(-a))
+
+
+def _triangular(a: float) -> float:
+    tail = max(0.0, 1 - abs(a)) ** 2 / 2
+    return tail if a <= 0 else 1 - tail
+
+
+#: The distribution functions once more, in plain Python, so that the check is of two sources.
+LAWS: dict[str, Callable[[float], float]] = {
+    "Logistic": _logistic,
+    "Uniform": lambda a: min(max((1 + a) / 2, 0.0), 1.0),
+    "Triangular": _triangular,
+    "Gaussian": lambda a: math.erfc(-a / math.sqrt(2)) / 2,
+    "Cauchy": lambda a: 0.5 + math.atan(a) / math.pi,
+    "FastSigmoid": lambda a: (1 + a / (1 + abs(a))) / 2,
+}
+
+
+def _frequencies(name: str, device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """Share of +1 at eight logits; a certain event must happen every time."""
+    noise: Noise = getattr(noises, name)()
+    logits = torch.linspace(-1.25, 1.25, 8, device=device)
+    draws = sizes.elements[0] // len(logits)
+    x = sample_sign(logits[:, None].expand(-1, draws), noise, generator=_generator(device, 1))
+    counts, largest = (x > 0).sum(dim=1).tolist(), 0.0
+    certain = bool((x.abs() == 1).all())
+    for a, count in zip(logits.double().tolist(), counts, strict=True):
+        p = LAWS[name](a)
+        if p in (0.0, 1.0):
+            certain &= count == p * draws
+        else:
+            largest = max(largest, abs(count - draws * p) / math.sqrt(draws * p * (1 - p)))
+    limit = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * len(logits) * len(LAWS)))
+    notes.row("frequencies", noise=name, draws=draws, largest_z=largest, limit=limit)
+    notes.check(f"sampler: frequencies, {name}", largest < limit)
+    notes.check(f"sampler: states are +-1 and certain events certain, {name}", certain)
+
+
+def _rare_events(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """An event of probability 1e-9: float32 uniforms would show it sixty times too often."""
+    a = torch.full((sizes.elements[-1],), -20.723266, device=device)
+    count = int((sample_sign(a, Logistic(), generator=_generator(device, 2)) > 0).sum())
+    expected = len(a) * _logistic(-20.723266)
+    notes.row("rare events", draws=len(a), found=count, expected=expected, limit=6)
+    notes.check("sampler: rare events are rare", count <= 6)  # Poisson(0.27): chance 2e-8
+
+
+def _nan_is_kept(device: torch.device) -> bool:
+    a = torch.zeros(1000, device=device)
+    a[::7] = torch.nan
+    try:
+        x = sample_sign(a, Logistic())
+    except ValueError:
+        return device.type == "cpu"
+    return torch.equal(x.isnan(), a.isnan()) and bool((x[~a.isnan()].abs() == 1).all())
+
+
+def _sampler_time(n: int, device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    a, draws = _logits(n, device), _generator(device, 3)
+    copy = _copy(8 * n, device, sizes.patience)  # reads a, writes x: 4 bytes each
+    time_ = seconds(lambda: sample_sign(a, Logistic(), generator=draws), device,
+                    patience=sizes.patience)  # fmt: skip
+    ratio = time_.seconds / copy.seconds
+    notes.row("sample_sign", elements=n, **time_.row(), copy_seconds=copy.seconds, ratio=ratio)
+    notes.ratios[f"sample_sign, {n} float32 logits, over a copy"] = ratio
+
+
+def straight(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """Sampling with straight-through, forward and backward, as it is called without a compiler."""
+    n, draws = sizes.elements[-1], _generator(device, 4)
+    a = _logits(n, device).requires_grad_()
+    _step_times("eager", lambda: _unit(a, draws), a, sizes, notes)
+
+
+def compiled(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """The same under torch.compile, uniforms handed in (one more tensor to read)."""
+    n = sizes.elements[-1]
+    a = _logits(n, device).requires_grad_()
+    u = torch.rand(n, generator=_generator(device, 5), device=device)
+    plain = _unit(a, u=u)
+    try:
+        unit = torch.compile(_unit, fullgraph=True)
+        x = unit(a, u=u)
+    except Exception as error:  # a compiler that does not work here is a finding, not a failure
+        notes.row("straight_through", how="compiled", error=_first_line(error))
+        return
+    p = torch.sigmoid(a.detach())
+    clear = (u - p).abs() > 1e-6  # a compiler may round F(a) otherwise
+    notes.check("straight-through: compiled states are those of eager code",
+                torch.equal(x[clear], plain[clear]))  # fmt: skip
+    del plain, p, clear, x
+    _step_times("compiled, u handed in", lambda: unit(a, u=u), a, sizes, notes, reads=8)
+
+
+def _unit(a: Tensor, generator: torch.Generator | None = None, u: Tensor | None = None) -> Tensor:
+    x = sample_sign(a, Logistic(), generator=generator, u=u)
+    return straight_through(a, x, Logistic())
+
+
+def _step_times(
+    how: str,
+    forward: Callable[[], Tensor],
+    a: Tensor,
+    sizes: Sizes,
+    notes: Notes,
+    reads: int = 4,
+) -> None:
+    """Forward reads ``reads`` bytes an element and writes 4; backward reads 8 and writes 4."""
+    n, device = a.numel(), a.device
+    out = forward()
+    g = torch.empty_like(out).uniform_(-1, 1, generator=_generator(device, 6))
+
+    def backward() -> Tensor:
+        return torch.autograd.grad(out, a, g, retain_graph=True)[0]
+
+    notes.check(f"straight-through: slope 2f(a), {how}", _slope_is_right(a, g, backward()))
+    notes.check(f"straight-through: values +-1, {how}", bool((out.detach().abs() == 1).all()))
+    for part, work, traffic in (("forward", forward, reads + 4), ("backward", backward, 12)):
+        copy = _copy(traffic * n, device, sizes.patience)
+        time_ = seconds(work, device, patience=sizes.patience)
+        ratio = time_.seconds / copy.seconds
+        notes.row("straight_through", how=how, direction=part, elements=n, **time_.row(),
+                  copy_seconds=copy.seconds, bytes_an_element=traffic, ratio=ratio)  # fmt: skip
+        notes.ratios[f"straight-through {part}, {how}, over a copy of the same bytes"] = ratio
+
+
+def _slope_is_right(a: Tensor, g: Tensor, found: Tensor) -> bool:
+    part = slice(0, 1 << 20)
+    b = a.detach()[part].double()
+    slope = 2 / (2 + b.exp() + (-b).exp()) * g[part].double()
+    return torch.allclose(found[part].double(), slope, rtol=2e-6, atol=1e-12)
+
+
+def statistics_of_st(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """``measure`` here and on the CPU, with other random numbers."""
+    here, there, peaks = _problem((2, 6, 6, 6), 1, device), _problem((2, 6, 6, 6), 1, CPU), []
+    for m in sizes.samples:
+        ours, theirs = _measured(here, m, 11), _measured(there, m, 12)
+        z = largest_z(ours(), theirs())
+        peaks.append(_peak(ours, device))
+        time_, cpu = (seconds(w, d, patience=0) for w, d in ((ours, device), (theirs, CPU)))
+        ratio = cpu.seconds / time_.seconds
+        notes.row("measure", estimator="straight_through", samples=m, **time_.row(),
+                  cpu_seconds=cpu.seconds, ratio=ratio, largest_z=z, limit=Z_STATISTICS,
+                  peak_bytes=peaks[-1])  # fmt: skip
+        notes.ratios[f"measure, {m} samples, CPU over device"] = ratio
+        notes.check(f"statistics agree with the CPU, {m} samples", z < Z_STATISTICS)
+    if None not in peaks:
+        notes.check("statistics: memory does not grow with the samples",
+                    peaks[-1] <= 1.01 * peaks[0])  # fmt: skip
+
+
+def _measured(
+    problem: Problem, samples: int, seed: int, estimator: str = "straight_through"
+) -> Callable[[], dict[str, Accuracy]]:
+    draws = _generator(problem[1].device, seed)
+    return lambda: measure(*problem, estimator, samples, generator=draws)
+
+
+def largest_z(a: Mapping[str, Accuracy], b: Mapping[str, Accuracy]) -> float:
+    """The largest difference of two measurements, in its standard errors.
+
+    cosine_of_mean is left out: near 1 its error is no longer normal.
+    """
+    pairs = [
+        (getattr(a[name], what), getattr(b[name], what))
+        for name in a
+        for what in ("bias2", "variance", "mse", "cosine")
+    ]
+    return max(_z(x.value - y.value, math.hypot(x.se, y.se)) for x, y in pairs)
+
+
+def _z(difference: float, se: float) -> float:
+    if not math.isfinite(difference) or not math.isfinite(se):
+        return 1e9  # JSON has no infinity
+    return abs(difference) / max(se, 1e-12)
+
+
+def exact_sums(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """exact_gradient here and on the CPU; then wider nets as far as memory goes."""
+    for n in (*sizes.compared, *sizes.timed):
+        need = 80 * 2 ** (n + n // 2 + n % 2)
+        if device.type == "cuda" and need > torch.cuda.mem_get_info(device)[0]:
+            notes.row("exact_gradient", units=n, left_out=f"needs about {need / 2**30:.0f} GiB")
+        else:
+            _exact_sum(n, device, sizes, notes)
+
+
+def _exact_sum(n: int, device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    here = _problem((5, n, n, n), 1, device)
+    time_ = seconds(lambda: exact_gradient(*here), device, patience=sizes.patience)
+    values: dict[str, Any] = time_.row()
+    values["peak_bytes"] = _peak(lambda: exact_gradient(*here), device)
+    if n <= 16:  # wider ones take a CPU minutes
+        there = _problem((5, n, n, n), 1, CPU)
+        values["difference"] = _difference(exact_gradient(*here), exact_gradient(*there))
+        cpu = seconds(lambda: exact_gradient(*there), CPU, patience=0)
+        values |= {"cpu_seconds": cpu.seconds, "ratio": cpu.seconds / time_.seconds}
+        notes.check(f"exact sums agree with the CPU, n = {n}", values["difference"] < TOLERANCE)
+        notes.ratios[f"exact_gradient 5-{n}-{n}-{n}, CPU over device"] = values["ratio"]
+    notes.row("exact_gradient", units=n, layers=3, **values)
+
+
+def _difference(a: tuple[Tensor, dict[str, Tensor]], b: tuple[Tensor, dict[str, Tensor]]) -> float:
+    """Largest difference of the value and the gradients, relative to the largest entry of each."""
+    pairs = zip((a[0], *a[1].values()), (b[0], *b[1].values()), strict=True)
+    return max(float((x.cpu() - y).abs().max() / y.abs().max()) for x, y in pairs)
+
+
+def estimators(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """Every estimator of the registry: its statistics here and on the CPU."""
+    here, there = _problem((2, 3, 3), 2, device), _problem((2, 3, 3), 2, CPU)
+    for name in registry.ESTIMATORS:
+        m = sizes.estimator_samples
+        ours, theirs = _measured(here, m, 21, name), _measured(there, m, 22, name)
+        start = time.perf_counter()
+        found = ours()
+        taken = time.perf_counter() - start
+        z = largest_z(found, theirs())
+        notes.row("estimator", name=name, samples=m, seconds_once=taken, largest_z=z,
+                  limit=Z_STATISTICS)  # fmt: skip
+        notes.check(f"estimator agrees with the CPU, {name}", z < Z_STATISTICS)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the run, with the seconds it is taken to need."""
+
+    name: str
+    work: Callable[[torch.device, Sizes, Notes], None]
+    seconds: float
+
+
+SECTIONS = (
+    Section("environment", environment, 1),
+    Section("ceilings", ceilings, 20),
+    Section("sampler", sampler, 40),
+    Section("straight-through", straight, 20),
+    Section("statistics", statistics_of_st, 60),
+    Section("exact sums", exact_sums, 70),
+    Section("estimators", estimators, 90),
+    Section("compiled straight-through", compiled, 90),
+)
+
+# Problems ----------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+Problem = tuple[SBN, Tensor, Loss]
+
+
+def _problem(widths: Sequence[int], batch: int, device: torch.device) -> Problem:
+    """A net, inputs and a smooth loss, the same numbers on every device; float64."""
+    draws = _generator(CPU, 0)
+
+    def numbers(*shape: int) -> Tensor:
+        u = torch.rand(shape, generator=draws, dtype=torch.float64)
+        return (2 * u - 1).to(device)
+
+    pairs = zip(widths, widths[1:], strict=False)
+    net = SBN(*(nn.Linear(m, n, dtype=torch.float64, device=device) for m, n in pairs))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(1.5 * numbers(*p.shape))
+    inputs, w, targets = numbers(batch, widths[0]), numbers(widths[-1]), numbers(batch)
+    return net, inputs, lambda x: (torch.tanh(x @ w) - targets).square()
+
+
+def _logits(n: int, device: torch.device) -> Tensor:
+    return torch.empty(n, device=device).uniform_(-4, 4, generator=_generator(device, 8))
+
+
+def _generator(device: torch.device, seed: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+# The run -----------------------------------------------------------------------------------------
+
+
+class OutOfTime(BaseException):
+    """The budget ran out inside a section. Not an Exception, so that no section swallows it."""
+
+
+def run(
+    device: torch.device, budget: float, sizes: Sizes, out: Path, *, command: str, commit: str = ""
+) -> dict[str, Any]:
+    """Run the sections that fit into ``budget`` seconds; the measurement, as written to ``out``.
+
+    Args:
+        device: a CUDA device, or the CPU (for the tests).
+        budget: seconds for all of it.
+        sizes: how much of everything.
+        out: the file, rewritten whole after each section.
+        command: what the file says it was made by.
+        commit: the commit of the code, where git cannot tell.
+    """
+    start, notes = time.monotonic(), Notes()
+    head = measurement.record(kind="gpu", command=command, device=measurement.describe_device(
+        device), seeds=[], rows=[])  # fmt: skip
+    head |= {"commit": commit} if commit else {}
+    head["versions"]["cuda"] = torch.version.cuda or "none"
+    for k, section in enumerate(SECTIONS):
+        left = budget - (time.monotonic() - start)
+        needed = section.seconds if sizes is FULL else 0.0
+        if left <= needed or not _ran_in_time(section, left, device, sizes, notes):
+            notes.row("left out", sections=[s.name for s in SECTIONS[k:]], budget=budget)
+            break
+        measurement.write(out, head | vars(notes))
+    measurement.write(out, head | vars(notes))
+    return head | vars(notes)
+
+
+def _ran_in_time(
+    section: Section, left: float, device: torch.device, sizes: Sizes, notes: Notes
+) -> bool:
+    """Run one section; False if time ran out. A section that breaks is a failed check."""
+    start = time.monotonic()
+    try:
+        with _alarm(left):
+            section.work(device, sizes, notes)
+    except OutOfTime:
+        return False
+    except Exception as error:
+        notes.row("error", section=section.name, error=_first_line(error))
+        notes.check(f"{section.name}: ran to its end", False)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    notes.row("section", name=section.name, seconds=time.monotonic() - start)
+    return True
+
+
+@contextmanager
+def _alarm(after: float) -> Iterator[None]:
+    """Raise OutOfTime in here after so many seconds, where the system has alarms."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not hasattr(signal, "SIGALRM") or not main_thread:
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, after)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def default_out(device: torch.device) -> Path:
+    """``gpu-<device>-<date>.json``, in the folder $OUT if that is set."""
+    name = re.sub(r"[^a-z0-9]+", "-", measurement.describe_device(device).lower()).strip("-")
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    return Path(os.environ.get("OUT") or ".") / f"gpu-{name}-{date}.json"
+
+
+def _device(text: str) -> torch.device:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be cuda or cuda:N, got {text!r}")
+    return torch.device(text)
+
+
+def _missing(device: torch.device) -> str:
+    """Why ``device`` cannot be used; nothing if it can."""
+    if device.type == "cpu":
+        return ""
+    if not torch.cuda.is_available():
+        return "torch.cuda.is_available() is False"
+    count = torch.cuda.device_count()
+    return f"{device} asked for, {count} there" if (device.index or 0) >= count else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sbnlib.experiments.gpu",
+        description="Check and time sbnlib on a GPU; write a measurement file.",
+    )
+    parser.add_argument("--budget", type=float, default=480.0, help="seconds in all (480)")
+    parser.add_argument("--out", type=Path, help="file to write (gpu-DEVICE-DATE.json)")
+    parser.add_argument("--device", type=_device, default="cuda", help="cuda or cuda:1")
+    parser.add_argument("--commit", default="", help="commit of the code, where git cannot tell")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    device = options.device
+    if not options.budget > 0:
+        parser.error(f"--budget must be a number of seconds > 0, got {options.budget}")
+    if missing := _missing(device):
+        print(f"gpu: no CUDA device: {missing}; nothing was run", file=sys.stderr)
+        return 2
+    command = " ".join(
+        ["python -m sbnlib.experiments.gpu", *(sys.argv[1:] if argv is None else argv)]
+    )
+    out = options.out or default_out(device)
+    sizes = TINY if options.tiny else FULL
+    found = run(device, options.budget, sizes, out, command=command, commit=options.commit)
+    return report(found, out)
+
+
+def report(found: Mapping[str, Any], out: Path) -> int:
+    """Say what failed and what was left out; the exit status."""
+    failed = [name for name, held in found["checks"].items() if not held]
+    for row in found["rows"]:
+        if row["part"] == "left out":
+            print(f"gpu: left out: {', '.join(row['sections'])}", file=sys.stderr)
+    for name in failed:
+        print(f"gpu: failed: {name}", file=sys.stderr)
+    print(f"{len(found['checks']) - len(failed)} of {len(found['checks'])} checks held; {out}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
