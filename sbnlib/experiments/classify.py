@@ -18,14 +18,11 @@ seed)`` repeats one line of it.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -37,10 +34,10 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from sbnlib import data as datasets
-from sbnlib import noise as noises
 from sbnlib import registry
 from sbnlib.data import Dataset, Split
 from sbnlib.experiments import measurement
+from sbnlib.experiments.protocol import Row, Runs, resume_folder, search_and_final, summary
 from sbnlib.experiments.training import (
     EVALUATION,
     WEIGHTS,
@@ -48,21 +45,19 @@ from sbnlib.experiments.training import (
     Recipe,
     TanhNet,
     backprop,
-    cached,
     fit,
     generator,
     linear,
+    threads,
 )
 from sbnlib.network import SBN, network_estimator
+from sbnlib.noise import NOISES, as_noise
 
 __all__ = ["MODELS", "Config", "run", "summarize", "train"]
 
-Row = dict[str, Any]
 #: The two models, each with the prediction by which its setting is chosen.
 MODELS = {"sbn": "ten", "tanh": "tanh"}
-NOISES = {name.lower(): getattr(noises, name) for name in noises.__all__ if name != "Noise"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-SEARCH_SEED = 1_000_000  # none of the seeds 0, 1, ... that are reported
 SAMPLES = 10
 
 
@@ -200,9 +195,10 @@ def train(
     fabric = fabric or launch(config)
     data = _on_device(config, fabric, data or load(config))
     net = build(config, model, data, gain, seed)
-    recipe = Recipe(lr, seed, config.epochs, config.batch_size, config.schedule == "cosine")
-    with _threads(config.threads):
-        fit(fabric, net, data.train, recipe, checkpoint=checkpoint, after_epoch=after_epoch)
+    adam = torch.optim.Adam(net.parameters(), lr=lr)
+    recipe = Recipe(seed, config.epochs, config.batch_size, config.schedule == "cosine")
+    with threads(config.threads):
+        fit(fabric, net, data.train, [adam], recipe, checkpoint=checkpoint, after_epoch=after_epoch)
         draw = generator(fabric.device, seed, EVALUATION)
         validation, loss = evaluate(net, model, data.validation, draw)
         test, _ = evaluate(net, model, data.test, draw)
@@ -217,17 +213,6 @@ def train(
     }
 
 
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads, and put back what was set before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def build(config: Config, model: str, data: Dataset, gain: float, seed: int) -> Classifier:
     """An untrained model on ``data``'s device."""
     inputs, dtype = data.train.inputs, DTYPES[config.dtype]
@@ -237,7 +222,7 @@ def build(config: Config, model: str, data: Dataset, gain: float, seed: int) -> 
     head = linear(sizes[-1], data.num_classes, 1.0, draw, dtype)
     if model == "tanh":
         return Classifier(TanhNet(*layers), head, backprop).to(inputs.device)
-    net = SBN(*layers, noise=NOISES[config.noise.lower()]())
+    net = SBN(*layers, noise=as_noise(config.noise))
     return Classifier(net, head, network_estimator(config.estimator)).to(inputs.device)
 
 
@@ -321,74 +306,35 @@ def run(
             (bit for bit on a CPU).
         progress: whether to show a progress bar.
     """
-    from tqdm import tqdm
-
     data = data or load(config)
     fabric = fabric or launch(config)
     data = _on_device(config, fabric, data)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    grid = len(config.lr) * len(config.gain)
-    total = len(MODELS) * (grid * (grid > 1) + config.seeds) * config.epochs
-    with tqdm(total=total, unit="epoch", disable=not progress or not fabric.is_global_zero) as bar:
-        one = partial(_one, config, fabric, data, folder, bar)
-        search = {model: _search(config, model, one) for model in MODELS}
-        final = {model: _final(config, model, search[model], one) for model in MODELS}
+    trials = [(lr, gain) for gain in config.gain for lr in config.lr]
+    count = len(MODELS) * (len(trials) * (len(trials) > 1) + config.seeds)
+    with Runs(fabric, folder, count=count, epochs=config.epochs, progress=progress) as runs:
+        found = {
+            model: search_and_final(
+                trials, partial(_one, config, data, runs, model), seeds=config.seeds, score=_score
+            )
+            for model in MODELS
+        }
+    search, final = ({model: rows[k] for model, rows in found.items()} for k in (0, 1))
     return _measurement(config, fabric, search, final)
 
 
 def _one(
-    config: Config,
-    fabric: Fabric,
-    data: Dataset,
-    folder: Path | None,
-    bar: Any,
-    model: str,
-    lr: float,
-    gain: float,
-    seed: int,
+    config: Config, data: Dataset, runs: Runs, model: str, trial: tuple[float, float], seed: int
 ) -> Row:
     """One training run, or its row if it is known from before."""
-    seen = bar.n
-    bar.set_description(f"{model} lr {lr:g} gain {gain:g} seed {seed}")
-    row = cached(
-        fabric,
-        folder,
-        f"{model}-{lr}-{gain}-{seed}",
-        lambda checkpoint: train(
-            config,
-            model,
-            lr,
-            gain,
-            seed,
-            fabric=fabric,
-            data=data,
-            checkpoint=checkpoint,
-            after_epoch=bar.update,
-        ),
-    )
-    bar.update(seen + config.epochs - bar.n)
-    return row
+    lr, gain = trial
+    compute = partial(train, config, model, lr, gain, seed, fabric=runs.fabric, data=data)
+    words = f"{model} lr {lr:g} gain {gain:g} seed {seed}"
+    return runs.row(f"{model}-{lr}-{gain}-{seed}", words, compute)
 
 
-def _search(config: Config, model: str, one: Callable[..., Row]) -> list[Row]:
-    """The validation results of every setting; none if there is but one setting."""
-    settings = [(lr, gain) for gain in config.gain for lr in config.lr]
-    rows = [one(model, *setting, SEARCH_SEED) for setting in settings] if settings[1:] else []
-    return [{"part": "search"} | {k: v for k, v in row.items() if k != "test"} for row in rows]
-
-
-def best(rows: Sequence[Row]) -> Row:
-    """The row of highest validation accuracy; among equals, of lowest validation loss."""
-    return max(rows, key=lambda r: (r["validation"][MODELS[r["model"]]], -r["validation_loss"]))
-
-
-def _final(config: Config, model: str, search: list[Row], one: Callable[..., Row]) -> list[Row]:
-    chosen = best(search) if search else {"lr": config.lr[0], "gain": config.gain[0]}
-    return [
-        {"part": "final"} | one(model, chosen["lr"], chosen["gain"], seed)
-        for seed in range(config.seeds)
-    ]
+def _score(row: Row) -> tuple[float, float]:
+    """Validation accuracy; among equals, minus validation loss."""
+    return row["validation"][MODELS[row["model"]]], -row["validation_loss"]
 
 
 def summarize(final: dict[str, list[Row]]) -> list[Row]:
@@ -404,12 +350,8 @@ def summarize(final: dict[str, list[Row]]) -> list[Row]:
     rows = []
     for column in [*_columns(final["sbn"]), *_columns(final["tanh"])]:
         values = column.pop("values")
-        mean, se = _mean_se(values)
-        row = {"part": "summary", **column, "mean": mean, "se": se}
-        if column["model"] != "tanh":
-            gap, gap_se = _mean_se([a - b for a, b in zip(values, twin, strict=True)])
-            row |= {"minus_twin": gap, "minus_twin_se": gap_se}
-        rows.append(row)
+        other = None if column["model"] == "tanh" else twin
+        rows.append({"part": "summary", **column, **summary(values, other)})
     return rows
 
 
@@ -424,11 +366,6 @@ def _columns(rows: list[Row]) -> list[Row]:
     ]
 
 
-def _mean_se(values: Sequence[float]) -> tuple[float, float | None]:
-    se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return statistics.fmean(values), se
-
-
 def _measurement(
     config: Config, fabric: Fabric, search: dict[str, list[Row]], final: dict[str, list[Row]]
 ) -> Row:
@@ -438,7 +375,7 @@ def _measurement(
     }
     checks = {"same_number_of_trials": len(search["sbn"]) == len(search["tanh"]), **inside}
     rows = [*search["sbn"], *search["tanh"], *final["sbn"], *final["tanh"], *summarize(final)]
-    with _threads(config.threads):
+    with threads(config.threads):
         device = measurement.describe_device(fabric.device)
     return measurement.record(
         kind="classify",
@@ -480,12 +417,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _resume_folder(parent: Path, config: Config) -> Path:
-    """A folder for this experiment only: same settings, same commit, same torch."""
-    key = json.dumps([asdict(config), measurement.commit(), torch.__version__])
-    return parent / f"classify-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
 def report(result: Row) -> str:
     """The summary as a table, in percent."""
     rows = [row for row in result["rows"] if row["part"] == "summary"]
@@ -508,7 +439,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:  # DataError, and Fabric's "no such device"
         parser.error(str(error))
     out = out or Path("runs") / f"classify-{config.data}.json"
-    folder = _resume_folder(parent, config)
+    folder = resume_folder(parent, "classify", asdict(config))
     result = run(config, fabric=fabric, data=data, folder=folder, progress=True)
     if fabric.is_global_zero:
         measurement.write(out, result)

@@ -8,10 +8,10 @@ save, on any number of devices.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ from torch.nn.functional import cross_entropy
 
 from sbnlib.contracts import NetworkEstimator
 from sbnlib.data import Split
-from sbnlib.experiments.measurement import write_whole
 
-__all__ = ["Classifier", "Recipe", "TanhNet", "backprop", "cached", "fit", "generator", "linear"]
+__all__ = ["Classifier", "Recipe", "TanhNet", "backprop", "fit", "generator", "linear", "threads"]
 
 ORDER, NOISE, WEIGHTS, EVALUATION = range(4)  # what random numbers are drawn for
 
@@ -79,17 +78,35 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: Adam at ``lr``, brought down to 0 along a half cosine if ``cosine``."""
+    """How to train.
 
-    lr: float
+    Attributes:
+        seed: of the order of the images and of the noise.
+        epochs, batch_size: length of the run and size of a step.
+        cosine: whether the learning rates are brought down to 0 along a half cosine.
+        keys: the dtype of the random keys by which the images are put in order.
+    """
+
     seed: int
     epochs: int
     batch_size: int
     cosine: bool = True
+    keys: torch.dtype = torch.float64
 
-    def lr_at(self, epoch: int) -> float:
-        decay = (1 + math.cos(math.pi * epoch / self.epochs)) / 2 if self.cosine else 1.0
-        return self.lr * decay
+    def decay(self, epoch: int) -> float:
+        """The factor on every learning rate in this epoch."""
+        return (1 + math.cos(math.pi * epoch / self.epochs)) / 2 if self.cosine else 1.0
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads, and put back what was set before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def generator(device: torch.device | str, *key: int) -> torch.Generator:
@@ -114,6 +131,7 @@ def fit(
     fabric: Fabric,
     model: Classifier,
     data: Split,
+    optimizers: Sequence[torch.optim.Optimizer],
     recipe: Recipe,
     *,
     checkpoint: Path | None = None,
@@ -121,46 +139,56 @@ def fit(
 ) -> None:
     """Train ``model`` in place on ``data``, which lies on fabric's device.
 
-    With ``checkpoint`` the state is written there after every epoch, and training goes on from it
-    if it exists.
+    Each step is one of every optimizer, on the same gradient; the learning rates they come with are
+    those of the first epoch. With ``checkpoint`` the state is written there after every epoch, and
+    training goes on from it if it exists.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
-    wrapped, optimizer = fabric.setup(model, optimizer)
-    state = {"model": wrapped, "optimizer": optimizer}
+    rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    wrapped, *moving = fabric.setup(model, *optimizers)
+    state = {"model": wrapped} | {f"optimizer {k}": o for k, o in enumerate(moving)}
     start = _restore(fabric, checkpoint, state)
     for epoch in range(recipe.epochs):
         if epoch >= start:
-            _train_epoch(fabric, wrapped, optimizer, data, recipe, epoch)
+            _set_rates(moving, rates, recipe.decay(epoch))
+            _train_epoch(fabric, wrapped, moving, data, recipe, epoch)
             _save(fabric, checkpoint, state | {"epoch": epoch + 1})
         after_epoch()
+
+
+def _set_rates(
+    optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Sequence[float]], decay: float
+) -> None:
+    for optimizer, first in zip(optimizers, rates, strict=True):
+        for group, lr in zip(optimizer.param_groups, first, strict=True):
+            group["lr"] = lr * decay
 
 
 def _train_epoch(
     fabric: Fabric,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     data: Split,
     recipe: Recipe,
     epoch: int,
 ) -> None:
     """One pass in random order. Each device takes its share of every batch; a last, smaller batch
     is left out, another one each time."""
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.lr_at(epoch)
     rank, size = fabric.global_rank, recipe.batch_size
     noise = generator(fabric.device, recipe.seed, epoch, NOISE, rank)
     for batch in _order(len(data), recipe, epoch).to(fabric.device).split(size):
         if len(batch) == size:
             own = batch[rank :: fabric.world_size]
             loss = model(data.inputs[own], data.labels[own], noise).mean()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             fabric.backward(loss)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
 
 
 def _order(count: int, recipe: Recipe, epoch: int) -> Tensor:
     draw = generator("cpu", recipe.seed, epoch, ORDER)
-    return torch.rand(count, generator=draw, dtype=torch.float64).argsort()
+    return torch.rand(count, generator=draw, dtype=recipe.keys).argsort()
 
 
 def _restore(fabric: Fabric, checkpoint: Path | None, state: dict[str, Any]) -> int:
@@ -179,31 +207,3 @@ def _save(fabric: Fabric, checkpoint: Path | None, state: dict[str, Any]) -> Non
     if fabric.is_global_zero:
         os.replace(part, checkpoint)
     fabric.barrier()
-
-
-def cached(
-    fabric: Fabric, folder: Path | None, name: str, compute: Callable[[Path | None], dict[str, Any]]
-) -> dict[str, Any]:
-    """The row ``compute(checkpoint)`` returns, kept as ``folder/name.json`` once it is known.
-
-    A row that is there already is read instead; one cut off by a kill is computed again. All
-    devices get the row of the first.
-    """
-    if folder is None:
-        return fabric.broadcast(compute(None))
-    path = folder / f"{name}.json"
-    row = fabric.broadcast(_stored(path) if fabric.is_global_zero else None)
-    if row is None:
-        checkpoint = folder / f"{name}.ckpt"
-        row = fabric.broadcast(compute(checkpoint))
-        if fabric.is_global_zero:
-            write_whole(path, json.dumps(row, allow_nan=False))
-            checkpoint.unlink(missing_ok=True)
-    return row
-
-
-def _stored(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # not there, or cut off
-        return None

@@ -14,31 +14,29 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sbnlib import data as datasets
 from sbnlib import optim
 from sbnlib.data import Dataset, Split
 from sbnlib.experiments import measurement
-from sbnlib.experiments.training import generator
-from sbnlib.network import SBN
+from sbnlib.experiments.protocol import Row, Runs, resume_folder, search_and_final, summary
+from sbnlib.experiments.training import WEIGHTS, Classifier, Recipe, fit, generator, threads
+from sbnlib.network import SBN, network_estimator
 from sbnlib.nn import BernoulliLinear
 from sbnlib.noise import Logistic, Noise, Uniform
 
 __all__ = ["METHODS", "Method", "run", "train"]
-
-Row = dict[str, Any]
-SEARCH_SEED = 1_000_000  # none of the seeds that are reported
-ORDER, DRAWS, WEIGHTS = range(3)  # what random numbers are drawn for
 
 
 @dataclass(frozen=True)
@@ -137,58 +135,73 @@ class _Layer(torch.nn.Module):
 
 
 def train(
-    method: str, setting: tuple[float, float], seed: int, data: Dataset, *,
-    hidden: Sequence[int] = (100, 100), epochs: int = 20, batch_size: int = 50,
-) -> Row:  # fmt: skip
+    method: str,
+    setting: tuple[float, float],
+    seed: int,
+    data: Dataset,
+    *,
+    hidden: Sequence[int] = (100, 100),
+    epochs: int = 20,
+    batch_size: int = 50,
+    fabric: Fabric | None = None,
+    checkpoint: Path | None = None,
+    after_epoch: Callable[[], Any] = lambda: None,
+) -> Row:
     """Train once; a row with method, lr, other, seed, validation and test accuracy in [0, 1].
+
+    Args:
+        method: one of :data:`METHODS`.
+        setting: the learning rate and the second number of a trial.
+        seed: of the initial weights, the order of the images and all draws.
+        data: see :func:`sbnlib.data.load`.
+        hidden: widths of the binary layers.
+        epochs, batch_size: length of the run and size of a step.
+        fabric: on a CPU; made here if it is not given.
+        checkpoint: a file; the state is kept there after each epoch, and taken up again.
+        after_epoch: called after each epoch.
 
     Raises:
         ValueError: unknown ``method``; the message lists the known ones.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
-    chosen = METHODS[method]
+    model, latent = _build(METHODS[method], seed, data, hidden)
+    rest = [p for p in model.parameters() if all(p is not q for q in latent)]
+    moving = [METHODS[method].optimizer(latent, *setting), torch.optim.Adam(rest, 0.01)]
+    split = Split(data.train.inputs.double(), data.train.labels)
+    recipe = Recipe(seed, epochs, batch_size, keys=torch.float32)
+    fit(
+        fabric or launch(), model, split, moving, recipe,
+        checkpoint=checkpoint, after_epoch=after_epoch,
+    )  # fmt: skip
+    _settle(model.net, split)
+    return {
+        "method": method, "lr": setting[0], "other": setting[1], "seed": seed,
+        "validation": _accuracy(model, data.validation),
+        "test": _accuracy(model, data.test),
+    }  # fmt: skip
+
+
+def _build(
+    method: Method, seed: int, data: Dataset, hidden: Sequence[int]
+) -> tuple[Classifier, list[Tensor]]:
+    """The untrained classifier and its latent weights."""
     draw = generator("cpu", seed, WEIGHTS)
     sizes = [data.train.inputs.shape[1], *hidden]
-    layers = [_Layer(m, n, chosen, draw) for m, n in zip(sizes, sizes[1:], strict=False)]
+    layers = [_Layer(m, n, method, draw) for m, n in zip(sizes, sizes[1:], strict=False)]
     net = SBN(*layers).double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = torch.nn.Linear(sizes[-1], data.num_classes, dtype=torch.float32).double()
     latent = [layer.latent[0] for layer in layers]
-    rest = [p for p in net.parameters() if all(p is not q for q in latent)]
-    others = torch.optim.Adam([*rest, *head.parameters()], 0.01)
-    moving = [chosen.optimizer(latent, *setting), others]
-    _fit(net, head, moving, data.train, seed, epochs, batch_size)
-    _settle(net, data.train)
-    return {
-        "method": method, "lr": setting[0], "other": setting[1], "seed": seed,
-        "validation": _accuracy(net, head, data.validation),
-        "test": _accuracy(net, head, data.test),
-    }  # fmt: skip
+    return Classifier(net, head, network_estimator("straight_through")), latent
 
 
-def _fit(
-    net: SBN, head: torch.nn.Module, moving: list[torch.optim.Optimizer], split: Split, seed: int,
-    epochs: int, batch_size: int,
-) -> None:  # fmt: skip
-    starts = [[group["lr"] for group in o.param_groups] for o in moving]
-    for epoch in range(epochs):
-        decay = (1 + math.cos(math.pi * epoch / epochs)) / 2
-        for o, lrs in zip(moving, starts, strict=True):
-            for group, lr in zip(o.param_groups, lrs, strict=True):
-                group["lr"] = lr * decay
-        draw = generator("cpu", seed, epoch, DRAWS)
-        keys = generator("cpu", seed, epoch, ORDER)  # float32: whatever torch's default is
-        order = torch.rand(len(split), generator=keys, dtype=torch.float32).argsort()
-        for batch in order.split(batch_size)[: len(split) // batch_size]:
-            x = net(split.inputs[batch].double(), generator=draw)
-            loss = cross_entropy(head(x), split.labels[batch])
-            for o in moving:
-                o.zero_grad()
-            loss.backward()
-            for o in moving:
-                o.step()
+def launch() -> Fabric:
+    """One CPU: these networks are too small for more."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    return fabric
 
 
 @torch.no_grad()
@@ -202,51 +215,54 @@ def _settle(net: SBN, split: Split) -> None:
         layer.norm.momentum = None
         net.eval()
         layer.norm.train()
-        net(split.inputs.double(), mode="sign")
+        net(split.inputs, mode="sign")
     net.eval()
 
 
 @torch.no_grad()
-def _accuracy(net: SBN, head: torch.nn.Module, split: Split) -> float:
-    scores = head(net(split.inputs.double(), mode="sign"))
+def _accuracy(model: Classifier, split: Split) -> float:
+    scores = model.head(model.net(split.inputs.double(), mode="sign"))
     return (scores.argmax(-1) == split.labels).double().mean().item()
 
 
 def run(
-    data: str = "digits", seeds: int = 5, *, methods: Sequence[str] = tuple(METHODS),
-    epochs: int = 20, progress: bool = False,
-) -> Row:  # fmt: skip
+    data: str = "digits",
+    seeds: int = 5,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    epochs: int = 20,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Row:
     """Search, train, test every method: a measurement.
 
+    Args:
+        data: name of the data set.
+        seeds: how many runs at the chosen setting.
+        methods: among :data:`METHODS`, each once.
+        epochs: length of a run.
+        folder: every finished run is kept there, and the one under way; called again, the
+            experiment goes on where it was.
+        progress: whether to show a progress bar.
+
     Raises:
-        ValueError: ``seeds < 1``, unknown method or data set, before any work.
+        ValueError: ``seeds`` or ``epochs`` below 1, unknown or repeated method, unknown data set,
+            before any work.
     """
-    from tqdm import tqdm
-
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds!r}")
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown:
-        raise ValueError(f"methods must be among {sorted(METHODS)}, got {unknown}")
-    loaded, rows = datasets.load(data), []
-    total = sum(len(METHODS[m].trials) + seeds for m in methods)
-    with tqdm(total=total, unit="run", disable=not progress) as bar:
-
-        def one(part: str, method: str, setting: tuple[float, float], seed: int) -> Row:
-            bar.set_description(f"{method} {setting}")
-            row = {"part": part} | train(method, setting, seed, loaded, epochs=epochs)
-            bar.update()
-            return row
-
+    _check(seeds, methods, epochs)
+    loaded, fabric = datasets.load(data), launch()
+    count = sum(len(METHODS[m].trials) + seeds for m in methods)
+    rows: list[Row] = []
+    with Runs(fabric, folder, count=count, epochs=epochs, progress=progress) as runs:
         for method in methods:
-            search = [one("search", method, s, SEARCH_SEED) for s in METHODS[method].trials]
-            best = max(search, key=lambda r: r["validation"])
-            final = [one("final", method, (best["lr"], best["other"]), s) for s in range(seeds)]
-            rows += [{k: v for k, v in r.items() if k != "test"} for r in search] + final
+            one = partial(_one, runs, method, loaded, epochs)
+            search, final = search_and_final(
+                METHODS[method].trials, one, seeds=seeds, score=lambda row: row["validation"]
+            )
+            rows += search + final
     return measurement.record(
         kind="binary weights",
-        command=f"python -m sbnlib.experiments.weights --data {data} --seeds {seeds}"
-        + (f" --epochs {epochs}" if epochs != 20 else ""),
+        command=_command(data, seeds, methods, epochs),
         device=measurement.describe_device(),
         seeds=range(seeds),
         checks={"same_number_of_trials": len({len(METHODS[m].trials) for m in methods}) == 1},
@@ -254,44 +270,95 @@ def run(
     )
 
 
+def _check(seeds: int, methods: Sequence[str], epochs: int) -> None:
+    for name, value in (("seeds", seeds), ("epochs", epochs)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}")
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown:
+        raise ValueError(f"methods must be among {sorted(METHODS)}, got {unknown}")
+    if not methods or len(set(methods)) < len(methods):
+        raise ValueError(f"methods must name each method once, got {list(methods)}")
+
+
+def _one(
+    runs: Runs,
+    method: str,
+    data: Dataset,
+    epochs: int,
+    setting: tuple[float, float],
+    seed: int,
+) -> Row:
+    """One training run, or its row if it is known from before."""
+    lr, other = setting
+    compute = partial(train, method, setting, seed, data, epochs=epochs, fabric=runs.fabric)
+    words = f"{method} lr {lr:g}, {other:g} seed {seed}"
+    return runs.row(f"{method}-{lr}-{other}-{seed}", words, compute)
+
+
+def _command(data: str, seeds: int, methods: Sequence[str], epochs: int) -> str:
+    """The command line that repeats the experiment."""
+    words = f"python -m sbnlib.experiments.weights --data {data} --seeds {seeds}"
+    words += f" --epochs {epochs}" if epochs != 20 else ""
+    return words + (f" --methods {' '.join(methods)}" if list(methods) != list(METHODS) else "")
+
+
 def summarize(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
     """Mean test accuracy and, where the twin was run, the paired difference to it, with errors."""
     tests = {
         m: [r["test"] for r in rows if r["part"] == "final" and r["method"] == m] for m in methods
     }
-    out = []
-    for method, values in tests.items():
-        row = {"part": "summary", "method": method} | _mean_se("", values)
-        if "real" in tests and method != "real":
-            gaps = [a - b for a, b in zip(values, tests["real"], strict=True)]
-            row |= _mean_se("minus_twin_", gaps)
-        out.append(row)
-    return out
-
-
-def _mean_se(prefix: str, values: Sequence[float]) -> Row:
-    se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {f"{prefix}mean": statistics.fmean(values), f"{prefix}se": se}
+    return [
+        {"part": "summary", "method": method}
+        | summary(values, None if method == "real" else tests.get("real"), gap="minus_twin_mean")
+        for method, values in tests.items()
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m sbnlib.experiments.weights",
+        description=(__doc__ or "").split("\n")[0],
+        epilog="Killed? Give the same command again: it goes on where it was.",
+    )
     parser.add_argument("--data", default="digits", choices=sorted(datasets.DATASETS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--out", type=Path, help="measurement file to write")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    result = run(
-        options.data, options.seeds, methods=options.methods, epochs=options.epochs, progress=True
+    parser.add_argument(
+        "--resume-dir", type=Path, default=Path("runs"), help="where unfinished runs are kept"
     )
-    for row in (r for r in result["rows"] if r["part"] == "summary"):
-        se = "" if row["se"] is None else f" +- {row['se']:.3f}"
-        print(f"{METHODS[row['method']].label:30s}{row['mean']:.3f}{se}")
+    options = parser.parse_args(argv)
+    try:
+        _check(options.seeds, options.methods, options.epochs)
+    except ValueError as error:
+        parser.error(str(error))
+    settings = [options.data, options.seeds, options.methods, options.epochs]
+    folder = resume_folder(options.resume_dir, "weights", settings)
+    with threads(1):
+        result = run(
+            options.data,
+            options.seeds,
+            methods=options.methods,
+            epochs=options.epochs,
+            folder=folder,
+            progress=True,
+        )
+    print(report(result))
     if options.out:
         measurement.write(options.out, result)
+    shutil.rmtree(folder)  # what is worth keeping is in the measurement file
     return 0
+
+
+def report(result: Row) -> str:
+    """The summary as a table."""
+    lines = []
+    for row in (r for r in result["rows"] if r["part"] == "summary"):
+        se = "" if row["se"] is None else f" +- {row['se']:.3f}"
+        lines.append(f"{METHODS[row['method']].label:30s}{row['mean']:.3f}{se}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

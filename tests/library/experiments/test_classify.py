@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from sbnlib import data, network_estimator, registry
-from sbnlib.experiments import classify, measurement, training
+from sbnlib.experiments import classify, measurement, protocol, training
 from sbnlib.experiments.classify import Config
 from sbnlib.experiments.training import Classifier
 from sbnlib.network import SBN
@@ -237,8 +238,9 @@ def test_training_step_is_adam_on_the_mean_loss():
     config = Config(hidden=(6,), epochs=1, batch_size=600)
     data_set = classify._on_device(config, classify.launch(config), classify.load(config))
     start, trained = (classify.build(config, "tanh", data_set, 1.0, 3) for _ in range(2))
-    recipe = training.Recipe(lr=0.01, seed=3, epochs=1, batch_size=600)
-    training.fit(classify.launch(config), trained, data_set.train, recipe)
+    recipe = training.Recipe(seed=3, epochs=1, batch_size=600)
+    adam = torch.optim.Adam(trained.parameters(), lr=0.01)
+    training.fit(classify.launch(config), trained, data_set.train, [adam], recipe)
     batch = training._order(len(data_set.train), recipe, 0)[:600]
     inputs, labels = data_set.train.inputs[batch], data_set.train.labels[batch]
     start(inputs, labels, None).mean().backward()
@@ -249,10 +251,10 @@ def test_training_step_is_adam_on_the_mean_loss():
 
 
 def test_cosine_goes_to_zero_and_constant_stays():
-    recipe = training.Recipe(lr=0.1, seed=0, epochs=10, batch_size=1)
-    assert [recipe.lr_at(e) for e in (0, 5, 10)] == pytest.approx([0.1, 0.05, 0.0])
-    constant = training.Recipe(lr=0.1, seed=0, epochs=10, batch_size=1, cosine=False)
-    assert {constant.lr_at(e) for e in range(10)} == {0.1}
+    recipe = training.Recipe(seed=0, epochs=10, batch_size=1)
+    assert [recipe.decay(e) for e in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
+    constant = training.Recipe(seed=0, epochs=10, batch_size=1, cosine=False)
+    assert {constant.decay(e) for e in range(10)} == {1.0}
 
 
 def test_it_learns():
@@ -313,7 +315,7 @@ def test_known_rows_are_not_trained_again(result, tmp_path, monkeypatch):
 
 def test_folders_of_other_settings_are_other_folders(tmp_path):
     folders = {
-        classify._resume_folder(tmp_path, Config(**change))
+        protocol.resume_folder(tmp_path, "classify", asdict(Config(**change)))
         for change in ({}, {"epochs": 3}, {"noise": "Uniform"}, {"lr": (0.1,)})
     }
     assert len(folders) == 4

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from places import MEASUREMENTS
 
 from sbnlib import data
-from sbnlib.experiments import measurement, weights
+from sbnlib.experiments import measurement, training, weights
+from sbnlib.experiments.protocol import SEARCH_SEED
 
 FILE = MEASUREMENTS / "weights-digits.json"
 SMALL = {"hidden": (8, 6), "epochs": 1, "batch_size": 200}
@@ -25,6 +29,9 @@ def digits() -> data.Dataset:
     "arguments, complaint",
     [
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"epochs": -3}, "epochs must be at least 1, got -3"),
+        ({"methods": []}, "each method once, got"),
+        ({"methods": ["bop", "bop"]}, r"each method once, got \['bop', 'bop'\]"),
         ({"methods": ["sgd"]}, r"methods must be among .*bop.*, got \['sgd'\]"),
         ({"data": "mnist", "methods": ["bop"]}, "known data sets are digits"),
     ],
@@ -43,10 +50,65 @@ def test_an_unknown_method_is_refused_by_name(digits: data.Dataset) -> None:
 
 
 def test_the_command_refuses_unknown_names(capsys: pytest.CaptureFixture) -> None:
-    for arguments in (["--data", "mnist"], ["--methods", "sgd"], ["--seeds", "few"]):
+    for arguments, complaint in (
+        (["--data", "mnist"], "invalid choice: 'mnist'"),
+        (["--methods", "sgd"], "invalid choice: 'sgd'"),
+        (["--seeds", "few"], "invalid int value: 'few'"),
+        (["--epochs", "-3"], "epochs must be at least 1, got -3"),
+    ):
         with pytest.raises(SystemExit) as stop:
             weights.main(arguments)
-        assert stop.value.code == 2 and "invalid" in capsys.readouterr().err
+        assert stop.value.code == 2 and complaint in capsys.readouterr().err
+
+
+def test_the_stored_command_repeats_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = {"data": "digits", "seeds": 2, "methods": ["bop", "real"], "epochs": 1}
+    given = []
+
+    def stub(data: str, seeds: int, **options: object) -> dict:
+        given.append({"data": data, "seeds": seeds} | options)
+        options["folder"].mkdir(parents=True)
+        return {"rows": []}
+
+    command = weights._command(**asked).split()
+    monkeypatch.setattr(weights, "run", stub)
+    weights.main([*command[3:], "--resume-dir", str(tmp_path)])
+    assert command[:3] == ["python", "-m", "sbnlib.experiments.weights"]
+    assert {key: given[0][key] for key in asked} == asked
+    assert not list(tmp_path.iterdir())
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {"seeds": 1, "methods": ["bop", "proxquant", "bayesbinn"], "epochs": 2}
+    monkeypatch.setattr(weights, "train", partial(weights.train, **SMALL | {"epochs": 2}))
+    for m in short["methods"]:
+        method = dataclasses.replace(weights.METHODS[m], trials=weights.METHODS[m].trials[:2])
+        monkeypatch.setitem(weights.METHODS, m, method)
+    whole = weights.run(**short)["rows"]
+    save, count = training._save, 0
+
+    def save_and_die(*arguments: object) -> None:
+        nonlocal count
+        save(*arguments)
+        count += 1
+        if count % 3 == 1:
+            raise Killed
+
+    monkeypatch.setattr(training, "_save", save_and_die)
+    kills = 0
+    while True:
+        try:
+            rows = weights.run(**short, folder=tmp_path)["rows"]
+            break
+        except Killed:
+            kills += 1
+    assert kills == 6 and rows == whole
 
 
 def test_every_method_has_six_different_trials() -> None:
@@ -91,7 +153,7 @@ def test_a_run_searches_by_validation_and_never_stores_the_test_of_a_trial(
     search = [r for r in rows if r["part"] == "search"]
     final = [r for r in rows if r["part"] == "final"]
     assert len(search) == 12 and not any("test" in r for r in search)
-    assert {r["seed"] for r in search} == {weights.SEARCH_SEED}
+    assert {r["seed"] for r in search} == {SEARCH_SEED}
     for method in ("bop", "real"):
         chosen = {(r["lr"], r["other"]) for r in final if r["method"] == method}
         assert chosen == {weights.METHODS[method].trials[4]}
