@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from functools import partial
 
@@ -187,24 +186,3 @@ def test_functions_pass_through_and_other_things_are_refused() -> None:
     assert network_estimator(own) is own
     with pytest.raises(TypeError, match="estimator"):
         network_estimator(3)
-
-
-@entries
-def test_the_formula_is_the_factor(entry: registry.Entry) -> None:
-    # The LaTeX of the state-only entries so far, read as arithmetic at a few points
-    noise = ref.RefNoise("Gaussian")
-    for a in (-1.2, -0.4, 0.7):
-        for x in (-1.0, 1.0):
-            f, p = float(noise.pdf(a)), float(noise.prob(x, a))
-            known = {
-                r"2f(a)": 2 * f,
-                r"f(a)/P(x)": f / p,
-                r"2f(a)\,P(-x)/P(x)": 2 * f * (1 - p) / p,
-                r"1": 1.0,
-                r"[\,|a|<1\,]": float(abs(a) < 1),
-            }
-            if entry.formula not in known:
-                pytest.skip(f"no arithmetic for {entry.formula}")
-            leaf = torch.tensor([a], dtype=torch.float64, requires_grad=True)
-            entry.function(leaf, torch.tensor([x]).double(), sbnlib.Gaussian()).sum().backward()
-            assert math.isclose(leaf.grad.item(), known[entry.formula], rel_tol=1e-12)
