@@ -5,33 +5,44 @@
 #
 # and, for those who work on it:
 #
+#   make quick     style, types and the tests that take no browser and no notebook
 #   make lab       open the notebooks in JupyterLab, with live sliders
 #   make execute   run the notebooks again and store their outputs
 #   make bench     the speed of exact gradients and measurements, as ratios
 #   make serve     serve the built book at http://localhost:8000
-#   make lint      check the style of the code
+#   make lint      check the style, the form and the types of the code
+#   make format    bring the code into its form
 #   make clean     remove what was built (not the environment)
 #
 # Variables:  PYTHON=python3.12   the Python that makes the environment (3.11 or newer)
 #             TORCH_INDEX=https://download.pytorch.org/whl/cpu   where PyTorch comes from
 #             TESTS="-m 'not site'"   what pytest is given
+#             JOBS=2   test processes, a file to each; one for each core if not given
 
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH_INDEX ?=
 TESTS       ?=
+JOBS        ?= auto
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: book test lab execute bench serve lint clean
+# One thread for each process, and a notebook stays with its process: its cells share a kernel.
+PYTEST      := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
+               --dist loadfile --no-loadscope-reorder
+
+.PHONY: book test quick lab execute bench serve lint format clean
 
 book: $(INSTALLED)
 	@$(BIN)/jupyter-book build . -W -n --keep-going -q
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: book
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
+
+quick: lint
+	$(PYTEST) tests/library tests/book tests/support -m "not site and not slow" $(TESTS)
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab book/index.ipynb
@@ -48,9 +59,15 @@ serve: book
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 clean:
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # PyTorch first and from its own index if one is given; then everything that is pinned; then sbnlib
 # itself, editable. A change of either file makes this run again.

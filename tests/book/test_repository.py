@@ -149,7 +149,7 @@ def test_the_two_commands_are_targets():
     targets = set(re.findall(r"^([a-z]+):", text("Makefile"), flags=re.M))
     named = set(re.findall(r"make ([a-z]+)", text("README.md") + text("CONTRIBUTING.md")))
     assert {"book", "test"} <= named <= targets
-    assert {"lab", "execute", "bench", "serve", "lint", "clean"} <= targets
+    assert {"quick", "lab", "execute", "bench", "serve", "lint", "format", "clean"} <= targets
 
 
 def test_requirements_are_pinned():
