@@ -21,12 +21,11 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import Loss, NetworkEstimator, check_values
+from sbnlib.contracts import Loss, NetworkEstimator, check_count, check_values
 from sbnlib.exact import exact_gradient, trainable
 from sbnlib.network import SBN, batch_shape, network_estimator
 
@@ -115,8 +114,7 @@ def measure(
 
     Source: chapter 3; jackknife: Efron & Stein 1981.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 2:
-        raise ValueError(f"num_samples must be an integer >= 2, got {num_samples!r}")
+    check_count("num_samples", num_samples, least=2)
     estimator = network_estimator(estimator)
     _check_frozen(net)
     if reference is None:
@@ -308,8 +306,8 @@ class _Groups:
         """Statistics of all samples, and standard errors by leaving out one group at a time."""
         total, n = functools.reduce(_Sums.merged, self.groups), len(self.groups)
         full = _statistics(_stack([total]), self.target, self.member)[0]
-        left_out = _leave_one_out(_stack(self.groups), total)
-        left_out = _statistics(left_out, self.target, self.member)
+        rest = _leave_one_out(_stack(self.groups), total)
+        left_out = _statistics(rest, self.target, self.member)
         centre = left_out.mean(dim=0)
         se = ((left_out - centre).square().sum(dim=0) * (n - 1) / n).sqrt()
         # Noise in the mean turns it away: correct for it.
@@ -317,8 +315,8 @@ class _Groups:
         norms2 = (self.target.square() @ self.member).tolist()
         out = {}
         for name, values, errors, norm2 in zip(self.names, full, se, norms2, strict=True):
-            estimates = map(Estimate, values.tolist(), errors.tolist())
-            out[name] = Accuracy(*estimates, norm2, int(total.count))
+            bias2, variance, mse, cosine, along = map(Estimate, values.tolist(), errors.tolist())
+            out[name] = Accuracy(bias2, variance, mse, cosine, along, norm2, int(total.count))
         return out
 
 

@@ -25,13 +25,13 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sbnlib.noise import Noise, as_noise
+from sbnlib.noise import Noise, as_noise, is_positive
 
 __all__ = ["ChainRule", "Loss", "LossBased", "Network", "NetworkEstimator"]
 
@@ -158,9 +158,14 @@ def check_loss_based(a: Tensor, noise: Noise | str, num_samples: int) -> Noise:
     noise = check_unit(a, noise)
     if a.dim() < 1:
         raise ValueError("a must have at least the axis of the units, got a scalar")
-    if isinstance(num_samples, bool) or not isinstance(num_samples, Integral) or num_samples < 1:
-        raise ValueError(f"num_samples must be an integer >= 1, got {num_samples!r}")
+    check_count("num_samples", num_samples)
     return noise
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> None:
+    """A number of samples is an integer, not a bool, and at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 
 def check_tau(tau: float | Tensor) -> None:
@@ -168,9 +173,19 @@ def check_tau(tau: float | Tensor) -> None:
     if isinstance(tau, Tensor):
         ok = not looking_is_free(tau) or bool(((tau > 0) & tau.isfinite()).all())
     else:
-        ok = isinstance(tau, Real) and 0 < float(tau) < math.inf
+        ok = is_positive(tau)
     if not ok:
         raise ValueError(f"tau must be a finite temperature > 0, got {tau!r}")
+
+
+def linear_layers(net: Network, name: str) -> list[torch.nn.Linear]:
+    """The layers of ``net`` for the function ``name``, which needs them to be ``nn.Linear``."""
+    layers = []
+    for k, layer in enumerate(net.layers):
+        if not isinstance(layer, torch.nn.Linear):
+            raise ValueError(f"{name} needs nn.Linear layers, layer {k} is {type(layer).__name__}")
+        layers.append(layer)
+    return layers
 
 
 def evaluate(loss: Loss, x: Tensor, *, name: str = "loss") -> Tensor:
@@ -178,7 +193,7 @@ def evaluate(loss: Loss, x: Tensor, *, name: str = "loss") -> Tensor:
     return check_values(loss(x), x.shape[:-1], name=name)
 
 
-def check_values(values: Tensor, shape: Sequence[int], *, name: str = "loss") -> Tensor:
+def check_values(values: object, shape: Sequence[int], *, name: str = "loss") -> Tensor:
     """A loss returns one floating-point value an input: a tensor of ``shape`` = (..., B)."""
     if not isinstance(values, Tensor) or values.shape != torch.Size(shape):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

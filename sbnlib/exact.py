@@ -12,11 +12,12 @@ product and T itself need not stand in memory: 2^n x 2^{m/2} numbers do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import ChainRule, Loss, evaluate, name_of
+from sbnlib.contracts import ChainRule, Loss, evaluate, linear_layers, name_of
 from sbnlib.network import SBN
 from sbnlib.noise import Noise
 from sbnlib.registry import as_chain_rule
@@ -121,10 +122,10 @@ def exact_moments(
     """
     chain_rule = as_chain_rule(estimator, state_only=True)
     inputs = _check_inputs(net, inputs)
-    _check_affine(net)
+    layers = _affine_layers(net)
     _check_state_only(chain_rule, net.noise, inputs)
     with torch.no_grad():
-        return _Moments(net, inputs, loss, chain_rule).run()
+        return _Moments(net, layers, inputs, loss, chain_rule).run()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -197,9 +198,15 @@ def _loss_at(loss: Loss, states: Tensor, batch: int) -> Tensor:
 class _Moments:
     """The backward recursion of first and second moments, one layer at a time."""
 
-    def __init__(self, net: SBN, inputs: Tensor, loss: Loss, chain_rule: ChainRule) -> None:
-        self.net, self.inputs, self.chain_rule = net, inputs, chain_rule
-        self.layers = list(net.layers)
+    def __init__(
+        self,
+        net: SBN,
+        layers: list[torch.nn.Linear],
+        inputs: Tensor,
+        loss: Loss,
+        chain_rule: ChainRule,
+    ) -> None:
+        self.net, self.layers, self.inputs, self.chain_rule = net, layers, inputs, chain_rule
         self.laws, self.states = self._forward()
         self.first = self._slopes(loss)  # m_K: (B, 2^{n_K}, n_K)
         self.second = self.first[..., :, None] * self.first[..., None, :]
@@ -254,10 +261,10 @@ class _Moments:
         masks = torch.stack([1 - plus, plus])  # [sign, state, unit]
         c = self._factors(a)  # [sign, *a.shape]
         t = _transition(a, self.net.noise)  # (S, 2^n) or (B, 1, 2^n)
-        d1 = sum(c[v] * (t @ (masks[v] * self.first)) for v in (0, 1))
-        d2: Tensor | float = 0.0
+        d1 = d2 = a.new_zeros(())
         n = a.shape[-1]
         for v in (0, 1):
+            d1 = d1 + c[v] * (t @ (masks[v] * self.first))
             for w in (0, 1):
                 both = masks[v][:, :, None] * masks[w][:, None, :] * self.second
                 cc = c[v][..., :, None] * c[w][..., None, :]
@@ -311,7 +318,7 @@ def _check_inputs(net: SBN, inputs: Tensor) -> Tensor:
         raise TypeError(f"inputs must be a floating-point tensor, got {inputs.dtype}")
     below = inputs.shape[1]
     for k, layer in enumerate(net.layers):
-        linear = [m for m in layer.modules() if hasattr(m, "in_features")]
+        linear = [m for m in layer.modules() if _is_linear(m)]
         if linear[0].in_features != below:
             what = "inputs" if k == 0 else f"layer {k - 1}"
             raise ValueError(f"layer {k} takes {linear[0].in_features} numbers, {what} has {below}")
@@ -319,6 +326,17 @@ def _check_inputs(net: SBN, inputs: Tensor) -> Tensor:
         if below > MAX_WIDTH:
             raise ValueError(f"layer {k} has {below} units; exact sums take at most {MAX_WIDTH}")
     return inputs
+
+
+class _Linear(Protocol):
+    """A fully connected layer: ``nn.Linear``, or another with its two numbers."""
+
+    in_features: int
+    out_features: int
+
+
+def _is_linear(module: object) -> TypeGuard[_Linear]:
+    return hasattr(module, "in_features")
 
 
 def trainable(net: SBN) -> dict[str, torch.nn.Parameter]:
@@ -329,7 +347,7 @@ def trainable(net: SBN) -> dict[str, torch.nn.Parameter]:
 def _check_rowwise(net: SBN) -> None:
     """Exact sums evaluate a layer at all states at once: a row must not depend on the others."""
     for k, layer in enumerate(net.layers):
-        if not any(hasattr(m, "in_features") for m in layer.modules()):
+        if not any(_is_linear(m) for m in layer.modules()):
             raise ValueError(
                 f"exact sums need fully connected layers, layer {k} is {type(layer).__name__}"
             )
@@ -346,14 +364,11 @@ def _check_rowwise(net: SBN) -> None:
                 )
 
 
-def _check_affine(net: SBN) -> None:
-    for k, layer in enumerate(net.layers):
-        if not isinstance(layer, torch.nn.Linear):
-            raise ValueError(
-                f"exact_moments needs nn.Linear layers, layer {k} is {type(layer).__name__}"
-            )
-    if len({id(layer.weight) for layer in net.layers}) < len(net.layers):
+def _affine_layers(net: SBN) -> list[torch.nn.Linear]:
+    layers = linear_layers(net, "exact_moments")
+    if len({id(layer.weight) for layer in layers}) < len(layers):
         raise ValueError("exact_moments needs layers with weights of their own, two share theirs")
+    return layers
 
 
 def _check_state_only(chain_rule: ChainRule, noise: Noise, inputs: Tensor) -> None:

@@ -116,7 +116,9 @@ class SBN(torch.nn.Module):
             )
         return x
 
-    def _per_layer(self, name: str, values: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+    def _per_layer(
+        self, name: str, values: Sequence[Tensor] | Tensor | None
+    ) -> Sequence[Tensor | None]:
         """One value a layer, or an error that says how many there should be."""
         if values is None:
             return [None] * len(self.layers)
@@ -185,17 +187,21 @@ def pathwise(estimator: ChainRule | str) -> NetworkEstimator:
         ValueError: unknown name, or the name of an estimator of another kind.
         TypeError: neither a name nor a function.
     """
-    chain_rule = with_generator(as_chain_rule(estimator))
+    return _Pathwise(with_generator(as_chain_rule(estimator)))
 
-    def estimate(
-        net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
+
+class _Pathwise:
+    """What :func:`pathwise` returns; the estimator it is made of can be asked for."""
+
+    def __init__(self, chain_rule: Callable[..., Tensor]) -> None:
+        self.chain_rule = chain_rule
+        self.__name__ = f"pathwise({name_of(chain_rule)})"
+
+    def __call__(
+        self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        x = net(inputs, estimator=chain_rule, generator=generator)
+        x = net(inputs, estimator=self.chain_rule, generator=generator)
         return check_values(loss(x), batch_shape(net, inputs))
-
-    estimate.chain_rule = chain_rule  # type: ignore[attr-defined]
-    estimate.__name__ = f"pathwise({name_of(chain_rule)})"
-    return estimate
 
 
 def layerwise(estimator: LossBased | str) -> NetworkEstimator:
@@ -225,7 +231,8 @@ def layerwise(estimator: LossBased | str) -> NetworkEstimator:
         for k, layer in enumerate(net.layers):
             if any(isinstance(m, _ConvNd) for m in layer.modules()):
                 raise ValueError(f"layerwise needs fully connected layers, layer {k} is {layer}")
-        x, total = inputs, 0.0
+        x = inputs
+        total: Tensor | float = 0.0
         for k, layer in enumerate(net.layers):
             a = run_layer(layer, x, generator)
             top = k == len(net.layers) - 1

@@ -174,7 +174,8 @@ class _Bernoulli(torch.nn.Module):
         else:
             w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)
         if torch.is_grad_enabled():  # BayesBiNN's step needs the relaxed weight of its gradient
-            self.eta.used = w if mode == "concrete" else None
+            used = w if mode == "concrete" else None
+            self.eta.used = used  # type: ignore[attr-defined]  # a Parameter takes any attribute
         return attach(w, self.eta, torch.full_like(w, 2))
 
     def extra_repr(self) -> str:

@@ -36,7 +36,7 @@ class Noise:
     _half_width = math.inf
 
     def __init__(self, scale: float = 1.0) -> None:
-        if not isinstance(scale, Real) or not 0 < float(scale) < math.inf:
+        if not is_positive(scale):
             raise ValueError(f"scale must be a finite number > 0, got {scale!r}")
         self.scale = float(scale)
 
@@ -44,7 +44,7 @@ class Noise:
         return f"{type(self).__name__}(scale={self.scale:g})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.scale == other.scale  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.scale == other.scale
 
     def __hash__(self) -> int:
         return hash((type(self), self.scale))
@@ -237,6 +237,11 @@ def as_noise(noise: Noise | str) -> Noise:
         known = ", ".join(law.__name__ for law in NOISES.values())
         raise ValueError(f"noise must be one of {known}, got {noise!r}")
     return NOISES[noise.lower()]()
+
+
+def is_positive(value: object) -> bool:
+    """Whether ``value`` is a finite number > 0."""
+    return isinstance(value, Real) and 0 < float(value) < math.inf
 
 
 def _lower(a: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from sbnlib.noise import Logistic, Noise, as_noise
 
 __all__ = ["BayesBiNN", "BinaryConnect", "Bop", "MirrorDescent", "Proximal", "parq", "proxquant"]
 
-Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+T = TypeVar("T")
 
 
 class _Latent(Optimizer):
@@ -36,8 +37,14 @@ class _Latent(Optimizer):
         self._check_options(self.defaults | param_group)
         super().add_param_group(param_group)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], T]) -> T: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], T] | None = None) -> T | None:
         """One step. Parameters without a gradient are skipped, as torch does.
 
         Raises:
@@ -62,7 +69,7 @@ class _Latent(Optimizer):
             for name, p in zip(names, group["params"], strict=True):
                 if p.grad is not None:
                     what = f"parameter {name} of group {k}, shape {tuple(p.shape)}"
-                    self._check(p, group, what)
+                    self._check(p, p.grad, group, what)
 
     def _check_options(self, options: dict[str, Any]) -> None:
         for name in ("lr", "kl"):
@@ -70,8 +77,8 @@ class _Latent(Optimizer):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
 
-    def _check(self, p: Tensor, group: dict[str, Any], what: str) -> None:
-        if p.grad.isnan().any():
+    def _check(self, p: Tensor, g: Tensor, group: dict[str, Any], what: str) -> None:
+        if g.isnan().any():
             raise ValueError(f"the gradient of {what}, holds NaN")
 
     def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
@@ -146,8 +153,8 @@ class MirrorDescent(_Latent):
             if not all(0 <= value < 1 for value in values):
                 raise ValueError(f"{name} must be in [0, 1), got {options[name]!r}")
 
-    def _check(self, p: Tensor, group: dict[str, Any], what: str) -> None:
-        super()._check(p, group, what)
+    def _check(self, p: Tensor, g: Tensor, group: dict[str, Any], what: str) -> None:
+        super()._check(p, g, group, what)
         low, high = self.noise.support
         if not group["lazy"] and math.isfinite(high) and (p.abs() > high).any():
             raise ValueError(
@@ -290,9 +297,9 @@ class BayesBiNN(_Latent):
         super()._check_options(options)
         check_tau(options["tau"])
 
-    def _check(self, p: Tensor, group: dict[str, Any], what: str) -> None:
-        super()._check(p, group, what)
-        if getattr(p, "used", None) is None:
+    def _check(self, p: Tensor, g: Tensor, group: dict[str, Any], what: str) -> None:
+        super()._check(p, g, group, what)
+        if _used(p) is None:
             raise ValueError(
                 f"BayesBiNN needs weights that the last forward pass used as 'concrete'; {what}, "
                 "has not been"
@@ -302,10 +309,17 @@ class BayesBiNN(_Latent):
         now = torch.tanh(p / 2)
         mean = state.get("mean", now) if group["stale_mean"] else now
         state["mean"] = now
-        above = 1 - p.used.square() + group["eps"]
+        used = _used(p)
+        assert used is not None  # as _check has seen
+        above = 1 - used.square() + group["eps"]
         below = group["tau"] * (1 - mean.square() + group["eps"])
         step = group["train_set_size"] * above / below * g / 2 - group["prior"]
         p.mul_(1 - group["lr"]).sub_(step, alpha=2 * group["lr"])  # in eta = 2 lambda
+
+
+def _used(p: Tensor) -> Tensor | None:
+    """What the weight was in the last forward pass, if relaxed: its layer notes it on ``eta``."""
+    return getattr(p, "used", None)
 
 
 class Proximal(Optimizer):
@@ -342,8 +356,14 @@ class Proximal(Optimizer):
         super().__init__(base.param_groups, base.defaults)
         self.state = base.state
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], T]) -> T: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], T] | None = None) -> T | None:
         loss = None
         if closure is not None:  # the gradient is due at the mapped weight, not at the latent one
             with torch.enable_grad():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import Loss, Network, evaluate
+from sbnlib.contracts import Loss, Network, evaluate, linear_layers
 from sbnlib.estimators.flips import flip_costs
+from sbnlib.noise import Noise
 from sbnlib.units import sample_sign
 
 __all__ = ["psa"]
@@ -46,34 +47,37 @@ def psa(
 
     Source: Shekhovtsov, Yanush & Flach 2020 (NeurIPS, arXiv 2006.03143); chapter 7.
     """
-    for k, layer in enumerate(net.layers):
-        if not isinstance(layer, torch.nn.Linear):
-            raise ValueError(f"psa needs nn.Linear layers, layer {k} is {type(layer).__name__}")
+    layers = linear_layers(net, "psa")
     pre, states = [], []
     x = inputs
-    for layer in net.layers:
+    for layer in layers:
         pre.append(layer(x))
         x = sample_sign(pre[-1], net.noise, generator=generator)
         states.append(x)
     value = evaluate(loss, x)
     with torch.no_grad():
-        gradients = _gradients(net, pre, states, loss, value)
+        gradients = _gradients(layers, net.noise, pre, states, loss, value)
     for a, g in zip(pre, gradients, strict=True):
         value = value + (g * (a - a.detach())).sum(dim=-1)
     return value
 
 
 def _gradients(
-    net: Network, pre: list[Tensor], states: list[Tensor], loss: Loss, value: Tensor
+    layers: list[torch.nn.Linear],
+    noise: Noise,
+    pre: list[Tensor],
+    states: list[Tensor],
+    loss: Loss,
+    value: Tensor,
 ) -> list[Tensor]:
     """f(a) x D for each layer, from the last to the first."""
     d = flip_costs(loss, states[-1], value)
     gradients = []
     for k in reversed(range(len(pre))):
         a, x = pre[k], states[k]
-        gradients.append(net.noise.pdf(a) * x * d)
+        gradients.append(noise.pdf(a) * x * d)
         if k > 0:
-            moved = a[..., :, None] - 2 * net.layers[k].weight * states[k - 1][..., None, :]
-            change = net.noise.cdf(x * a)[..., :, None] - net.noise.cdf(x[..., :, None] * moved)
+            moved = a[..., :, None] - 2 * layers[k].weight * states[k - 1][..., None, :]
+            change = noise.cdf(x * a)[..., :, None] - noise.cdf(x[..., :, None] * moved)
             d = (d[..., None, :] @ change)[..., 0, :]
     return gradients[::-1]

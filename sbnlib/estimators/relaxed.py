@@ -7,12 +7,10 @@ is the binary Concrete (Gumbel-softmax) variable at temperature tau, in +-1 codi
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import check_ends_with, check_tau, check_unit
+from sbnlib.contracts import check_count, check_ends_with, check_tau, check_unit
 from sbnlib.estimators.chain_rule import attach
 from sbnlib.noise import Noise
 from sbnlib.units import uniforms
@@ -112,8 +110,7 @@ def gumbel_rao(
 
     Source: Paulus, Maddison & Krause 2021 (ICLR); chapter 9.
     """
-    if isinstance(num_inner, bool) or not isinstance(num_inner, Integral) or num_inner < 1:
-        raise ValueError(f"num_inner must be an integer >= 1, got {num_inner!r}")
+    check_count("num_inner", num_inner)
     return _relaxed_slope(a, x, noise, tau, (num_inner,), generator, u)
 
 

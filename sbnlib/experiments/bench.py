@@ -36,7 +36,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from sbnlib import registry
 from sbnlib.accuracy import measure
-from sbnlib.contracts import Loss, NetworkEstimator
+from sbnlib.contracts import Loss, NetworkEstimator, linear_layers
 from sbnlib.estimators import disarm, local_expectation, reinforce, straight_through, zgr
 from sbnlib.exact import all_states, exact_gradient
 from sbnlib.experiments import measurement
@@ -111,11 +111,15 @@ def _seconds(side: Side) -> float:
     return clock() - start
 
 
-def _ratios(above: Times, below: Times) -> dict[str, float]:
-    return {
-        "ratio": above.minimum / below.minimum,
-        "ratio_of_medians": above.median / below.median,
-    }
+class Ratios(NamedTuple):
+    """Of the minima and of the medians, in the order in which a row has them."""
+
+    ratio: float
+    ratio_of_medians: float
+
+
+def _ratios(above: Times, below: Times) -> Ratios:
+    return Ratios(above.minimum / below.minimum, above.median / below.median)
 
 
 def _problem(widths: Sequence[int], batch: int) -> tuple[SBN, Tensor, Loss]:
@@ -204,7 +208,7 @@ def _losses(loss: Loss, x: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _widths(net: SBN) -> list[int]:
-    return [layer.out_features for layer in net.layers]
+    return [layer.out_features for layer in linear_layers(net, "enumeration")]
 
 
 def _states_of(net: SBN, like: Tensor) -> list[Tensor]:
@@ -247,7 +251,7 @@ def exact(
         _first_line(baseline),
         ours,
         other,
-        **_ratios(other, ours),
+        *_ratios(other, ours),
         target=target,
         difference=_difference([a, *grads_a.values()], [b, *grads_b.values()]),
         details={"rounds": rounds, "repeats": repeats},
@@ -287,7 +291,8 @@ def backward_loop(
     for _ in range(num_samples):
         net.zero_grad()
         estimator(net, inputs, loss, generator=generator).mean().backward()
-        rows.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+        grads = (p.grad for p in net.parameters())
+        rows.append(torch.cat([g.flatten() for g in grads if g is not None]))
     return torch.stack(rows)
 
 
@@ -334,12 +339,12 @@ def statistics_of_st(
         f"a loop of backward calls, {loop_samples} timed and scaled linearly",
         ours,
         other,
-        **_ratios(other, ours),
+        *_ratios(other, ours),
         target=target,
         difference=max(
             _difference_of_statistics(problem, f) for f in (backward_loop, loop_by_hand)
         ),
-        details=sizes | {"by_hand_s": by_hand, "by_hand": _ratios(by_hand, ours)},
+        details=sizes | {"by_hand_s": by_hand, "by_hand": _ratios(by_hand, ours)._asdict()},
     )
 
 
@@ -429,7 +434,7 @@ def training_step(name: str, target: str, *, widths: Sequence[int], batch: int, 
         "the same net with tanh",
         ours,
         other,
-        **_ratios(ours, other),
+        *_ratios(ours, other),
         target=target,
         details={"rounds": rounds},
     )
@@ -472,7 +477,7 @@ def estimator_step(
         "the same net with tanh",
         ours,
         other,
-        **_ratios(ours, other),
+        *_ratios(ours, other),
         details={"evaluations": registry.get(estimator).cost(widths[-2]), "rounds": rounds},
     )
 
@@ -544,8 +549,8 @@ def peer_reinmax(name: str, *, rounds: int) -> Row:
     (slope,) = torch.autograd.grad(x.sum(), a)
     (mine,) = torch.autograd.grad(zgr(a, x.detach(), Logistic()).sum(), a)
     sides = (lambda: unit(a).sum().backward(), lambda: theirs().sum().backward())
-    found = take_turns(*sides, rounds=rounds)
-    return Row(name, ours, other, *found, **_ratios(*found[::-1]),
+    ours_s, other_s = take_turns(*sides, rounds=rounds)
+    return Row(name, ours, other, ours_s, other_s, *_ratios(other_s, ours_s),
                details={"slopes differ by": float((slope - mine).abs().max())})  # fmt: skip
 
 
@@ -572,8 +577,9 @@ def peer_storchastic(name: str, *, rounds: int) -> Row:
         storch.reset()
 
     model = Classifier(SBN(nn.Linear(784, 200)), nn.Linear(200, 10), network_estimator("reinforce"))
-    found = take_turns(_classifier_step(model, inputs, labels), theirs, rounds=rounds)
-    return Row(name, ours, other, *found, **_ratios(*found[::-1]))
+    step = _classifier_step(model, inputs, labels)
+    ours_s, other_s = take_turns(step, theirs, rounds=rounds)
+    return Row(name, ours, other, ours_s, other_s, *_ratios(other_s, ours_s))
 
 
 # The command -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import math
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -398,13 +398,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Killed? Give the same command again: it goes on where it was.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    known = {"data": datasets.DATASETS, "estimator": registry.ESTIMATORS, "noise": NOISES}
+    known: dict[str, Iterable[str]] = {
+        "data": datasets.DATASETS,
+        "estimator": registry.ESTIMATORS,
+        "noise": NOISES,
+    }
     for field in fields(Config):
-        many = isinstance(field.default, tuple)
-        kind = type(field.default[0]) if many else type(field.default)
+        default = getattr(Config, field.name)
+        many = isinstance(default, tuple)
+        kind = type(default[0]) if many else type(default)
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            default=field.default,
+            default=default,
             type=kind,
             nargs="+" if many else None,
             metavar=field.name.upper(),

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbnlib.contracts import Loss
+from sbnlib.contracts import Loss, linear_layers
 from sbnlib.exact import all_states, exact_expectation
 from sbnlib.experiments import measurement
 from sbnlib.network import SBN
@@ -39,7 +39,7 @@ def terms(widths: Sequence[int]) -> dict[str, int]:
 
 def enumeration(net: SBN, inputs: Tensor, loss: Loss, block: int = 1 << 14) -> Tensor:
     """E L by its definition, every term with its own pre-activations; ``block`` terms at once."""
-    widths = [layer.out_features for layer in net.layers]
+    widths = [layer.out_features for layer in linear_layers(net, "enumeration")]
     count = 2 ** sum(widths)
     total = inputs.new_zeros(len(inputs))
     for start in range(0, count, block):
@@ -60,11 +60,11 @@ def _bits(start: int, stop: int, n: int, like: Tensor) -> Tensor:
 
 def layers(net: SBN, inputs: Tensor, loss: Loss) -> Tensor:
     """E L by the forward algorithm: the law of a layer times its table, layer by layer."""
-    law = _table(net, net.layers[0](inputs))
-    for layer, next_layer in zip(net.layers, net.layers[1:], strict=False):
+    first, *others = linear_layers(net, "layers")
+    law, states = _table(net, first(inputs)), all_states(first.out_features, dtype=inputs.dtype)
+    for layer in others:
+        law = law @ _table(net, layer(states))
         states = all_states(layer.out_features, dtype=inputs.dtype)
-        law = law @ _table(net, next_layer(states))
-    states = all_states(net.layers[-1].out_features, dtype=inputs.dtype)
     return (law * loss(states[:, None]).T).sum(dim=1)
 
 

@@ -360,19 +360,22 @@ def _slope_is_right(a: Tensor, g: Tensor, found: Tensor) -> bool:
 
 def statistics_of_st(device: torch.device, sizes: Sizes, notes: Notes) -> None:
     """``measure`` here and on the CPU, with other random numbers."""
-    here, there, peaks = _problem((2, 6, 6, 6), 1, device), _problem((2, 6, 6, 6), 1, CPU), []
+    here, there = _problem((2, 6, 6, 6), 1, device), _problem((2, 6, 6, 6), 1, CPU)
+    peaks: list[int] = []
     for m in sizes.samples:
         ours, theirs = _measured(here, m, 11), _measured(there, m, 12)
         z = largest_z(ours(), theirs())
-        peaks.append(_peak(ours, device))
+        peak = _peak(ours, device)
+        if peak is not None:
+            peaks.append(peak)
         time_, cpu = (seconds(w, d, patience=0) for w, d in ((ours, device), (theirs, CPU)))
         ratio = cpu.seconds / time_.seconds
         notes.row("measure", estimator="straight_through", samples=m, **time_.row(),
                   cpu_seconds=cpu.seconds, ratio=ratio, largest_z=z, limit=Z_STATISTICS,
-                  peak_bytes=peaks[-1])  # fmt: skip
+                  peak_bytes=peak)  # fmt: skip
         notes.ratios[f"measure, {m} samples, CPU over device"] = ratio
         notes.check(f"statistics agree with the CPU, {m} samples", z < Z_STATISTICS)
-    if None not in peaks:
+    if peaks:
         notes.check("statistics: memory does not grow with the samples",
                     peaks[-1] <= 1.01 * peaks[0])  # fmt: skip
 

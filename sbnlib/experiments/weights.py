@@ -165,7 +165,8 @@ def train(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
-    model, latent = _build(METHODS[method], seed, data, hidden)
+    model, layers = _build(METHODS[method], seed, data, hidden)
+    latent = [layer.latent[0] for layer in layers]
     rest = [p for p in model.parameters() if all(p is not q for q in latent)]
     moving = [METHODS[method].optimizer(latent, *setting), torch.optim.Adam(rest, 0.01)]
     split = Split(data.train.inputs.double(), data.train.labels)
@@ -174,7 +175,7 @@ def train(
         fabric or launch(), model, split, moving, recipe,
         checkpoint=checkpoint, after_epoch=after_epoch,
     )  # fmt: skip
-    _settle(model.net, split)
+    _settle(model.net, layers, split)
     return {
         "method": method, "lr": setting[0], "other": setting[1], "seed": seed,
         "validation": _accuracy(model, data.validation),
@@ -184,8 +185,8 @@ def train(
 
 def _build(
     method: Method, seed: int, data: Dataset, hidden: Sequence[int]
-) -> tuple[Classifier, list[Tensor]]:
-    """The untrained classifier and its latent weights."""
+) -> tuple[Classifier, list[_Layer]]:
+    """The untrained classifier and the layers of its net."""
     draw = generator("cpu", seed, WEIGHTS)
     sizes = [data.train.inputs.shape[1], *hidden]
     layers = [_Layer(m, n, method, draw) for m, n in zip(sizes, sizes[1:], strict=False)]
@@ -193,8 +194,7 @@ def _build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = torch.nn.Linear(sizes[-1], data.num_classes, dtype=torch.float32).double()
-    latent = [layer.latent[0] for layer in layers]
-    return Classifier(net, head, network_estimator("straight_through")), latent
+    return Classifier(net, head, network_estimator("straight_through")), layers
 
 
 def launch() -> Fabric:
@@ -205,12 +205,12 @@ def launch() -> Fabric:
 
 
 @torch.no_grad()
-def _settle(net: SBN, split: Split) -> None:
+def _settle(net: torch.nn.Module, layers: Sequence[_Layer], split: Split) -> None:
     """Weights at their signs from now on; batch-norm statistics of that network."""
     for m in net.modules():
         if isinstance(m, BernoulliLinear):
             m.mode = "sign"
-    for layer in net.layers:  # from the bottom up: a layer's inputs must be settled first
+    for layer in layers:  # from the bottom up: a layer's inputs must be settled first
         layer.norm.reset_running_stats()
         layer.norm.momentum = None
         net.eval()

@@ -31,7 +31,7 @@ PNG_CSS = (
     'html[theme="dark"] .sbn-png'
     "{filter:invert(1) hue-rotate(180deg);mix-blend-mode:screen}</style>"
 )
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {  # Any: Matplotlib's stubs want its own literals as keys
     "figure.figsize": (6.4, 3.4),
     "figure.constrained_layout.use": True,
     "figure.facecolor": "white",

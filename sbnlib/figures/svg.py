@@ -14,7 +14,7 @@ import re
 import unicodedata
 import xml.etree.ElementTree as ET
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -32,7 +32,11 @@ SCALE = 100  # units per pt
 FONTS = "DejaVu Sans,Bitstream Vera Sans,Verdana,Geneva,sans-serif"  # all of the same width
 MATHS = "STIXGeneral,STIX Two Text,Times New Roman,Liberation Serif,Times,serif"
 COLOURS = {INK: "currentColor", PAPER: "var(--pst-color-background,#fff)"}
-RC = {"svg.fonttype": "none", "svg.hashsalt": "sbnlib", "svg.image_inline": True}
+RC: dict[Any, Any] = {  # Any as in style
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sbnlib",
+    "svg.image_inline": True,
+}
 DROPPED = {"metadata", "style"}
 
 
@@ -75,8 +79,9 @@ def with_ids(text: str, digest: str) -> str:
 
 def _savefig(fig: Figure) -> str:
     buffer = io.StringIO()
-    for part in [fig, *fig.findobj(Axes)]:
-        part.patch.set_visible(False)  # the page is the background
+    axes = (part for part in fig.findobj(Axes) if isinstance(part, Axes))  # findobj says Artist
+    for part in [fig.patch, *(ax.patch for ax in axes)]:
+        part.set_visible(False)  # the page is the background
     with matplotlib.rc_context(RC):
         # not fig.savefig: it draws everything twice
         canvas = FigureCanvasSVG(fig)
