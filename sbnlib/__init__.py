@@ -1,6 +1,6 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
-Imports point one way: contracts, noise -> units -> estimators -> registry -> nn, network -> exact,
+Imports point one way: noise, contracts -> units -> estimators -> registry -> nn, network -> exact,
 accuracy -> figures, data -> optim -> experiments. A test holds the arrows.
 """
 

@@ -229,7 +229,7 @@ def layerwise(estimator: LossBased | str) -> NetworkEstimator:
         net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
         for k, layer in enumerate(net.layers):
-            if any(isinstance(m, _ConvNd) for m in layer.modules()):
+            if any(isinstance(m, _ConvNd | BernoulliConv2d) for m in layer.modules()):
                 raise ValueError(f"layerwise needs fully connected layers, layer {k} is {layer}")
         x = inputs
         total: Tensor | float = 0.0

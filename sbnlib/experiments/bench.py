@@ -510,13 +510,13 @@ def cost_of_units(name: str, *, units: Sequence[int], batch: int, rounds: int) -
 def cost_of_samples(name: str, *, samples: Sequence[int], batch: int, rounds: int) -> Row:
     """REINFORCE, local expectation and DisARM with M samples, relative to one sample."""
     details: dict[str, Any] = {"samples": list(samples)}
-    for tier2 in (reinforce, local_expectation, disarm):
+    for loss_based in (reinforce, local_expectation, disarm):
         ratios = []
         for m in samples:
-            pair = [layerwise(partial(tier2, num_samples=k)) for k in (m, 1)]
+            pair = [layerwise(partial(loss_based, num_samples=k)) for k in (m, 1)]
             ours, one = take_turns(*(_one_layer(e, 64, 50, batch) for e in pair), rounds=rounds)
             ratios.append(round(ours.minimum / one.minimum, 2))
-        details[tier2.__name__] = ratios
+        details[loss_based.__name__] = ratios
     return Row(name, f"step of an SBN 64-50-10, batch {batch}", "one sample", details=details)
 
 

@@ -13,7 +13,15 @@ from places import BOOK, ROOT
 
 import sbnlib
 
-GENERATED = {".git", ".venv", "_build", "__pycache__", ".pytest_cache", ".ruff_cache"}
+GENERATED = {
+    ".git",
+    ".venv",
+    "_build",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".mypy_cache",
+}
 
 
 def text(name):

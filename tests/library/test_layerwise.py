@@ -23,6 +23,7 @@ from sbnlib import (
     relax,
     straight_through,
 )
+from sbnlib.nn import BernoulliConv2d
 
 Array = np.ndarray
 LOSS_BASED = [e for e in registry.ESTIMATORS.values() if e.kind == "loss based"]
@@ -258,6 +259,12 @@ def test_its_name_says_what_it_is() -> None:
 
 
 # ------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(1, 2, 2), BernoulliConv2d(1, 2, 2)])
+def test_a_convolution_is_refused_by_name(conv: nn.Module) -> None:
+    with pytest.raises(ValueError, match="fully connected layers, layer 0 is .*Conv2d"):
+        layerwise("reinforce")(sbnlib.SBN(conv), torch.zeros(3, 1, 2, 2), lambda x: x.sum(-1))
 
 
 @pytest.mark.parametrize("bad", [None, 3])

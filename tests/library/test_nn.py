@@ -16,6 +16,7 @@ import torch
 from bridge import make_noise, z_limit
 from torch import Tensor, nn
 
+import sbnlib
 from sbnlib import SBN, Uniform, exact_expectation, exact_gradient, exact_moments, pathwise
 from sbnlib.nn import WEIGHT_MODES, BernoulliConv2d, BernoulliLinear
 
@@ -433,8 +434,8 @@ def test_a_network_that_was_run_is_not_kept_alive() -> None:
 def test_bad_options_are_refused(make: Callable) -> None:
     with pytest.raises(ValueError, match="forward.*sample.*mean.*sign.*concrete.*'median'"):
         make(2, 2, forward="median")
-    with pytest.raises(TypeError, match="noise.*'Logistic'"):
-        make(2, 2, noise="Logistic")
+    with pytest.raises(TypeError, match="noise.*Logistic"):
+        make(2, 2, noise=sbnlib.Logistic)
     for tau in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="tau"):
             make(2, 2, tau=tau)

@@ -549,7 +549,7 @@ def test_bad_logits_and_noises_are_refused() -> None:
         with pytest.raises(TypeError, match="a must"):
             call(torch.zeros(3, dtype=torch.long), Logistic(), tau=0.5)
         with pytest.raises(TypeError, match="noise"):
-            call(torch.zeros(3), "Logistic", tau=0.5)
+            call(torch.zeros(3), Logistic, tau=0.5)
         with pytest.raises(ValueError, match="finite"):
             call(torch.full((3,), float("nan")), Logistic(), tau=0.5)
 
