@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from discovered import NOISES
 from reference import RefNet, RefNoise
 from scipy import stats
 from torch import nn
@@ -11,8 +12,14 @@ from torch import nn
 import sbnlib
 
 
-def make_noise(name: str, scale: float = 1.0) -> object:
-    return getattr(sbnlib, name)(scale)
+def make_noise(name: str, scale: float = 1.0) -> sbnlib.Noise:
+    """The noise of sbnlib of that name; an unknown one raises and lists the known ones."""
+    return NOISES[name](scale)
+
+
+def reference_of(noise: sbnlib.Noise) -> RefNoise:
+    """The reference of a noise of sbnlib; one that has none raises by name."""
+    return RefNoise(type(noise).__name__, noise.scale)
 
 
 def make_net(net: RefNet, estimator: object = None, dtype: torch.dtype = torch.float64) -> object:

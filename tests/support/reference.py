@@ -8,8 +8,10 @@ gradients follow from the product rule; estimators are chains written out by han
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -17,73 +19,164 @@ from scipy import special, stats
 from torch.nn import functional
 
 Array = np.ndarray
+T = TypeVar("T")
 
-NOISES = ("Logistic", "Uniform", "Triangular", "Gaussian", "Cauchy", "FastSigmoid")
-BOUNDED = ("Uniform", "Triangular")
+
+class Named(dict[str, T]):
+    """A table whose unknown names raise an error that lists the known ones: nothing falls through.
+
+    A reference that takes one thing for another agrees with whatever it is asked about.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T]) -> None:
+        super().__init__(entries)
+        self.kind = kind
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(self)}")
 
 
 # ---------------------------------------------------------------------------------- noise
 
 
-def _standard_cdf(name: str, a: Array) -> Array:
-    """The distribution function at scale 1, with full relative accuracy in the lower tail."""
-    if name == "Logistic":
-        return special.expit(a)
-    if name == "Gaussian":
-        return 0.5 * special.erfc(-a / np.sqrt(2))
-    if name == "Cauchy":
-        return np.arctan2(1.0, -a) / np.pi
-    if name == "FastSigmoid":
-        tail = 0.5 / (1 + np.abs(a))
-        return np.where(a < 0, tail, 1 - tail)
-    a = np.clip(a, -1, 1)
-    if name == "Uniform":
-        return 0.5 * (1 + a)
-    tail = 0.5 * (1 - np.abs(a)) ** 2
+@dataclass(frozen=True)
+class Law:
+    """A symmetric law at scale 1, each function a closed form of its own.
+
+    Attributes:
+        cdf: F, with full relative accuracy in the lower tail.
+        pdf: f, which is 0 at the ends of a bounded support.
+        icdf: F^-1 on (0, 1), with full relative accuracy at small p.
+        potential: the mirror function Phi of (0, 1) with Phi' = F^-1, up to a constant.
+        half_width: the support is [-half_width, half_width].
+        scipy: the frozen distribution of scipy at a scale, None where scipy has none.
+    """
+
+    cdf: Callable[[Array], Array]
+    pdf: Callable[[Array], Array]
+    icdf: Callable[[Array], Array]
+    potential: Callable[[Array], Array]
+    scipy: Callable[[float], object] | None
+    half_width: float = math.inf
+
+
+def _inside(a: Array, density: Array | float) -> Array:
+    return np.where(np.abs(a) < 1, density, 0.0)
+
+
+def _odd(p: Array, below: Callable[[Array], Array]) -> Array:
+    """F^-1 from its values at p <= 1/2."""
+    lower = below(np.minimum(p, 1 - p))
+    return np.where(p > 0.5, -lower, lower)
+
+
+def _from_tail(a: Array, tail: Array) -> Array:
+    """F from its values at -|a|."""
     return np.where(a < 0, tail, 1 - tail)
 
 
-def _standard_pdf(name: str, a: Array) -> Array:
-    """The density at scale 1; 0 at the ends of a bounded support."""
-    if name == "Logistic":
-        return special.expit(a) * special.expit(-a)
-    if name == "Gaussian":
-        return np.exp(-0.5 * a * a) / np.sqrt(2 * np.pi)
-    if name == "Cauchy":
-        return 1 / (np.pi * (1 + a * a))
-    if name == "FastSigmoid":
-        return 0.5 / (1 + np.abs(a)) ** 2
-    if name == "Uniform":
-        return np.where(np.abs(a) < 1, 0.5, 0.0)
-    return np.where(np.abs(a) < 1, 1 - np.abs(a), 0.0)
+def _rest(p: Array) -> Array:
+    return np.minimum(p, 1 - p)
+
+
+LAWS = Named(
+    "noise",
+    {
+        "Logistic": Law(
+            cdf=special.expit,
+            pdf=lambda a: special.expit(a) * special.expit(-a),
+            icdf=special.logit,
+            potential=lambda p: special.xlogy(p, p) + special.xlogy(1 - p, 1 - p),
+            scipy=lambda s: stats.logistic(scale=s),
+        ),
+        "Uniform": Law(
+            cdf=lambda a: 0.5 * (1 + np.clip(a, -1, 1)),
+            pdf=lambda a: _inside(a, 0.5),
+            icdf=lambda p: 2 * p - 1,
+            potential=lambda p: p * p - p,
+            scipy=lambda s: stats.uniform(-s, 2 * s),
+            half_width=1.0,
+        ),
+        "Triangular": Law(
+            cdf=lambda a: _from_tail(a, 0.5 * (1 - np.minimum(np.abs(a), 1)) ** 2),
+            pdf=lambda a: _inside(a, 1 - np.abs(a)),
+            icdf=lambda p: _odd(p, lambda low: np.sqrt(2 * low) - 1),
+            potential=lambda p: 2 * math.sqrt(2) / 3 * _rest(p) ** 1.5 - _rest(p),
+            scipy=lambda s: stats.triang(0.5, -s, 2 * s),
+            half_width=1.0,
+        ),
+        "Gaussian": Law(
+            cdf=lambda a: 0.5 * special.erfc(-a / np.sqrt(2)),
+            pdf=lambda a: np.exp(-0.5 * a * a) / np.sqrt(2 * np.pi),
+            icdf=special.ndtri,
+            potential=lambda p: -np.exp(-0.5 * special.ndtri(p) ** 2) / math.sqrt(2 * math.pi),
+            scipy=lambda s: stats.norm(scale=s),
+        ),
+        "Cauchy": Law(
+            cdf=lambda a: np.arctan2(1.0, -a) / np.pi,
+            pdf=lambda a: 1 / (np.pi * (1 + a * a)),
+            icdf=lambda p: _odd(p, lambda low: -np.cos(np.pi * low) / np.sin(np.pi * low)),
+            potential=lambda p: -np.log(np.sin(np.pi * p)) / np.pi,
+            scipy=lambda s: stats.cauchy(scale=s),
+        ),
+        "FastSigmoid": Law(
+            cdf=lambda a: _from_tail(a, 0.5 / (1 + np.abs(a))),
+            pdf=lambda a: 0.5 / (1 + np.abs(a)) ** 2,
+            icdf=lambda p: _odd(p, lambda low: 1 - 0.5 / low),
+            potential=lambda p: _rest(p) - 0.5 * np.log(_rest(p)),
+            scipy=None,
+        ),
+    },
+)
+NOISES = tuple(LAWS)
+BOUNDED = tuple(name for name, law in LAWS.items() if law.half_width < math.inf)
 
 
 @dataclass(frozen=True)
 class RefNoise:
-    """Noise `name` at `scale`: F, f and the probability of a state, in float64."""
+    """Noise `name` at `scale`, in float64.
+
+    Raises:
+        ValueError: no law of that name, or a scale that is not a positive number.
+    """
 
     name: str
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be a number > 0, got {self.scale!r}")
+        self.law  # noqa: B018  an unknown name is refused here, not at the first use
+
+    @property
+    def law(self) -> Law:
+        return LAWS[self.name]
+
+    @property
+    def half_width(self) -> float:
+        return self.scale * self.law.half_width
+
     def cdf(self, a: Array | float) -> Array:
-        return _standard_cdf(self.name, np.asarray(a, float) / self.scale)
+        return self.law.cdf(np.asarray(a, float) / self.scale)
 
     def pdf(self, a: Array | float) -> Array:
-        return _standard_pdf(self.name, np.asarray(a, float) / self.scale) / self.scale
+        return self.law.pdf(np.asarray(a, float) / self.scale) / self.scale
+
+    def icdf(self, p: Array | float) -> Array:
+        return self.scale * self.law.icdf(np.asarray(p, float))
 
     def prob(self, x: Array, a: Array) -> Array:
         return self.cdf(x * a)
 
+    def divergence(self, p: Array | float, q: Array | float) -> Array:
+        """Phi(p) - Phi(q) - Phi'(q) (p - q), the Bregman divergence of the mirror function."""
+        p, q = np.asarray(p, float), np.asarray(q, float)
+        gap = self.law.potential(p) - self.law.potential(q)
+        return self.scale * gap - self.icdf(q) * (p - q)
+
     def scipy(self) -> object:
         """The frozen scipy distribution, or None where scipy has none (FastSigmoid)."""
-        s = self.scale
-        return {
-            "Logistic": stats.logistic(scale=s),
-            "Uniform": stats.uniform(-s, 2 * s),
-            "Triangular": stats.triang(0.5, -s, 2 * s),
-            "Gaussian": stats.norm(scale=s),
-            "Cauchy": stats.cauchy(scale=s),
-        }.get(self.name)
+        return self.law.scipy and self.law.scipy(self.scale)
 
 
 # ---------------------------------------------------------------------------------- losses
@@ -212,37 +305,66 @@ def target_loss(n: int, batch: int, seed: int = 0) -> RefLoss:
     )
 
 
-LOSSES = {
-    "constant": constant_loss,
-    "linear": linear_loss,
-    "multilinear": multilinear_loss,
-    "quadratic": quadratic_loss,
-    "coordinatewise quadratic": coordinatewise_quadratic_loss,
-    "smooth": smooth_loss,
-}
+LOSSES = Named(
+    "loss",
+    {
+        "constant": constant_loss,
+        "linear": linear_loss,
+        "multilinear": multilinear_loss,
+        "quadratic": quadratic_loss,
+        "coordinatewise quadratic": coordinatewise_quadratic_loss,
+        "smooth": smooth_loss,
+    },
+)
 
 
 # --------------------------------------------------------------- estimators' factors c(a, x)
 
 
+@dataclass(frozen=True)
+class Unit:
+    """A unit in a state x: f(a), mu(a), whether P(x) > 0, and f/P(x), 0 where it is not."""
+
+    x: Array
+    f: Array
+    mu: Array
+    possible: Array
+    ratio: Array
+
+    def line(self, s: float) -> Array:
+        return (1 - s) * self.ratio + np.where(self.possible, 2 * s * self.f, 0.0)
+
+    def score_with_baseline(self, anchor: Array | float) -> Array:
+        """dx/da of d log P/da (L(x) - b), with b = L(x) + L'(x)(anchor - x)."""
+        return self.x * self.ratio * (self.x - anchor)
+
+
+FACTORS: Named[Callable[[Unit, float], Array]] = Named(
+    "chain-rule estimator",
+    {
+        "straight_through": lambda unit, _: 2 * unit.f + 0 * unit.x,
+        "identity": lambda unit, _: np.ones_like(unit.f * unit.x),
+        "zgr": lambda unit, _: unit.ratio,
+        "chain_rule": lambda unit, s: unit.line(s),
+        "darn_mean": lambda unit, _: unit.score_with_baseline(unit.mu),
+        "darn_midpoint": lambda unit, _: unit.score_with_baseline(0.0),
+    },
+)
+
+
 def factor(name: str, noise: RefNoise, a: Array, x: Array, s: float = 0.0) -> Array:
-    """dx/da of a chain-rule estimator, from the definition of each, 0 where P(x) = 0."""
+    """dx/da of a chain-rule estimator, from the definition of each, 0 where P(x) = 0.
+
+    Raises:
+        ValueError: no estimator of that name, or an ``s`` that it does not have.
+    """
+    if s != 0 and name != "chain_rule":
+        raise ValueError(f"only chain_rule has an s, {name!r} was given {s!r}")
     f, prob = noise.pdf(a), noise.prob(x, a)
     possible = prob > 0
-    safe = np.where(possible, prob, 1.0)
+    ratio = np.where(possible, f / np.where(possible, prob, 1.0), 0.0)
     mu = noise.cdf(a) - noise.cdf(-a)
-    if name == "straight_through":
-        return 2 * f + 0 * x
-    if name == "identity":
-        return np.ones_like(f * x)
-    if name == "chain_rule":
-        return np.where(possible, f * ((1 - s) / safe + 2 * s), 0.0)
-    # DARN: REINFORCE, d log P/da (L(x) - b), with the baseline b = L(x) + L'(x)(anchor - x)
-    anchor = mu if name == "darn_mean" else 0.0
-    if name not in ("darn_mean", "darn_midpoint", "zgr"):
-        raise ValueError(name)
-    score = np.where(possible, x * f / safe, 0.0)
-    return score * (x - anchor)
+    return FACTORS[name](Unit(np.asarray(x, float), f, mu, possible, ratio), s)
 
 
 # --------------------------------------------------------------------------- networks

@@ -24,13 +24,13 @@ def logits(noise: RefNoise, n: int, seed: int = 0) -> Array:
     return 0.8 * noise.scale * np.random.default_rng(seed + 300).uniform(-1, 1, size=n)
 
 
-# -------------------------------------------------------------------- one layer, Tier 2
+# -------------------------------------------------------------------- one layer, loss based
 
 
 def estimates(
     function: Callable, loss: Callable, noise: RefNoise, a: Array, rows: int, seed: int, **options
 ) -> tuple[Array, Array]:
-    """Values (rows,) and estimates (rows, n) of a Tier 2 estimator at one point ``a``."""
+    """Values (rows,) and estimates (rows, n) of a loss-based estimator at one point ``a``."""
     leaf = torch.tensor(a).expand(rows, -1).clone().requires_grad_()
     law = make_noise(noise.name, noise.scale)
     value = function(loss, leaf, law, generator=seeded(seed), **options)
