@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from updates import CASES, MAPS, NO_UPDATE
 
 import sbnlib
+from sbnlib import estimators, registry
 
 CASED = {case.optimizer for case in CASES.values()}
 
@@ -38,6 +39,24 @@ def test_an_optimizer_has_a_published_update(name: str) -> None:
 def test_what_else_the_optimizers_module_lists_is_a_map_with_a_reference(name: str) -> None:
     assert (name in MAPS) != (name in NO_UPDATE), (
         f"{name} must stand in MAPS or in NO_UPDATE of tests/support/updates.py"
+    )
+
+
+#: What ``sbnlib.estimators`` lists beside the functions of the registry's entries.
+NOT_AN_ENTRY = {
+    "PROXIES": "the table of proxies",
+    "Proxy": "its rows",
+    "attach": "the helper of all chain-rule estimators",
+    "chain_rule": "a line of estimators, with its position to be chosen",
+    "control_variate_loss": "what trains REBAR and RELAX",
+}
+
+
+@pytest.mark.parametrize("name", estimators.__all__)
+def test_an_estimator_has_an_entry_in_the_registry(name: str) -> None:
+    functions = [getattr(e.function, "func", e.function) for e in registry.ESTIMATORS.values()]
+    assert (getattr(estimators, name) in functions) != (name in NOT_AN_ENTRY), (
+        f"{name} must be the function of an entry of sbnlib/registry.py, or stand in NOT_AN_ENTRY"
     )
 
 
