@@ -1,13 +1,11 @@
 """The face of the repository: what its files promise is there, nothing else by mistake."""
 
 import importlib.util
-import math
 import re
 import subprocess
 
 import nbformat
 import pytest
-import torch
 import yaml
 from places import BOOK, ROOT
 
@@ -71,34 +69,6 @@ def test_chapter_numbers_come_from_file_names():
     assert site.repository_options("") == {}
     options = site.repository_options("https://github.com/someone/somewhere")
     assert set(options["launch_buttons"]) == {"notebook_interface", "binderhub_url", "colab_url"}
-
-
-# Each law at scale 1: F, f and the name of the proxy on the notation page.
-NOISE = {
-    "Logistic": (lambda a: 1 / (1 + math.exp(-a)), lambda a: 1 / (2 + math.exp(a) + math.exp(-a))),
-    "Uniform": (lambda a: (1 + a) / 2, lambda a: 0.5),
-    "Triangular": (
-        lambda a: (1 + a) ** 2 / 2 if a <= 0 else 1 - (1 - a) ** 2 / 2,
-        lambda a: 1 - abs(a),
-    ),
-    "Gaussian": (
-        lambda a: math.erfc(-a / math.sqrt(2)) / 2,
-        lambda a: math.exp(-a * a / 2) / math.sqrt(2 * math.pi),
-    ),
-    "Cauchy": (lambda a: 0.5 + math.atan(a) / math.pi, lambda a: 1 / (math.pi * (1 + a * a))),
-    "FastSigmoid": (lambda a: (1 + a / (1 + abs(a))) / 2, lambda a: (1 + abs(a)) ** -2 / 2),
-}
-
-
-@pytest.mark.parametrize("name", NOISE)
-def test_noise_table_of_the_notation_page(name):
-    cdf, pdf = NOISE[name]
-    assert f"`{name}`" in text("book/notation.md")
-    noise = getattr(sbnlib, name)()
-    a = [-0.9, -0.3, 0.0, 0.2, 0.7]
-    at = torch.tensor(a, dtype=torch.float64)
-    assert noise.cdf(at).tolist() == pytest.approx([cdf(v) for v in a], rel=1e-12)
-    assert noise.pdf(at).tolist() == pytest.approx([pdf(v) for v in a], rel=1e-12)
 
 
 # ------------------------------------------------------------------------------ the repository

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
 import bridge
+import formulas
 import numpy as np
 import pytest
 import reference as ref
+import slopes
+import updates
 from bridge import random_inputs
 from scipy import integrate, stats
 
@@ -33,13 +37,25 @@ UNKNOWN = {
     "base class of the noises": lambda: bridge.make_noise("Noise"),
     "loss": lambda: ref.LOSSES["cubic"],
     "estimator": lambda: ref.factor("darn", ref.RefNoise("Logistic"), GRID, np.sign(GRID)),
+    "proxy": lambda: slopes.SLOPES["softsign"],
+    "optimizer": lambda: updates.CASES["sgd"],
+    "map": lambda: updates.MAPS["sign"],
+    "mode": lambda: dataclasses.replace(updates.CASES["bop"], mode="half").used(GRID, GRID),
+    "cell of the noise table": lambda: formulas.NOISE_CELLS["$1-|a|^7$"],
+    "formula of a proxy": lambda: formulas.PROXY_FORMULAS["1-|a|^7"],
+    "docstring": lambda: formulas.NOISE_DOCSTRINGS["f(a) = 1 - |a|^7"],
+    "quantity": lambda: formulas.QUANTITIES["3f"],
 }
+LISTED = {
+    "loss": "quadratic", "estimator": "darn_mean", "proxy": "hardtanh", "optimizer": "bayesbinn",
+    "map": "parq", "mode": "concrete", "cell of the noise table": "hardtanh",
+    "formula of a proxy": "beta", "docstring": "2f = 2", "quantity": "mean",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
 def test_an_unknown_name_is_never_taken_for_a_known_one(what: str) -> None:
-    listed = {"loss": "quadratic", "estimator": "darn_mean"}.get(what, "Triangular")
-    with pytest.raises(ValueError, match=f"unknown .*known: .*{listed}"):
+    with pytest.raises(ValueError, match=f"unknown .*known: .*{LISTED.get(what, 'Triangular')}"):
         UNKNOWN[what]()
 
 
