@@ -82,20 +82,86 @@ def test_chapter_numbers_come_from_file_names():
 # ------------------------------------------------------------------------------ the repository
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda p: p.name
-)
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.name)
+
+
+def workflow_of(path):
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+@every_workflow
 def test_workflows_parse(path):
-    workflow = yaml.safe_load(path.read_text("utf-8"))
+    workflow = workflow_of(path)
     assert {"name", "jobs"} <= set(workflow)
     for job in workflow["jobs"].values():
         assert job["runs-on"]
         assert all("uses" in step or "run" in step for step in job["steps"])
 
 
+@every_workflow
+def test_actions_are_pinned(path):
+    """Each by the 40 digits of a commit, which nobody can move, with its version as a comment."""
+    used = re.findall(r"\buses:\s*(.*)", path.read_text("utf-8"))
+    steps = [step for job in workflow_of(path)["jobs"].values() for step in job["steps"]]
+    assert len(used) == sum("uses" in step for step in steps) > 0
+    pinned = r"[\w-]+/[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+"
+    assert not [use for use in used if not re.fullmatch(pinned, use)]
+
+
+def test_an_action_has_one_version():
+    used = {m for p in WORKFLOWS for m in re.findall(r"\buses:\s*(\S+)@(.*)", p.read_text("utf-8"))}
+    names = [name for name, _ in used]
+    assert len(names) == len(set(names))
+
+
+def may_write(permissions):
+    return permissions == "write-all" or "write" in dict(permissions).values()
+
+
+@every_workflow
+def test_jobs_that_may_write_run_no_code_of_others(path):
+    """No workflow may write as a whole; a job that may runs GitHub's own actions and git alone.
+
+    So what pip installs, what make calls and what the repository itself holds run only in jobs
+    that may read. An artifact is the one thing that such a job hands on.
+    """
+    workflow = workflow_of(path)
+    assert not may_write(workflow["permissions"])
+    for name, job in workflow["jobs"].items():
+        if may_write(job.get("permissions", {})):
+            for step in job["steps"]:
+                assert step.get("uses", "actions/").startswith("actions/"), name
+                commands = step.get("run", "").splitlines()
+                assert not [c for c in commands if not re.match(r"git (?!.*[;&|`$])", c)], name
+
+
 def test_pages_workflow_knows_its_own_address():
-    environment = yaml.safe_load(text(".github/workflows/pages.yml"))["jobs"]["deploy"]["env"]
-    assert environment["SBN_REPOSITORY_URL"] == "${{ github.server_url }}/${{ github.repository }}"
+    jobs = workflow_of(ROOT / ".github" / "workflows" / "pages.yml")["jobs"]
+    address = "${{ github.server_url }}/${{ github.repository }}"
+    assert jobs["build"]["env"]["SBN_REPOSITORY_URL"] == address
+    branch = jobs["build"]["env"]["SBN_REPOSITORY_BRANCH"]
+    assert (
+        jobs["launch"]["steps"][-1]["run"].splitlines()[-1] == f"git push --force origin {branch}"
+    )
+    assert {jobs[name]["needs"] for name in ("deploy", "launch")} == {"build"}
+
+
+def test_library_is_tested_at_its_floors():
+    """With the oldest Python and PyTorch that it supports, and with the newest of PyTorch."""
+    job = workflow_of(ROOT / ".github" / "workflows" / "test.yml")["jobs"]["library"]
+    matrix = job["strategy"]["matrix"]
+    assert matrix["python"] == ["3.11", "3.13"]
+    assert matrix["torch"] == ["torch==2.11.*", "torch"]
+    assert "exclude" not in matrix
+    assert {"tests/library", "tests/support"} <= set(job["steps"][-1]["run"].split())
+
+
+@pytest.mark.parametrize("name", ["build/x", "_build/x", "sbnlib.egg-info/x", ".venv/x"])
+def test_what_is_made_is_ignored(name):
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT).returncode == 0
 
 
 def test_launch_notebooks_install_the_library_once(tmp_path):
