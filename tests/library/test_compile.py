@@ -14,6 +14,8 @@ from torch.func import functional_call, grad, vmap
 from sbnlib import chain_rule, darn, identity, proxy, sample_sign, straight_through, zgr
 from sbnlib.nn import Sign
 
+pytestmark = pytest.mark.slow
+
 CHAIN_RULE = {
     "straight_through": straight_through,
     "zgr": zgr,

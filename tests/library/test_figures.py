@@ -156,6 +156,7 @@ def test_save_writes_a_page(tmp_path):
 # ------------------------------------------------------------------------------------- sliders
 
 
+@pytest.mark.slow
 def test_hundred_frames_are_small():
     picture = figures.explore(draw, ALT, **GRID)
     whole = sum(len(frame(picture, i)) for i in range(100))

@@ -65,6 +65,7 @@ def test_samples_are_detached_and_have_the_shape_of_the_logits(dtype: torch.dtyp
     assert not x.requires_grad
 
 
+@pytest.mark.slow
 def test_probabilities_far_below_the_float32_grid_are_right() -> None:
     # p = 1e-9 over 2^27 float32 logits: 0.13 expected; uniforms on the float32 grid hit at
     # 2^-24, 8 times. Three or more: false alarm 3.6e-4, missed bug 1.4 %.

@@ -462,6 +462,7 @@ def test_vmap_over_uniforms_is_the_loop(noise_name: str) -> None:
     torch.testing.assert_close(mapped, concrete(a, noise, tau=0.3, u=u))
 
 
+@pytest.mark.slow
 def test_compiled_whole_with_uniforms_handed_in() -> None:
     # Inductor, one graph, three units: values and gradients are those of the formulas
     noise, tau = ref.RefNoise("Logistic"), 0.3

@@ -160,6 +160,7 @@ def test_the_loop_is_scaled_to_the_samples_of_measure(monkeypatch):
     assert row.details["by_hand"] == {"ratio": 50.0, "ratio_of_medians": 30.0}
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_child():
     row = bench.make("statistics-memory", quick=True)
     peaks = [probe["peak_mib"] for probe in row.details["probes"].values()]
@@ -174,6 +175,7 @@ def test_a_probe_of_a_wide_net():
     assert found["peak_mib"] <= bench.peak_memory()
 
 
+@pytest.mark.slow
 def test_peak_memory_sees_an_allocation():
     code = (
         "from sbnlib.experiments.bench import peak_memory as p; import torch; a = p(); "

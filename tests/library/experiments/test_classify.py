@@ -271,6 +271,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_kill_in_any_epoch_changes_nothing(result, tmp_path, monkeypatch):
     """Killed again and again, before or after a checkpoint, the run ends with the same rows."""
     save = training._save
@@ -334,6 +335,7 @@ classify.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_killed_process_and_the_same_command_again(result, tmp_path):
     """The real thing: the process dies, the command is given again, the file is the same."""
     out = tmp_path / "result.json"

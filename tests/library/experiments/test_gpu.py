@@ -52,6 +52,9 @@ def run(path, budget=60.0, sizes=TINY):
 # ------------------------------------------------------------------------------ the whole run
 
 
+needs_the_whole_run = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("evidence") / "gpu.json"
@@ -66,12 +69,14 @@ def parts(found, part):
     return [row for row in found["rows"] if row["part"] == part]
 
 
+@needs_the_whole_run
 def test_all_sections_run_and_all_checks_hold(whole):
     assert [row["name"] for row in parts(whole, "section")] == NAMES
     assert not parts(whole, "error") and not parts(whole, "left out")
     assert whole["checks"] and all(whole["checks"].values())
 
 
+@needs_the_whole_run
 def test_the_file_says_where_it_comes_from(whole):
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(whole, measurement.SCHEMA)
@@ -82,6 +87,7 @@ def test_the_file_says_where_it_comes_from(whole):
     assert environment["torch"] == torch.__version__
 
 
+@needs_the_whole_run
 def test_every_time_has_a_spread_and_every_ratio_is_positive(whole):
     timed = [row for row in whole["rows"] if "seconds" in row and row["part"] != "section"]
     assert {row["part"] for row in timed} == {
@@ -91,6 +97,7 @@ def test_every_time_has_a_spread_and_every_ratio_is_positive(whole):
     assert whole["ratios"] and all(ratio > 0 for ratio in whole["ratios"].values())
 
 
+@needs_the_whole_run
 def test_every_estimator_and_every_noise_is_checked(whole):
     assert [row["name"] for row in parts(whole, "estimator")] == list(registry.ESTIMATORS)
     assert {row["noise"] for row in parts(whole, "frequencies")} == set(gpu.LAWS)
@@ -98,6 +105,7 @@ def test_every_estimator_and_every_noise_is_checked(whole):
     assert set(gpu.LAWS) == laws
 
 
+@pytest.mark.slow
 def test_import_needs_torch_and_numpy_only():
     extras = ["matplotlib", "sklearn", "lightning_fabric", "scipy", "pooch", "tqdm", "ipywidgets"]
     code = (f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
