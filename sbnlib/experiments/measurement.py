@@ -4,12 +4,14 @@
      "checks": {name: bool}, "ratios": {name: number}, "rows": [...]}
 
 A file is written whole (to a temporary file, which is then renamed) and read by one function, so a
-file cut off by a kill cannot be taken for a result.
+file cut off by a kill cannot be taken for a result. Numbers are finite: what Python's own reader
+takes for NaN or an infinity is refused.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -72,7 +74,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 class MeasurementError(ValueError):
-    """A measurement file is cut off, not JSON, or not of the form of ``SCHEMA``."""
+    """A measurement file is cut off, not JSON, not finite, or not of the form of ``SCHEMA``."""
+
+
+class _NotFinite(Exception):
+    """A number in the text that JSON has not, or that no float64 holds."""
 
 
 def problems(value: Any, schema: Any = SCHEMA, where: str = "file") -> list[str]:
@@ -114,10 +120,16 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        MeasurementError: it is cut off or not of the form of ``SCHEMA``; the message names it.
+        MeasurementError: it is cut off, holds NaN or an infinity, or is not of the form of
+            ``SCHEMA``; the message names it.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_refused, parse_float=_finite)
+    except _NotFinite as error:
+        raise MeasurementError(
+            f"{path}: not a measurement file: it holds {error}, which is not a number of JSON"
+        ) from error
     except ValueError as error:
         raise MeasurementError(
             f"{path}: not a whole JSON file, probably cut off ({error}). "
@@ -127,6 +139,15 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if found:
         raise MeasurementError(f"{path}: not a measurement file: {'; '.join(found)}")
     return content
+
+
+def _refused(constant: str) -> NoReturn:
+    raise _NotFinite(constant)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _refused(digits)
 
 
 def record(

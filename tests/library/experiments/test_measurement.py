@@ -103,6 +103,19 @@ def test_wrong_form_is_refused_by_the_reader(record, tmp_path):
         measurement.read(path)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+@pytest.mark.parametrize("place", ['"ratios": {"speed": 3.5}', '"rows": [{"a": 3.5}]'])
+def test_numbers_that_are_not_finite_are_refused_by_name(record, tmp_path, number, place):
+    """Python's own reader takes the first three; JSON has none of them."""
+    path, fields = tmp_path / "x.json", json.dumps(record | {"rows": [{"a": 3.5}]})
+    assert place in fields
+    path.write_text(fields)
+    assert measurement.read(path)["ratios"] == {"speed": 3.5}
+    path.write_text(fields.replace(place, place.replace("3.5", number)))
+    with pytest.raises(measurement.MeasurementError, match=f"x.json.* holds {number},"):
+        measurement.read(path)
+
+
 def test_a_failed_write_leaves_the_old_file(record, tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     measurement.write(path, record)

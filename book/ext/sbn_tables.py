@@ -1,0 +1,737 @@
+"""Measurement files as tables: what a file of each kind shows, and how its numbers are written.
+
+Nothing here knows Sphinx: a record, as ``measurement.read`` returns it, becomes a ``Drawing`` of
+facts, notes and tables whose cells are text. A record is refused whole (``Undrawable``) if its kind
+is unknown, if a row lacks a field or has another form than ``FORMS`` says, or if a row contradicts
+itself; no row is left out in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = Mapping[str, Any]
+NONE = "–"
+
+
+class Undrawable(ValueError):
+    """The record cannot be drawn; the message says why."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A name in code type, words, and smaller words on a line of their own."""
+
+    code: str = ""
+    text: str = ""
+    small: str = ""
+    loud: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; ``name`` ends its id, and the columns after the first hold numbers."""
+
+    name: str
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the page shows of a file beside what every file has."""
+
+    tables: Sequence[Table]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+# ---- numbers -----------------------------------------------------------------------------------
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """``value`` to so many significant digits, never with an exponent: 12.4, 0.602, 2110."""
+    if value == 0:
+        return "0"
+    value = float(f"{value:.{digits - 1}e}")
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return signed(f"{value:.{max(places, 0)}f}")
+
+
+def signed(text: str) -> str:
+    """The text of a number with a minus sign for its hyphen."""
+    return text.replace("-", "−")
+
+
+def _scaled(value: float, units: Sequence[tuple[float, str]]) -> str:
+    """Three digits in the largest unit of which there is at least one, rounding included."""
+    found = [(rounded(value / size), unit) for size, unit in units]
+    number, unit = next(((n, u) for n, u in found if float(n) >= 1), found[-1])
+    return f"{number}\u00a0{unit}"
+
+
+def duration(seconds: float) -> str:
+    return _scaled(seconds, SECONDS)
+
+
+def size(count: float) -> str:
+    """Bytes, in powers of a thousand."""
+    return _scaled(count, BYTES)
+
+
+def times(ratio: float) -> str:
+    return f"{rounded(ratio)}×"
+
+
+def percent(share: float, se: float | None) -> str:
+    """A share in percent, with its standard error if it has one."""
+    shown = f"{signed(f'{100 * share:.2f}')}"
+    return shown if se is None else f"{shown} ± {100 * se:.2f}"
+
+
+def difference(share: float, se: float | None) -> str:
+    """As ``percent``, with its sign."""
+    shown = percent(share, se)
+    return shown if share < 0 else f"+{shown}"
+
+
+def count(number: int) -> str:
+    """A whole number: as a power of two or ten if it is a large one, else in groups of three."""
+    for base, least in ((2, 16), (10, 5)):
+        power = round(math.log(number, base)) if number > 0 else 0
+        if power >= least and base**power == number:
+            return f"{base}{str(power).translate(SUPERSCRIPTS)}"
+    return f"{number:,}".replace(",", "\u202f") if number >= 10_000 else str(number)
+
+
+def tiny(value: float, digits: int = 2) -> str:
+    """A relative difference, as 8.9 · 10⁻¹⁴."""
+    if value == 0:
+        return "0"
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}\u00a0·\u00a010{str(int(power)).translate(SUPERSCRIPTS)}"
+
+
+def setting(value: float) -> str:
+    """A number that was chosen, such as a learning rate: 10⁵, 0.003, 10⁻⁵, 3 · 10⁻⁵."""
+    if value == int(value):
+        return signed(count(int(value)))
+    if abs(value) >= 1e-4:
+        return signed(f"{value:g}")
+    return signed(tiny(value, 1).removeprefix("1\u00a0·\u00a0"))
+
+
+# ---- the form of rows --------------------------------------------------------------------------
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "text": lambda v: isinstance(v, str),
+    "number": _is_number,
+    "count": lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
+    "verdict": lambda v: isinstance(v, bool),
+    "pair": lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)),
+    "object": lambda v: isinstance(v, dict),
+    "shares": lambda v: isinstance(v, dict) and all(map(_is_number, v.values())),
+    "list": lambda v: isinstance(v, list),
+}
+_TRAINED = {"lr": "number", "seed": "count"}
+_CLASSIFIED = _TRAINED | {"model": "text", "gain": "number", "validation": "shares"}
+_SUMMARY = {"model": "text", "prediction": "text", "mean": "number", "se": "number or null"}
+_TIMED = {"seconds": "number", "spread": "number"}
+_RATIO = _TIMED | {"elements": "count", "copy_seconds": "number", "ratio": "number"}
+_AGAINST_CPU = {"cpu_seconds": "number", "ratio": "number"}
+
+#: kind -> part of a row ("" where rows have none) -> field -> what it holds. "or null": the field
+#: is there and may be null; "or none": it may be missing too.
+FORMS: dict[str, dict[str, dict[str, str]]] = {
+    "bench": {
+        "": {"row": "text", "ours": "text", "other": "text", "target": "text"}
+        | {"ours_s": "pair or null", "other_s": "pair or null", "ratio": "number or null"}
+        | {"ratio_of_medians": "number or null", "met": "verdict or null"}
+        | {"details": "object", "load": "pair"},
+    },
+    "exact-cost": {
+        "": {"layers": "count", "width": "count", "way": "text", "terms": "count"}
+        | {"seconds": "number"},
+    },
+    "classify": {
+        "search": _CLASSIFIED,
+        "final": _CLASSIFIED | {"test": "shares"},
+        "summary": _SUMMARY | {"minus_twin": "number", "minus_twin_se": "number or null"},
+        "summary, twin": _SUMMARY,
+    },
+    "binary weights": {
+        "search": _TRAINED | {"method": "text", "other": "number", "validation": "number"},
+        "final": _TRAINED | {"method": "text", "other": "number", "test": "number"},
+        "summary": {"method": "text", "mean": "number", "se": "number or null"}
+        | {"minus_twin_mean": "number or none", "minus_twin_se": "number or none"},
+    },
+    "gpu": {
+        "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
+        "section": {"name": "text", "seconds": "number"},
+        "left out": {"sections": "list", "budget": "number"},
+        "error": {"section": "text", "error": "text"},
+        "copy": _TIMED | {"bytes": "count", "gigabytes_per_second": "number"},
+        "bf16 product": _TIMED | {"n": "count", "teraflops": "number"},
+        "frequencies": {"noise": "text", "draws": "count", "largest_z": "number"}
+        | {"limit": "number"},
+        "rare events": {"draws": "count", "found": "count", "expected": "number"}
+        | {"limit": "number"},
+        "sample_sign": _RATIO,
+        "straight_through": _RATIO
+        | {"how": "text", "direction": "text", "bytes_an_element": "count"},
+        "straight_through, not compiled": {"how": "text", "error": "text"},
+        "measure": _TIMED
+        | _AGAINST_CPU
+        | {"estimator": "text", "samples": "count", "largest_z": "number", "limit": "number"}
+        | {"peak_bytes": "count or null"},
+        "exact_gradient": _TIMED
+        | {name: f"{kind} or none" for name, kind in _AGAINST_CPU.items()}
+        | {"units": "count", "layers": "count", "peak_bytes": "count or null"}
+        | {"difference": "number or none"},
+        "exact_gradient, left out": {"units": "count", "left_out": "text"},
+        "estimator": {"name": "text", "samples": "count", "seconds_once": "number"}
+        | {"largest_z": "number", "limit": "number"},
+    },
+}
+
+
+def part_of(row: Row) -> str:
+    """What the row is about; the twin and rows without numbers are parts of their own."""
+    part = row.get("part", "")
+    if part == "summary" and row.get("model") == "tanh":
+        return f"{part}, twin"
+    if part == "straight_through" and "error" in row:
+        return f"{part}, not compiled"
+    if part == "exact_gradient" and "left_out" in row:
+        return f"{part}, left out"
+    return part
+
+
+def _parted(record: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """The rows by their parts, each checked against its form."""
+    forms = FORMS[record["kind"]]
+    parts: dict[str, list[Row]] = {part: [] for part in forms}
+    for k, row in enumerate(record["rows"]):
+        part = part_of(row)
+        if part not in forms:
+            raise Undrawable(f"row {k}: no file of kind {record['kind']!r} has a part {part!r}")
+        faults = [f for name, form in forms[part].items() if (f := _fault(row, name, form))]
+        if faults:
+            raise Undrawable(f"row {k}: {'; '.join(faults)}")
+        parts[part].append(row)
+    return parts
+
+
+def _fault(row: Row, name: str, form: str) -> str:
+    wanted, _, leave = form.partition(" ")
+    if name not in row:
+        return "" if leave == "or none" else f"{name!r} is missing"
+    if row[name] is None and leave:
+        return ""
+    return "" if CHECKS[wanted](row[name]) else f"{name!r} is not a {wanted}: {row[name]!r}"
+
+
+# ---- bench -------------------------------------------------------------------------------------
+
+
+def bench(parts: Mapping[str, list[Row]]) -> Drawing:
+    rows = parts[""]
+    lost = [row["row"] for row in rows if not _has_something(row)]
+    if lost:
+        raise Undrawable(f"nothing to draw in {', '.join(lost)}")
+    alike, others = _grouped([r for r in rows if not r["target"] and _is_comparison(r)])
+    tables = [
+        _targets(rows),
+        _others(others, rows),
+        *(_series(*group) for group in alike.items()),
+        _probes(rows),
+        *map(_costs, filter(_axis, rows)),
+    ]
+    return Drawing([table for table in tables if table.rows])
+
+
+def _has_something(row: Row) -> bool:
+    details = row["details"]
+    has_words = "probes" in details or "not installed" in details
+    return row["ratio"] is not None or has_words or bool(_axis(row))
+
+
+def _is_comparison(row: Row) -> bool:
+    return row["ratio"] is not None or "not installed" in row["details"]
+
+
+def _grouped(rows: Sequence[Row]) -> tuple[dict[tuple[str, str], list[Row]], list[Row]]:
+    """Three or more rows that differ in a name only, by what they share; and all others."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in (r for r in rows if r["ratio"] is not None):
+        shared = row["ours"].replace(f", {_own_name(row)},", ","), row["other"]
+        groups.setdefault(shared, []).append(row)
+    alike = {key: group for key, group in groups.items() if len(group) >= 3}
+    return alike, [row for row in rows if not any(row in group for group in alike.values())]
+
+
+def _own_name(row: Row) -> str:
+    """``zgr`` of a row ``step-zgr``."""
+    return row["row"].partition("-")[2]
+
+
+def _targets(rows: Iterable[Row]) -> Table:
+    return Table(
+        "targets",
+        "The rows that have a target. The times are the shortest of all runs, and their ratio is "
+        "held against the target; the ratio of the medians is under it.",
+        ["What, against what", "Ours", "The other", "Ratio", "Target"],
+        [[*_compared(row), _verdict(row)] for row in rows if row["target"]],
+    )
+
+
+def _others(shown: Iterable[Row], rows: Iterable[Row]) -> Table:
+    return Table(
+        "others",
+        "The rows without a target. A loop “by hand” draws the same samples without the library.",
+        ["What, against what", "Ours", "The other", "Ratio"],
+        [*map(_compared, shown), *(_by_hand(row) for row in rows if "by_hand" in row["details"])],
+    )
+
+
+def _series(shared: tuple[str, str], rows: Iterable[Row]) -> Table:
+    ours, other = shared
+    return Table(
+        _stem(rows),
+        f"{_capital(ours)}, against {other}: the shortest times, their ratio, the ratio of the "
+        "medians, and the load of the machine.",
+        [_what(rows), "Ours", "The other", "Ratio", "Of medians", "Load"],
+        [
+            [
+                Cell(_own_name(row)),
+                *_shortest(row["ours_s"], row["other_s"]),
+                _speed(row),
+                NONE if row["ratio_of_medians"] is None else times(row["ratio_of_medians"]),
+                _load(row),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _what(rows: Iterable[Row]) -> str:
+    """What the names of a series are: rows of estimators say how often each evaluates the loss."""
+    return "Estimator" if all("evaluations" in row["details"] for row in rows) else "Row"
+
+
+def _stem(rows: Iterable[Row]) -> str:
+    return next(iter(rows))["row"].partition("-")[0]
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _compared(row: Row) -> list[str | Cell]:
+    """What is compared, both times and their ratio."""
+    what = _against(row, row["other"])
+    if row["ratio"] is None:
+        reason = "not installed" if "not installed" in row["details"] else ""
+        return [what, NONE, NONE, Cell(text="not run", small=reason)]
+    ratio = Cell(text=_speed(row), small=_medians(row["ratio_of_medians"]))
+    return [what, *_shortest(row["ours_s"], row["other_s"]), ratio]
+
+
+def _by_hand(row: Row) -> list[str | Cell]:
+    found, seconds = row["details"]["by_hand"], row["details"]["by_hand_s"]
+    ratio = Cell(text=f"{times(found['ratio'])} as fast", small=_medians(found["ratio_of_medians"]))
+    return [_against(row, "the same loop by hand"), *_shortest(row["ours_s"], seconds), ratio]
+
+
+def _against(row: Row, other: str) -> Cell:
+    return Cell(row["row"], "", f"{row['ours']}, against {other}; load {_load(row)}")
+
+
+def _medians(ratio: float | None) -> str:
+    return "" if ratio is None else f"medians {times(ratio)}"
+
+
+def _shortest(*pairs: Sequence[float] | None) -> list[str]:
+    """The shortest time of each side, from pairs of it and the median."""
+    return [NONE if pair is None else duration(pair[0]) for pair in pairs]
+
+
+def _speed(row: Row) -> str:
+    """The ratio in words. It is of the other's time to ours, or of ours to the other's."""
+    ours, other, shown = row["ours_s"], row["other_s"], times(row["ratio"])
+    if ours is None or other is None:
+        return shown
+    if math.isclose(row["ratio"], other[0] / ours[0]):
+        return f"{shown} as fast"
+    if math.isclose(row["ratio"], ours[0] / other[0]):
+        return f"{shown} the time"
+    raise Undrawable(f"{row['row']}: the ratio is not that of its times")
+
+
+def _verdict(row: Row) -> Cell:
+    """Whether the target is met, worked out anew."""
+    sense, bound = row["target"].split()
+    ratio, limit = row["ratio"], float(bound)
+    met = None if ratio is None else ratio >= limit if sense == ">=" else ratio <= limit
+    if sense not in (">=", "<=") or met != row["met"]:
+        raise Undrawable(f"{row['row']}: 'met' does not follow from the ratio and the target")
+    words = {True: "met", False: "not met", None: "not measured"}[met]
+    return Cell(text=words, small=f"{'≥' if sense == '>=' else '≤'} {bound}×", loud=met is False)
+
+
+def _load(row: Row) -> str:
+    """The load of the machine before and after, once if it did not change."""
+    return " to ".join(dict.fromkeys(f"{value:.1f}" for value in row["load"]))
+
+
+def _probes(rows: Iterable[Row]) -> Table:
+    return Table(
+        "probes",
+        "Single runs, each in a process of its own.",
+        ["What", "Run", "Time", "Peak memory"],
+        [line for row in rows for line in _probes_of(row)],
+    )
+
+
+def _probes_of(row: Row) -> Iterator[list[str | Cell]]:
+    """A line a probe; the first says what the row is."""
+    words = row["ours"]
+    for name, found in row["details"].get("probes", {}).items():
+        run = f"{count(int(name))} samples" if name.isdigit() else name
+        memory = f"{rounded(found['peak_mib'])} MiB"
+        yield [Cell(row["row"], "", words), run, duration(found["seconds"]), memory]
+        words = ""
+
+
+def _axis(row: Row) -> str:
+    """The name of the quantity along which a row of costs runs; nothing for other rows."""
+    lists = [name for name, value in row["details"].items() if isinstance(value, list)]
+    return "" if row["ratio"] is not None or not lists else lists[0]
+
+
+def _costs(row: Row) -> Table:
+    axis, details = _axis(row), row["details"]
+    if len({len(values) for values in details.values()}) > 1:
+        raise Undrawable(f"{row['row']}: its lists differ in length")
+    return Table(
+        row["row"],
+        f"{_capital(row['ours'])}: its time over that of {row['other']} ({row['row']}; load "
+        f"{_load(row)}).",
+        [f"Estimator; {axis}:", *map(str, details[axis])],
+        [[Cell(name), *(f"{v:.2f}×" for v in values)]
+         for name, values in details.items() if name != axis],
+    )  # fmt: skip
+
+
+# ---- exact-cost --------------------------------------------------------------------------------
+
+WAYS = {
+    "enumeration": "Enumeration",
+    "layers": "Layer after layer, full tables",
+    "library": "exact_expectation",
+}
+
+
+def exact_cost(parts: Mapping[str, list[Row]]) -> Drawing:
+    at = {(row["layers"], row["width"], row["way"]): row for row in parts[""]}
+    unknown = {way for *_, way in at} - set(WAYS)
+    if unknown:
+        raise Undrawable(f"unknown way {', '.join(sorted(unknown))}")
+    table = Table(
+        "widest",
+        "For each number of layers, the widest net to which all three ways were put and the widest "
+        "of all. The times are the shortest of five runs.",
+        ["Net", *WAYS.values(), "Enumeration over the last"],
+        [_cost_line(at, *net) for net in _widest(at)],
+    )
+    return Drawing([table])
+
+
+def _widest(at: Mapping[tuple[int, int, str], Row]) -> list[tuple[int, int]]:
+    """(layers, width) of the widest net that all ways were put to and of the widest of all."""
+    nets = {(layers, width) for layers, width, _ in at}
+    thrice = {net for net in nets if all((*net, way) in at for way in WAYS)}
+    widest = {k: max(n for layers, n in nets if layers == k) for k, _ in nets}
+    shared = {k: max(n for layers, n in thrice if layers == k) for k, _ in thrice}
+    return sorted({*widest.items(), *shared.items()})
+
+
+def _cost_line(at: Mapping[tuple[int, int, str], Row], layers: int, width: int) -> list[str | Cell]:
+    rows = {way: at.get((layers, width, way)) for way in WAYS}
+    cells = [
+        Cell(text="not run") if row is None
+        else Cell(text=duration(row["seconds"]), small=f"{count(row['terms'])} terms")
+        for row in rows.values()
+    ]  # fmt: skip
+    slow, fast = rows["enumeration"], rows["library"]
+    ratio = times(slow["seconds"] / fast["seconds"]) if slow and fast else NONE
+    return [_net(layers, width), *cells, ratio]
+
+
+def _net(layers: int, width: int) -> str:
+    return f"{layers} layer{'s'[: layers > 1]} of {width}"
+
+
+# ---- classify and binary weights ---------------------------------------------------------------
+
+PREDICTIONS = {
+    "sign": "each unit in its more probable state",
+    "one": "one sample",
+    "ten": "class probabilities averaged over ten samples",
+    "mean": "each unit at its mean",
+    "tanh": "the twin",
+}
+
+
+def classify(parts: Mapping[str, list[Row]]) -> Drawing:
+    table = Table(
+        "accuracy",
+        "Test accuracy in percent, and the difference to the tanh twin in percentage points; mean "
+        "and standard error over the seeds, paired by seed for the difference.",
+        ["Prediction", "Test accuracy, %", "Minus twin, points"],
+        [
+            [Cell(row["prediction"], "", PREDICTIONS.get(row["prediction"], "")),
+             percent(row["mean"], row["se"]), _gap(row, "minus_twin")]
+            for row in [*parts["summary"], *parts["summary, twin"]]
+        ],
+    )  # fmt: skip
+    return Drawing([table], {"Settings": _settings(parts)})
+
+
+def _gap(row: Row, name: str) -> str:
+    return difference(row[name], row["minus_twin_se"]) if row.get(name) is not None else NONE
+
+
+def _settings(parts: Mapping[str, list[Row]]) -> str:
+    """How many settings were tried, and which was chosen, for each model."""
+    words = []
+    for model in dict.fromkeys(row["model"] for row in parts["final"]):
+        chosen = [row for row in parts["final"] if row["model"] == model][0]
+        tried = sum(row["model"] == model for row in parts["search"]) or 1
+        words.append(
+            f"{model}: {tried} tried, chosen learning rate {setting(chosen['lr'])}, "
+            f"gain {setting(chosen['gain'])}"
+        )
+    return "; ".join(words)
+
+
+def weights(parts: Mapping[str, list[Row]]) -> Drawing:
+    from sbnlib.experiments.weights import METHODS
+
+    table = Table(
+        "accuracy",
+        "Test accuracy in percent, and the difference to the twin with real weights in percentage "
+        "points; mean and standard error over the seeds, paired by seed for the difference.",
+        ["Method", "Setting", "Test accuracy, %", "Minus twin, points"],
+        [
+            [Cell(row["method"], "", METHODS[row["method"]].label if row["method"] in METHODS
+                  else ""), _chosen(parts, row["method"]), percent(row["mean"], row["se"]),
+             _gap(row, "minus_twin_mean")]
+            for row in parts["summary"]
+        ],
+    )  # fmt: skip
+    tried = {sum(r["method"] == row["method"] for r in parts["search"]) for row in parts["summary"]}
+    return Drawing(
+        [table], {"Settings": f"{' or '.join(map(str, sorted(tried)))} tried for each method"}
+    )
+
+
+def _chosen(parts: Mapping[str, list[Row]], method: str) -> str:
+    """The setting with which the method was tested: learning rate, second number if it has one."""
+    found = next((row for row in parts["final"] if row["method"] == method), None)
+    if found is None:
+        raise Undrawable(f"no final run of {method}")
+    second = [setting(found["other"])] if found["other"] else []
+    return ", ".join([setting(found["lr"]), *second])
+
+
+# ---- gpu ---------------------------------------------------------------------------------------
+
+
+def gpu(parts: Mapping[str, list[Row]]) -> Drawing:
+    tables = (_ceilings, _over_a_copy, _law, _rare, _statistics, _exact_sums, _estimators)
+    made = [table for make in tables if (table := make(parts)).rows]
+    return Drawing(made, _machine(parts), _left_out(parts))
+
+
+def _machine(parts: Mapping[str, list[Row]]) -> dict[str, str]:
+    facts = {}
+    for row in parts["environment"]:
+        driver = [f"driver {row['driver']}"] if "driver" in row else []
+        words = [*driver, f"CUDA {row['cuda']}", f"torch {row['torch']}"]
+        facts = {"Machine": ", ".join(words), "CPU beside it": row["cpu"]}
+    seconds = sum(row["seconds"] for row in parts["section"])
+    return facts | ({"Whole run": duration(seconds)} if seconds else {})
+
+
+def _left_out(parts: Mapping[str, list[Row]]) -> list[str]:
+    """What the run did not do, in words."""
+    broken = [f"The section “{r['section']}” broke off: {r['error']}" for r in parts["error"]]
+    late = [f"Left out, for want of time: {', '.join(r['sections'])}." for r in parts["left out"]]
+    plain = [f"Straight-through, {r['how']}: not measured, because the compiler failed: "
+             f"{r['error']}" for r in parts["straight_through, not compiled"]]  # fmt: skip
+    narrow = [f"Exact sums with n = {r['units']}: left out, because it {r['left_out']}."
+              for r in parts["exact_gradient, left out"]]  # fmt: skip
+    return broken + late + plain + narrow
+
+
+def _ceilings(parts: Mapping[str, list[Row]]) -> Table:
+    copies = [
+        [f"copy, {size(r['bytes'])} read and written", duration(r["seconds"]),
+         f"{rounded(r['gigabytes_per_second'])} GB/s", _spread(r)]
+        for r in parts["copy"]
+    ]  # fmt: skip
+    products = [
+        [f"bf16 product of two {r['n']} × {r['n']} matrices", duration(r["seconds"]),
+         f"{rounded(r['teraflops'])} TFLOP/s", _spread(r)]
+        for r in parts["bf16 product"]
+    ]  # fmt: skip
+    return Table(
+        "ceilings",
+        "Ceilings: what the device reached on work that does nothing else. The spread is the "
+        "relative difference of two measurements of the time.",
+        ["What", "Time", "Rate", "Spread"],
+        copies + products,
+    )
+
+
+def _spread(row: Row) -> str:
+    share = 100 * row["spread"]
+    return f"{share:.1f}\u00a0%" if share >= 0.05 else "<\u00a00.1\u00a0%"
+
+
+def _over_a_copy(parts: Mapping[str, list[Row]]) -> Table:
+    lines = [(Cell("sample_sign"), r) for r in parts["sample_sign"]]
+    lines += [
+        (f"straight-through {r['direction']}, {r['how']}", r) for r in parts["straight_through"]
+    ]
+    return Table(
+        "copy",
+        "Sampling and straight-through in float32, against a copy on the device that reads and "
+        "writes the same bytes.",
+        ["What", "Units", "Time", "The copy", "Ratio", "Spread"],
+        [
+            [what, count(r["elements"]), duration(r["seconds"]), duration(r["copy_seconds"]),
+             f"{times(r['ratio'])} the time", _spread(r)]
+            for what, r in lines
+        ],
+    )  # fmt: skip
+
+
+def _law(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "frequencies",
+        "How often a unit was +1, at eight logits for each noise: the largest difference to F(a) "
+        "in standard errors, and the limit of the check.",
+        ["Noise", "Draws a logit", "Largest z", "Limit"],
+        [[Cell(r["noise"]), count(r["draws"]), *_z(r)] for r in parts["frequencies"]],
+    )
+
+
+def _z(row: Row) -> list[str]:
+    return [f"{row['largest_z']:.2f}", f"{row['limit']:.1f}"]
+
+
+def _rare(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "rare",
+        "An event of probability 10⁻⁹, drawn many times.",
+        ["Draws", "Found", "Expected", "Most allowed"],
+        [[count(r["draws"]), str(r["found"]), rounded(r["expected"]), f"{r['limit']:g}"]
+         for r in parts["rare events"]],
+    )  # fmt: skip
+
+
+def _statistics(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "statistics",
+        "The statistics of an estimator: the GPU against the CPU beside it, the largest difference "
+        "of the two results in standard errors, and the peak memory.",
+        ["What", "GPU", "CPU", "Ratio", "Largest z", "Limit", "Memory"],
+        [
+            [Cell(r["estimator"], "", f"{count(r['samples'])} samples"), duration(r["seconds"]),
+             duration(r["cpu_seconds"]), f"{times(r['ratio'])} as fast", *_z(r), _memory(r)]
+            for r in parts["measure"]
+        ],
+    )  # fmt: skip
+
+
+def _memory(row: Row) -> str:
+    return NONE if row.get("peak_bytes") is None else size(row["peak_bytes"])
+
+
+def _exact_sums(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "exact",
+        "Exact gradients in float64: the GPU against the CPU beside it, the largest relative "
+        "difference of the two results, and the peak memory.",
+        ["Net", "GPU", "CPU", "Ratio", "Difference", "Memory"],
+        [
+            [_net(r["layers"], r["units"]), duration(r["seconds"]), *_against_cpu(r), _memory(r)]
+            for r in parts["exact_gradient"]
+        ],
+    )
+
+
+def _against_cpu(row: Row) -> list[str]:
+    given = [row.get(name) is not None for name in ("cpu_seconds", "ratio", "difference")]
+    if not any(given):
+        return [NONE, NONE, NONE]
+    if not all(given):
+        raise Undrawable(f"exact_gradient, n = {row['units']}: half a comparison with the CPU")
+    faster = f"{times(row['ratio'])} as fast"
+    return [duration(row["cpu_seconds"]), faster, tiny(row["difference"])]
+
+
+def _estimators(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "estimators",
+        "The statistics of each estimator, from the GPU and from the CPU with other random "
+        "numbers: the largest difference in standard errors. The time is of a single run.",
+        ["Estimator", "Samples", "Time", "Largest z", "Limit"],
+        [[Cell(r["name"]), count(r["samples"]), duration(r["seconds_once"]), *_z(r)]
+         for r in parts["estimator"]],
+    )  # fmt: skip
+
+
+# ---- a record ----------------------------------------------------------------------------------
+
+KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
+    "bench": bench,
+    "exact-cost": exact_cost,
+    "classify": classify,
+    "binary weights": weights,
+    "gpu": gpu,
+}
+
+
+def draw(record: Mapping[str, Any]) -> Drawing:
+    """The record as facts, notes and tables.
+
+    Raises:
+        Undrawable: its kind is unknown, or a row is not of the form of its kind.
+    """
+    if record["kind"] not in KINDS:
+        raise Undrawable(f"unknown kind {record['kind']!r}, known are {', '.join(KINDS)}")
+    try:
+        drawing = KINDS[record["kind"]](_parted(record))
+    except Undrawable:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Undrawable(f"{type(error).__name__}: {error}") from error
+    if not drawing.tables:
+        raise Undrawable("no row that could be drawn")
+    return drawing

@@ -1,0 +1,1033 @@
+"""The page of measurements: it draws every file, with the file's own numbers, and nothing else."""
+
+from __future__ import annotations
+
+import calendar
+import copy
+import functools
+import hashlib
+import importlib.util
+import json
+import math
+import operator
+import os
+import re
+import statistics
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from places import BOOK, MEASUREMENTS, ROOT, SITE
+
+from sbnlib.experiments import measurement
+
+pytest.importorskip("sphinx")
+sys.path.insert(0, str(BOOK / "ext"))
+try:
+    import sbn_measurements
+    import sbn_tables
+finally:
+    sys.path.pop(0)
+
+PAGE = BOOK / "back" / "measurements.md"
+FILES = sorted(MEASUREMENTS.glob("*.json"))
+EXPERIMENTS = {e.name: e for e in sbn_measurements.EXPERIMENTS}
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+every_experiment = pytest.mark.parametrize("name", EXPERIMENTS)
+
+#: Runs on a machine that cannot be asked again: their files stay as they were written.
+PINNED = {
+    "classify-fashion-mnist-h100-2026-11-27.json":
+        "8584b6d78e79c39c188def1f10fc862e923563ea2082d7f39bcea023c9b0fbad",
+    "gpu-nvidia-h100-80gb-hbm3-2026-11-27.json":
+        "6661c2def88cad688cb9332f354af096f4869f81cc4a0e0a374edf9c1e1cc666",
+}  # fmt: skip
+H100, FASHION = sorted(PINNED, reverse=True)
+
+
+@functools.cache
+def record(name):
+    """A file as it is, not through the library's reader."""
+    return json.loads((MEASUREMENTS / name).read_text("utf-8"))
+
+
+def rows_of(name, part=None):
+    return [r for r in record(name)["rows"] if part is None or r["part"] == part]
+
+
+# ---------------------------------------------------------------------------------- the files
+
+
+def never(constant):
+    raise AssertionError(f"{constant} is not a number of JSON")
+
+
+@every_file
+def test_a_file_has_the_form_of_the_schema(path):
+    jsonschema = pytest.importorskip("jsonschema")
+    content = json.loads(path.read_text("utf-8"), parse_constant=never)
+    jsonschema.validate(content, measurement.SCHEMA)
+    assert measurement.read(path) == content
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_files_of_the_h100_are_as_they_were_written(name):
+    assert hashlib.sha256((MEASUREMENTS / name).read_bytes()).hexdigest() == PINNED[name]
+
+
+# ------------------------------------------------------------------- the page, built by itself
+
+
+CONF = """
+import sys
+sys.path[:0] = [{ext!r}, {root!r}]
+extensions = ["myst_parser", "sbn_measurements"]
+myst_enable_extensions = ["dollarmath"]
+root_doc = "book/back/measurements"
+numfig = True
+"""
+
+
+class Built:
+    """What Sphinx made of the page: its exit status, its warnings and its HTML."""
+
+    def __init__(self, folder, files, text=None):
+        from bs4 import BeautifulSoup
+
+        source, self.out = folder / "source", folder / "out"
+        (source / "book" / "back").mkdir(parents=True)
+        page = source / "book" / "back" / PAGE.name
+        page.write_text(text or PAGE.read_text("utf-8"), "utf-8")
+        (source / "book" / "measurements").mkdir()
+        for name, content in files.items():
+            (source / "book" / "measurements" / name).write_bytes(content)
+        conf = CONF.format(ext=str(BOOK / "ext"), root=str(ROOT))
+        (source / "conf.py").write_text(conf, "utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html",
+             str(source), str(self.out)],
+            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        self.status, self.warnings = done.returncode, done.stderr
+        path = self.out / "book" / "back" / "measurements.html"
+        assert path.exists(), done.stderr
+        self.soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
+
+    def drawn(self, name):
+        """The box of a file, None if there is none."""
+        return self.soup.find("div", class_="sbn-measurement", id=sbn_id(Path(name).stem))
+
+    def table(self, name, part):
+        """The cells of a table, a list of texts a row."""
+        found = self.soup.find("table", id=sbn_id(f"{Path(name).stem}-{part}"))
+        assert found is not None, f"{name}: no table {part}"
+        return [[words(cell) for cell in row.find_all("td")] for row in found.tbody.find_all("tr")]
+
+    def facts(self, name):
+        box = self.drawn(name).find("dl", class_="sbn-facts")
+        return {
+            dt.get_text().rstrip(":"): words(dd)
+            for dt, dd in zip(box.find_all("dt"), box.find_all("dd"), strict=True)
+        }
+
+
+def sbn_id(text):
+    """As docutils makes an id: what is no letter or digit becomes a hyphen."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def words(tag):
+    """The text of a tag, its parts apart; a narrow or fixed space is a space."""
+    return re.sub(r"[\s\u00a0\u202f]+", " ", tag.get_text(" ", strip=True))
+
+
+def contents(paths):
+    return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return Built(tmp_path_factory.mktemp("page"), contents(FILES))
+
+
+def test_the_page_builds_without_a_warning(built):
+    assert (built.status, built.warnings) == (0, "")
+
+
+def test_the_page_is_in_the_table_of_contents():
+    toc = (ROOT / "_toc.yml").read_text("utf-8")
+    order = [toc.index(f"file: book/back/{name}\n") for name in ("api", "measurements")]
+    assert order == sorted(order) and order[1] < toc.index("file: book/back/bibliography\n")
+
+
+def test_every_file_is_drawn_and_nothing_else(built):
+    boxes = built.soup.find_all("div", class_="sbn-measurement")
+    assert sorted(box["id"] for box in boxes) == sorted(sbn_id(path.stem) for path in FILES)
+    assert all(box.find("table") for box in boxes)
+    assert "cannot be drawn" not in built.soup.get_text()
+
+
+@every_file
+def test_a_drawn_file_can_be_had(built, path):
+    (link,) = built.drawn(path.name).find_all("a", class_="download")
+    target = (built.out / "book" / "back" / link["href"]).resolve()
+    assert words(link) == path.name and target.read_bytes() == path.read_bytes()
+
+
+@every_file
+def test_the_page_says_where_a_file_comes_from(built, path):
+    found, box, facts = record(path.name), built.drawn(path.name), built.facts(path.name)
+    year, month, day = found["date"][:10].split("-")
+    heading = f"{found['device']}, {int(day)} {calendar.month_name[int(month)]} {year}"
+    assert words(box.find("p", class_="rubric")) == heading
+    assert facts["Code"] == f"commit {found['commit'][:7]}"
+    named = {"python": "Python", "torch": "PyTorch", "numpy": "NumPy", "cuda": "CUDA"}
+    for package, version in found["versions"].items():
+        shown = f"{named.get(package, package)} {version}"
+        assert (shown in facts["Versions"].split(", ")) == (version != "not installed")
+    (command,) = box.find_all("div", class_="sbn-command")
+    assert command.pre.get_text() == found["command"]
+    held, count = sum(found["checks"].values()), len(found["checks"])
+    whole_ = "held: " if count == 1 else f"all {count} held"
+    assert facts["Checks"].startswith(whole_ if held == count else f"{count - held} of {count} fai")
+    first, last = (found["seeds"] or [""])[0], (found["seeds"] or [""])[-1]
+    known = (", ".join(map(str, found["seeds"])), f"{first} to {last}")
+    assert facts.get("Seeds", "") in known
+
+
+# ---------------------------------------------------------------------- numbers drawn and kept
+
+
+UNITS = {"s": 1, "ms": 1e-3, "µs": 1e-6, "TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3, "%": 0.01}
+DIGITS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
+RAISED = str.maketrans(DIGITS, "-0123456789")
+NUMBER = re.compile(
+    r"(?P<number>[−+]?\d[\d ]*(?:\.\d+)?)"
+    rf"(?: · 10(?P<power>[{DIGITS}]+)|(?P<raised>[{DIGITS}]+))?"
+    r" ?(?P<unit>s|ms|µs|[TGMk]B|%)?(?![\w])"
+)
+
+
+def value(text):
+    """The first number of a text, in its unit."""
+    found = NUMBER.search(text)
+    assert found, text
+    number = float(found["number"].replace(" ", "").replace("−", "-"))
+    if found["raised"]:
+        number = number ** int(found["raised"].translate(RAISED))
+    if found["power"]:
+        number *= 10.0 ** int(found["power"].translate(RAISED))
+    return number * UNITS.get(found["unit"], 1)
+
+
+def close(text, kept, digits=3):
+    """The text shows ``kept`` rounded to so many significant digits."""
+    if kept == 0:
+        return value(text) == 0
+    unit = 10.0 ** (math.floor(math.log10(abs(kept))) - digits + 1)
+    return abs(value(text) - kept) <= 0.5001 * unit
+
+
+def fixed(text, kept, places):
+    """The text shows ``kept`` rounded to so many decimals."""
+    return abs(float(text.replace("−", "-")) - kept) <= 0.5001 * 10.0**-places
+
+
+def with_error(text, mean, se):
+    """The text shows 100 mean ± 100 se, two decimals each."""
+    left, _, right = text.partition(" ± ")
+    return fixed(left, 100 * mean, 2) and fixed(right, 100 * se, 2)
+
+
+def one(rows, start):
+    """The row whose first cell starts with this name."""
+    (found,) = [row for row in rows if row[0].split(" ")[0] == start]
+    return found
+
+
+# bench
+
+
+BENCH = [path.name for path in FILES if record(path.name)["kind"] == "bench"]
+every_bench = pytest.mark.parametrize("file", BENCH)
+
+
+def bench_line(built, file, row):
+    """(text of the times and the ratio, of the verdict, of the load) of a row of the benchmark."""
+    name, series = row["row"], built.soup.find("table", id=sbn_id(f"{Path(file).stem}-step"))
+    if row["target"]:
+        what, *times, verdict = one(built.table(file, "targets"), name)
+        return times, verdict, what.partition("; load ")[2]
+    own = name.removeprefix("step-")
+    if name.startswith("step-") and series:
+        _, ours, other, ratio, medians, load = one(built.table(file, "step"), own)
+        return [ours, other, f"{ratio} medians {medians}"], "", load
+    rows = [r for r in built.table(file, "others") if "by hand" not in r[0]]
+    what, *times = one(rows, name)
+    return times, "", what.partition("; load ")[2]
+
+
+COMPARED = [(name, r) for name in BENCH for r in rows_of(name) if r["ratio"] is not None]
+
+
+@pytest.mark.parametrize("file, row", COMPARED, ids=[f"{name}-{r['row']}" for name, r in COMPARED])
+def test_bench_rows_are_drawn_with_their_ratio_and_verdict(built, file, row):
+    (ours, other, ratio), verdict, load = bench_line(built, file, row)
+    shortest, _, medians = ratio.partition(" medians ")
+    assert close(shortest, row["ratio"])
+    if row["ours_s"]:
+        assert close(ours, row["ours_s"][0]) and close(other, row["other_s"][0])
+        assert close(medians, row["ratio_of_medians"])
+        faster = shortest.endswith("as fast")
+        assert faster != shortest.endswith("the time")
+        sides = row["other_s"][0], row["ours_s"][0]
+        assert (sides[0] / sides[1] if faster else sides[1] / sides[0]) == row["ratio"]
+    if row["target"]:
+        sign, bound = row["target"].split()
+        met = {">=": operator.ge, "<=": operator.le}[sign](row["ratio"], float(bound))
+        shown = {">=": "≥", "<=": "≤"}[sign]
+        assert verdict == f"{'met' if met else 'not met'} {shown} {bound}×"
+    assert [float(v) for v in load.split(" to ")] in (
+        [round(v, 1) for v in row["load"]], [round(row["load"][0], 1)])  # fmt: skip
+
+
+@every_bench
+def test_all_rows_of_bench_are_drawn_and_no_target_is_hidden(built, file):
+    text = words(built.drawn(file))
+    for row in rows_of(file):
+        name = row["row"].removeprefix("step-") if row["details"].get("evaluations") else row["row"]
+        assert name in text
+    verdicts = [row[-1] for row in built.table(file, "targets")]
+    assert len(verdicts) == sum(bool(row["target"]) for row in rows_of(file))
+
+
+@every_bench
+def test_bench_rows_without_a_ratio_say_what_they_have(built, file):
+    probes = built.table(file, "probes")
+    loops = [r for r in built.table(file, "others") if "by hand" in r[0]]
+    for row in rows_of(file):
+        details = row["details"]
+        if "not installed" in details:
+            (line,) = [r for r in built.table(file, "others") if row["row"] in r[0]]
+            assert line[1:] == ["–", "–", "not run not installed"]
+        for name, found in details.get("probes", {}).items():
+            (line,) = [r for r in probes if r[0].startswith(row["row"]) and (
+                r[1] == name or name.isdigit() and value(r[1]) == int(name))]  # fmt: skip
+            assert close(line[2], found["seconds"])
+            assert line[3].endswith(" MiB") and close(line[3], found["peak_mib"])
+        if "by_hand" in details:
+            line = one(loops, row["row"])
+            assert close(line[2], details["by_hand_s"][0])
+            assert close(line[3], details["by_hand"]["ratio"])
+
+
+@every_bench
+@pytest.mark.parametrize("name, axis", [("cost-units", "units"), ("cost-samples", "samples")])
+def test_costs_along_an_axis_are_those_of_the_file(built, file, name, axis):
+    (row,) = [r for r in rows_of(file) if r["row"] == name]
+    found = {line[0]: line[1:] for line in built.table(file, name)}
+    heads = built.soup.find("table", id=sbn_id(f"{Path(file).stem}-{name}")).thead.find_all("th")
+    assert [words(h) for h in heads][1:] == [str(v) for v in row["details"][axis]]
+    assert set(found) == set(row["details"]) - {axis}
+    for estimator, cells in found.items():
+        assert all(c.endswith("×") for c in cells)
+        assert [float(c[:-1]) for c in cells] == row["details"][estimator]
+
+
+# exact-cost
+
+
+EXACT = [path.name for path in FILES if record(path.name)["kind"] == "exact-cost"]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_costs_are_those_of_the_file(built, name):
+    kept = {(r["layers"], r["width"], r["way"]): r for r in rows_of(name)}
+    lines = built.table(name, "widest")
+    for net, *cells, ratio in lines:
+        layers, width = map(int, re.fullmatch(r"(\d+) layers? of (\d+)", net).groups())
+        for cell, way in zip(cells, ("enumeration", "layers", "library"), strict=True):
+            row = kept.get((layers, width, way))
+            assert (cell == "not run") == (row is None)
+            if row:
+                seconds, _, terms = re.fullmatch(r"(\S+ (s|ms|µs)) (.+) terms", cell).groups()
+                assert close(seconds, row["seconds"]) and value(terms) == row["terms"]
+        known = record(name)["ratios"].get(f"{layers} layers of {width}")
+        assert (ratio == "–") == (known is None) and (known is None or close(ratio, known))
+    drawn = {line[0].replace("layers", "layer") for line in lines}
+    for layers in {k for k, _, _ in kept}:
+        widest = max(n for k, n, _ in kept if k == layers)
+        shared = max(n for k, n, way in kept if k == layers and way == "library"
+                     and (k, n, "enumeration") in kept)  # fmt: skip
+        assert {f"{layers} layer of {widest}", f"{layers} layer of {shared}"} <= drawn
+
+
+# accuracies, from the single runs and not from the summary of the file
+
+
+def mean_se(values):
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def check_accuracy(cells, values, twin):
+    assert with_error(cells[0], *mean_se(values))
+    if twin is None:
+        assert cells[1] == "–"
+    else:
+        assert with_error(cells[1], *mean_se([a - b for a, b in zip(values, twin, strict=True)]))
+
+
+CLASSIFIED = [path.name for path in FILES if record(path.name)["kind"] == "classify"]
+WEIGHTS = [path.name for path in FILES if record(path.name)["kind"] == "binary weights"]
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_accuracies_are_those_of_the_runs(built, name):
+    final, lines = rows_of(name, "final"), built.table(name, "accuracy")
+    twin = [r["test"]["tanh"] for r in final if r["model"] == "tanh"]
+    predictions = [p for r in (final[0], final[-1]) for p in r["test"]]
+    assert [line[0].split()[0] for line in lines] == predictions
+    for prediction in predictions:
+        values = [r["test"][prediction] for r in final if prediction in r["test"]]
+        gap = None if prediction == "tanh" else twin
+        check_accuracy(one(lines, prediction)[1:], values, gap)
+    settings = built.facts(name)["Settings"].split("; ")
+    for words_, model in zip(settings, ("sbn", "tanh"), strict=True):
+        chosen = next(r for r in final if r["model"] == model)
+        tried = len([r for r in rows_of(name, "search") if r["model"] == model])
+        assert words_ == (f"{model}: {tried} tried, chosen learning rate {chosen['lr']}, gain "
+                          f"{chosen['gain']:.0f}")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_accuracies_of_binary_weights_are_those_of_the_runs(built, name):
+    final, lines = rows_of(name, "final"), built.table(name, "accuracy")
+    methods = list(dict.fromkeys(r["method"] for r in final))
+    tests = {m: [r["test"] for r in final if r["method"] == m] for m in methods}
+    assert [line[0].split()[0] for line in lines] == methods
+    for method in methods:
+        _, setting, *cells = one(lines, method)
+        check_accuracy(cells, tests[method], None if method == "real" else tests["real"])
+        chosen = next(r for r in final if r["method"] == method)
+        numbers = [chosen["lr"], chosen["other"]] if chosen["other"] else [chosen["lr"]]
+        assert [value(v) for v in setting.split(", ")] == pytest.approx(numbers)
+
+
+# gpu
+
+
+GPU = [path.name for path in FILES if record(path.name)["kind"] == "gpu"]
+every_gpu = pytest.mark.parametrize("name", GPU)
+
+
+@every_gpu
+def test_ceilings_are_those_of_the_file(built, name):
+    copy_, product = built.table(name, "ceilings")
+    (kept,) = rows_of(name, "copy")
+    assert close(copy_[0].partition(", ")[2], kept["bytes"]) and close(copy_[1], kept["seconds"])
+    assert copy_[2].endswith(" GB/s") and close(copy_[2], kept["bytes"] / kept["seconds"])
+    (kept,) = rows_of(name, "bf16 product")
+    assert close(product[1], kept["seconds"]) and product[2].endswith(" TFLOP/s")
+    assert close(product[2], 2 * kept["n"] ** 3 / kept["seconds"] / 1e12)
+
+
+@every_gpu
+def test_times_over_a_copy_are_those_of_the_file(built, name):
+    lines = iter(built.table(name, "copy"))
+    for kept in rows_of(name, "sample_sign") + rows_of(name, "straight_through"):
+        what, units, seconds, copy_, ratio, spread = next(lines)
+        assert all(w in what for w in (kept.get("how", ""), kept.get("direction", "sample_sign")))
+        assert value(units) == kept["elements"] and close(seconds, kept["seconds"])
+        assert close(copy_, kept["copy_seconds"]) and ratio.endswith("× the time")
+        assert close(ratio, kept["seconds"] / kept["copy_seconds"])
+        assert spread == "< 0.1 %" if kept["spread"] < 5e-4 else fixed(
+            spread[:-2], 100 * kept["spread"], 1)  # fmt: skip
+    assert next(lines, None) is None
+
+
+@every_gpu
+def test_frequencies_are_those_of_the_file(built, name):
+    lines = built.table(name, "frequencies")
+    assert len(lines) == len(rows_of(name, "frequencies"))
+    for kept in rows_of(name, "frequencies"):
+        noise, draws, z, limit = one(lines, kept["noise"])
+        assert value(draws) == kept["draws"]
+        assert fixed(z, kept["largest_z"], 2) and fixed(limit, kept["limit"], 1)
+    (line,), (kept,) = built.table(name, "rare"), rows_of(name, "rare events")
+    assert value(line[0]) == kept["draws"] and line[1] == str(kept["found"])
+    assert close(line[2], kept["expected"]) and line[3] == str(kept["limit"])
+    assert kept["expected"] / kept["draws"] == pytest.approx(1e-9, rel=1e-3)  # as the caption says
+
+
+@every_gpu
+def test_statistics_are_those_of_the_file(built, name):
+    pairs = zip(built.table(name, "statistics"), rows_of(name, "measure"), strict=True)
+    for (what, gpu, cpu, ratio, z, limit, memory), kept in pairs:
+        estimator, _, samples = what.partition(" ")
+        assert (estimator, value(samples)) == (kept["estimator"], kept["samples"])
+        assert close(memory, kept["peak_bytes"])
+        assert close(gpu, kept["seconds"]) and close(cpu, kept["cpu_seconds"])
+        assert ratio.endswith("× as fast") and close(ratio, kept["cpu_seconds"] / kept["seconds"])
+        assert fixed(z, kept["largest_z"], 2) and fixed(limit, kept["limit"], 1)
+
+
+@every_gpu
+def test_exact_sums_are_those_of_the_file(built, name):
+    pairs = zip(built.table(name, "exact"), rows_of(name, "exact_gradient"), strict=True)
+    for (net, gpu, cpu, ratio, difference, memory), kept in pairs:
+        assert net == f"{kept['layers']} layers of {kept['units']}"
+        assert close(gpu, kept["seconds"])
+        assert close(memory, kept["peak_bytes"])
+        if "cpu_seconds" not in kept:
+            assert (cpu, ratio, difference) == ("–", "–", "–")
+        else:
+            assert close(cpu, kept["cpu_seconds"]) and close(difference, kept["difference"], 2)
+            assert close(ratio, kept["cpu_seconds"] / kept["seconds"])
+
+
+@every_gpu
+def test_estimators_on_a_gpu_are_those_of_the_file(built, name):
+    lines = built.table(name, "estimators")
+    assert len(lines) == len(rows_of(name, "estimator"))
+    for kept in rows_of(name, "estimator"):
+        _, samples, seconds, z, limit = one(lines, kept["name"])
+        assert value(samples) == kept["samples"] and close(seconds, kept["seconds_once"])
+        assert fixed(z, kept["largest_z"], 2) and fixed(limit, kept["limit"], 1)
+    (environment,) = rows_of(name, "environment")
+    assert built.facts(name)["CPU beside it"] == environment["cpu"]
+    assert environment["driver"] in built.facts(name)["Machine"]
+
+
+# -------------------------------------------------------------------------------- the sentences
+
+
+def gap_in_points(prediction):
+    final = rows_of(FASHION, "final")
+    twin = [r["test"]["tanh"] for r in final if r["model"] == "tanh"]
+    ours = [r["test"][prediction] for r in final if r["model"] == "sbn"]
+    mean, se = mean_se([a - b for a, b in zip(ours, twin, strict=True)])
+    return f"{100 * abs(mean):.2f} ± {100 * se:.2f}", mean > 0
+
+
+def error_over_images(accuracy, count):
+    return round(100 * math.sqrt(accuracy * (1 - accuracy) / count), 1)
+
+
+def ratio_on_the_h100(part, **fields):
+    rows = rows_of(H100, part)
+    return [r["ratio"] for r in rows if all(r[k] == v for k, v in fields.items())]
+
+
+def seeds_of(name, model):
+    final = [r for r in rows_of(name, "final") if r["model"] == model]
+    return [100 * mean_se([r["test"][p] for r in final])[1] for p in final[0]["test"]]
+
+
+def grows_once_it_is_above_one():
+    ratios = record("exact-cost.json")["ratios"]
+    widths = {}
+    for name, ratio in ratios.items():
+        layers, width = map(int, re.findall(r"\d+", name))
+        widths.setdefault(layers, {})[width] = ratio
+    series = [[found[n] for n in sorted(found)] for found in widths.values()]
+    assert all(found[0] < 1 for found in series)
+    return all(b > a for found in series for a, b in zip(found, found[1:], strict=False) if a > 1)
+
+
+CLAIMS = {
+    "for small nets nothing, and for larger ones a factor that grows with each unit":
+        grows_once_it_is_above_one,
+    "their 359 test images are few: near 98\u00a0% the error over the choice of images is 0.7 "
+    "points, more than that over the seeds":
+        lambda: error_over_images(0.98, 359) == 0.7 > max(
+            seeds_of("classify-digits.json", "sbn") + seeds_of("classify-digits.json", "tanh")),
+    "has ten thousand test images, and near 89\u00a0% the error over their choice is 0.3 points":
+        lambda: error_over_images(0.89, 10_000) == 0.3,
+    "a single sample of the network falls behind the twin by 0.83 ± 0.07 points":
+        lambda: gap_in_points("one") == ("0.83 ± 0.07", False),
+    "the average of ten is ahead of it by 0.27 ± 0.07":
+        lambda: gap_in_points("ten") == ("0.27 ± 0.07", True),
+    "In the run on an H100 all 44 checks held.":
+        lambda: list(record(H100)["checks"].values()) == [True] * 44,
+    "straight-through takes 20 times as long as the copy in its forward pass":
+        lambda: [round(r) for r in ratio_on_the_h100(
+            "straight_through", how="eager", direction="forward")] == [20],
+    "Compiled, and with its uniform numbers handed in, it is as fast as a copy":
+        lambda: all(0.95 < r < 1.05 for r in ratio_on_the_h100(
+            "straight_through", how="compiled, u handed in")),
+    "the statistics gain a factor of about two":
+        lambda: {round(r) for r in ratio_on_the_h100("measure")} == {2},
+    "an exact gradient a factor of 85 with 16 units a layer":
+        lambda: [round(r) for r in ratio_on_the_h100("exact_gradient", units=16)] == [85],
+    "with 8 units the CPU is ahead":
+        lambda: max(ratio_on_the_h100("exact_gradient", units=8)) < 1,
+    "Against 16 threads of a CPU":
+        lambda: rows_of(H100, "environment")[0]["cpu"].endswith(", 16 threads"),
+    "each one gets six trials":
+        lambda: {len([r for r in rows_of("weights-digits.json", "search") if r["method"] == m])
+                 for m in {r["method"] for r in rows_of("weights-digits.json")}} == {6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("phrase", CLAIMS)
+def test_what_the_text_says_of_a_run_holds(phrase):
+    assert phrase in PAGE.read_text("utf-8")
+    assert CLAIMS[phrase]()
+
+
+def test_a_number_of_the_text_is_in_one_of_these_claims():
+    """Decimals, and percentages: whoever writes another one adds the claim to the list."""
+    text = PAGE.read_text("utf-8")
+    for phrase in CLAIMS:
+        text = text.replace(phrase, "")
+    assert re.findall(r"\d+\.\d+|\d+\W?%", text) == []
+
+
+def test_the_fields_on_the_page_are_those_of_the_schema():
+    text = PAGE.read_text("utf-8").partition("(measure-file)=")[2]
+    assert re.findall(r"^\* `(\w+)`: ", text, re.M) == measurement.SCHEMA["required"]
+    assert "with the ten fields below" in text and len(measurement.SCHEMA["required"]) == 10
+
+
+# ------------------------------------------------------------------------------ the experiments
+
+
+@every_experiment
+def test_an_experiment_has_a_section_and_makes_files_of_its_own(name):
+    text, experiment = PAGE.read_text("utf-8"), EXPERIMENTS[name]
+    assert text.count(f"(measure-{name})=\n") == 1
+    assert text.count(f"```{{sbn-measurements}} {name}\n```") == 1
+    out = Path(experiment.command.partition(" --out ")[2])
+    assert out.parent == Path("book/measurements")
+    owners = [e.name for e in EXPERIMENTS.values() if fnmatch(out.name, e.pattern)]
+    assert owners == [name] and experiment.kind in sbn_tables.KINDS
+
+
+def test_a_file_belongs_to_one_experiment():
+    for path in FILES:
+        assert len([e for e in EXPERIMENTS.values() if fnmatch(path.name, e.pattern)]) == 1
+
+
+def overview(built):
+    """What the table of experiments says of each: (its command, where it was measured)."""
+    found = {}
+    for name in EXPERIMENTS:
+        what, where = built.soup.find("tr", id=f"experiment-{name}").find_all("td")
+        found[name] = what.code.get_text(), words(where)
+    return found
+
+
+def check_overview(built, names):
+    """``not measured yet`` stands where there is no file, with the command, and nowhere else."""
+    missing = [
+        name for name, e in EXPERIMENTS.items() if not any(fnmatch(n, e.pattern) for n in names)
+    ]
+    said = overview(built)
+    assert [name for name, (_, where) in said.items() if where == "not measured yet"] == missing
+    assert built.soup.get_text().lower().count("not measured yet") == 2 * len(missing)
+    for name in missing:
+        assert said[name][0] == EXPERIMENTS[name].command
+        anchor = built.soup.find(id=f"measure-{name}")
+        section = anchor if anchor.name == "section" else anchor.find_parent("section")
+        blocks = [b.pre.get_text() for b in section.find_all("div", class_="sbn-command")]
+        assert blocks == [EXPERIMENTS[name].command] and "Not measured yet." in words(section)
+    return missing
+
+
+def test_what_has_no_file_is_not_measured_yet(built):
+    check_overview(built, [path.name for path in FILES])
+
+
+def test_the_table_names_the_runs(built):
+    for name, (command, where) in overview(built).items():
+        assert command == EXPERIMENTS[name].command
+        for path in FILES:
+            if fnmatch(path.name, EXPERIMENTS[name].pattern):
+                assert record(path.name)["device"] in where
+
+
+COMMANDS = sorted({record(path.name)["command"] for path in FILES}
+                  | {e.command for e in EXPERIMENTS.values()})  # fmt: skip
+
+
+@functools.cache
+def help_of(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True,
+                          cwd=ROOT)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_on_the_page_can_be_given(built, command):
+    blocks = [b.pre.get_text() for b in built.soup.find_all("div", class_="sbn-command")]
+    assert command in blocks or command in [c for c, _ in overview(built).values()]
+    module = re.fullmatch(r"python -m (sbnlib[\w.]*)(?: .*)?", command)[1]
+    assert importlib.util.find_spec(module) is not None
+    for option in re.findall(r"(?<= )--[\w-]+", command):
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_of(module)), option
+
+
+def test_no_other_command_is_on_the_page(built):
+    blocks = [b.pre.get_text() for b in built.soup.find_all("div", class_="sbn-command")]
+    assert {*blocks, *(c for c, _ in overview(built).values())} == set(COMMANDS)
+
+
+# ---------------------------------------------------------------------- what commands write now
+
+
+NOW = {
+    "bench": "experiments.bench --quick --only step step-zgr step-darn step-arm cost-samples "
+    "peer-reinmax",
+    "exact-cost": "experiments.exact_cost --most 64",
+    "classify": "experiments.classify --data digits --hidden 4 --seeds 2 --epochs 1 --lr 0.01 "
+    "--gain 1 3",
+    "binary weights": "experiments.weights --data digits --seeds 2 --epochs 1 --methods bop",
+    "gpu": "gpu_evidence --device cpu --tiny",
+}
+
+
+def test_the_kinds_are_those_of_the_commands():
+    assert set(NOW) == set(sbn_tables.KINDS) == {e.kind for e in EXPERIMENTS.values()}
+
+
+@pytest.mark.parametrize("kind", NOW)
+def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path):
+    module, *options = NOW[kind].split()
+    out = tmp_path / "new.json"
+    resume = ["--resume-dir", str(tmp_path / "runs")] if kind == "classify" else []
+    done = subprocess.run(
+        [sys.executable, "-m", f"sbnlib.{module}", *options, *resume, "--out", str(out)],
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = measurement.read(out)
+    assert found["kind"] == kind
+    drawing = sbn_tables.draw(found)
+    assert drawing.tables and all(table.rows for table in drawing.tables)
+    assert {len(row) - len(t.head) for t in drawing.tables for row in t.rows} == {0}
+
+
+# ------------------------------------------------------------------------------------ bad input
+
+
+def changed(name, change):
+    content = copy.deepcopy(record(name))
+    change(content)
+    return json.dumps(content).encode()
+
+
+def drop(part, key):
+    """Take a field out of the first row of a part."""
+
+    def change(content):
+        row = next(r for r in content["rows"] if part in (None, r.get("part")))
+        del row[key]
+
+    return change
+
+
+def put(**fields):
+    return lambda content: content.update(fields)
+
+
+def in_row(which, change):
+    """Change the first row of which this is true."""
+
+    def change_it(content):
+        change(next(row for row in content["rows"] if which(row)))
+
+    return change_it
+
+
+def ratio_as(text):
+    """The benchmark with this in place of its first number called ratio."""
+    return re.sub(rb'"ratio": [\d.]+', b'"ratio": ' + text.encode(), whole("bench.json"), count=1)
+
+
+def whole(name):
+    return (MEASUREMENTS / name).read_bytes()
+
+
+#: name of a file that must not be drawn -> (its content, what the warning says).
+BAD = {
+    "bench-cut.json": (whole("bench.json")[:5000], "cut off"),
+    "bench-empty.json": (b"", "cut off"),
+    "bench-list.json": (b"[]", "expected object"),
+    "bench-schema.json": (b'{"results": [1, 2], "name": "x"}', "'kind' is missing"),
+    "bench-nan.json": (ratio_as("NaN"), "holds NaN"),
+    "bench-infinity.json": (ratio_as("-Infinity"), "holds -Infinity"),
+    "bench-huge.json": (ratio_as("1e999"), "holds 1e999"),
+    "bench-kind.json": (changed("bench.json", put(kind="surprise")), "'surprise'"),
+    "bench-date.json": (changed("bench.json", put(date="last week")), "last week"),
+    "bench-field.json": (changed("bench.json", drop(None, "ratio")), "row 0: 'ratio' is missing"),
+    "bench-null.json": (
+        changed("bench.json", in_row(lambda r: True, lambda r: r.update(ours=None))),
+        "'ours' is not a text"),
+    "bench-nothing.json": (
+        changed("bench.json", in_row(lambda r: r["ratio"] is None, lambda r: r["details"].clear())),
+        "nothing to draw in "),
+    "bench-met.json": (
+        changed("bench.json", in_row(
+            lambda r: r["met"] is not None, lambda r: r.update(met=not r["met"]))),
+        "'met' does not follow"),
+    "bench-ratio.json": (
+        changed("bench.json", in_row(
+            lambda r: r["ours_s"] and not r["target"], lambda r: r.update(ratio=2 * r["ratio"]))),
+        "the ratio is not that of its times"),
+    "bench-no-rows.json": (changed("bench.json", put(rows=[])), "no row that could be drawn"),
+    "exact-cost-way.json": (
+        changed("exact-cost.json", lambda c: c["rows"][0].update(way="magic")), "magic"),
+    "classify-digits-field.json": (
+        changed("classify-digits.json", drop("summary", "se")), "'se' is missing"),
+    "classify-digits-weights.json": (whole("weights-digits.json"), "'binary weights'"),
+    "weights-digits-field.json": (
+        changed("weights-digits.json", drop("final", "lr")), "'lr' is missing"),
+    "gpu-field.json": (changed(H100, drop("copy", "seconds")), "'seconds' is missing"),
+    "gpu-part.json": (
+        changed(H100, lambda c: c["rows"].append({"part": "miracle"})), "'miracle'"),
+    "surprise.json": (changed("bench.json", put(kind="surprise")), "no experiment of the page"),
+}  # fmt: skip
+GONE = "weights-digits.json"
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """The page with all the bad files beside the good ones, but for one that is gone."""
+    good = contents(path for path in FILES if path.name != GONE)
+    bad = {name: content for name, (content, _) in BAD.items()}
+    return Built(tmp_path_factory.mktemp("spoilt"), good | bad)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_named_and_not_drawn(spoilt, name):
+    assert spoilt.status != 0
+    said = [line for line in spoilt.warnings.splitlines() if f" {name} is not drawn: " in line]
+    assert len(said) == 1 and BAD[name][1] in said[0], said or spoilt.warnings
+    assert spoilt.drawn(name) is None
+    assert not spoilt.soup.find_all("a", string=name)
+
+
+def test_bad_files_are_all_that_the_build_warns_of(spoilt):
+    warned = re.findall(r"WARNING: (\S+) ", spoilt.warnings)
+    assert sorted(warned) == sorted(BAD)
+
+
+@every_file
+def test_the_rest_of_the_page_is_drawn_beside_bad_files(spoilt, built, path):
+    if path.name != GONE:
+
+        def numbers(page):
+            return re.sub(r"Table \d+ ", "", words(page.drawn(path.name)))
+
+        assert numbers(spoilt) == numbers(built)
+
+
+def test_a_bad_file_is_no_measurement_and_no_lack_of_one(spoilt):
+    names = [path.name for path in FILES if path.name != GONE] + list(BAD)
+    check_overview(spoilt, names)
+    assert "weights-digits-field.json cannot be drawn" in overview(spoilt)["weights-digits"][1]
+
+
+def test_an_experiment_without_a_file_says_so(tmp_path):
+    """As on the day before the first run; then one file appears, and is drawn."""
+    empty = Built(tmp_path / "before", {})
+    assert (empty.status, check_overview(empty, [])) == (0, list(EXPERIMENTS))
+    name = "weights-fashion-mnist.json"
+    after = Built(tmp_path / "after", {name: whole("weights-digits.json")})
+    assert after.status == 0 and after.drawn(name) is not None
+    assert "weights-fashion-mnist" not in check_overview(after, [name])
+
+
+#: Fields of rows that may be missing: they are not drawn, or stand for what was not measured.
+NOT_NEEDED = {
+    "bench": {"difference"},
+    "exact-cost": set(),
+    "classify": {"validation_loss"},
+    "binary weights": {"validation", "minus_twin_mean"},
+    "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
+}
+
+
+@every_file
+def test_a_row_that_lacks_a_field_is_refused(path):
+    """Each field of each part of a file in turn."""
+    content, lacking, seen = record(path.name), set(), set()
+    for k, row in enumerate(content["rows"]):
+        for key in row:
+            part = (row.get("part"), row.get("model") == "tanh", tuple(row), key)
+            if key == "part" or part in seen:
+                continue
+            seen.add(part)
+            without = {name: v for name, v in row.items() if name != key}
+            rows = [*content["rows"][:k], without, *content["rows"][k + 1 :]]
+            try:
+                sbn_tables.draw(content | {"rows": rows})
+            except sbn_tables.Undrawable:
+                continue
+            lacking.add(key)
+    assert lacking == NOT_NEEDED[content["kind"]]
+
+
+@every_file
+def test_a_field_of_another_type_is_refused(path):
+    content, parts = record(path.name), set()
+    for k, row in enumerate(content["rows"]):
+        for key in row.keys() - NOT_NEEDED[content["kind"]] - {"part"}:
+            if (row.get("part"), key) in parts:
+                continue
+            parts.add((row.get("part"), key))
+            rows = [*content["rows"][:k], row | {key: {"a": [True]}}, *content["rows"][k + 1 :]]
+            if key != "details":
+                with pytest.raises(sbn_tables.Undrawable):
+                    sbn_tables.draw(content | {"rows": rows})
+
+
+def test_an_unknown_experiment_is_refused_by_name(tmp_path):
+    text = PAGE.read_text("utf-8").replace("{sbn-measurements} gpu", "{sbn-measurements} cpu")
+    refused, known = Built(tmp_path, {}, text), ", ".join(EXPERIMENTS)
+    assert refused.status != 0
+    assert f"unknown experiment 'cpu', known are {known}" in refused.warnings
+
+
+# ------------------------------------------------------------------------- files of other runs
+
+
+def test_what_a_run_on_a_gpu_left_out_is_said():
+    content = copy.deepcopy(record(H100))
+    content["rows"] += [
+        {"part": "left out", "sections": ["estimators", "compiled"], "budget": 60.0},
+        {"part": "error", "section": "sampler", "error": "RuntimeError: no"},
+        {"part": "straight_through", "how": "compiled", "error": "no compiler"},
+        {"part": "exact_gradient", "units": 20, "left_out": "needs about 80 GiB"},
+    ]
+    notes = " ".join(sbn_tables.draw(content).notes)
+    for text in ("estimators, compiled", "RuntimeError: no", "no compiler", "needs about 80 GiB"):
+        assert text in notes
+
+
+def test_failed_checks_are_named():
+    text = "".join(n.astext() for n in sbn_measurements.checks({"a": True, "b c": False}))
+    assert text == "1 of 2 failed: b c"
+    assert sbn_measurements.checks({})[0].astext() == "none"
+
+
+def test_a_single_seed_has_no_error():
+    content = copy.deepcopy(record("classify-digits.json"))
+    for row in content["rows"]:
+        row |= {key: None for key in ("se", "minus_twin_se") if key in row}
+    (table,) = sbn_tables.draw(content).tables
+    assert list(table.rows[0][1:]) == ["97.72", "−0.45"] and list(table.rows[-1][1:])[1] == "–"
+
+
+def test_the_newest_run_comes_first(tmp_path):
+    for name, date in (("a", "2026-01-02T00:00:00+00:00"), ("b", "2026-11-02T00:00:00+00:00")):
+        path = tmp_path / f"bench-{name}.json"
+        path.write_bytes(changed("bench.json", put(date=date)))
+    (tmp_path / "bench-c.json").write_bytes(b"")
+    found = sbn_measurements.runs(tmp_path, EXPERIMENTS["bench"])
+    assert [run.path.stem for run in found] == ["bench-b", "bench-a", "bench-c"]
+    assert [bool(run.fault) for run in found] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        ("127ddc656a465a1d1bd60367003f808388747e79", "127ddc6"),
+        ("127ddc656a465a1d1bd60367003f808388747e79-dirty", "127ddc6-dirty"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_a_commit_is_short(given, shown):
+    assert sbn_measurements.short(given) == shown
+
+
+@pytest.mark.parametrize(
+    "given, shown", [([0], "0"), ([0, 1], "0, 1"), ([0, 1, 2], "0 to 2"), ([0, 2, 4], "0, 2, 4")]
+)
+def test_seeds_in_a_row_are_a_range(given, shown):
+    assert sbn_measurements.seeds(given) == shown
+
+
+# ---------------------------------------------------------------------------- how numbers look
+
+
+@pytest.mark.parametrize(
+    "name, given, shown",
+    [
+        ("rounded", 12.420541986516902, "12.4"),
+        ("rounded", 0.6024483398926584, "0.602"),
+        ("rounded", 2113.703515128755, "2110"),
+        ("rounded", 9.996, "10.0"),
+        ("rounded", 0.9996, "1.00"),
+        ("rounded", -1.5, "−1.50"),
+        ("rounded", 0, "0"),
+        ("duration", 0.0018200459999988539, "1.82\u00a0ms"),
+        ("duration", 0.00018132799863815308, "181\u00a0µs"),
+        ("duration", 0.0009996, "1.00\u00a0ms"),
+        ("duration", 91.04, "91.0\u00a0s"),
+        ("duration", 2e-9, "0.00200\u00a0µs"),
+        ("size", 9426715136, "9.43\u00a0GB"),
+        ("size", 436736, "437\u00a0kB"),
+        ("times", 1261.056841421287, "1260×"),
+        ("count", 268435456, "2²⁸"),
+        ("count", 1_000_000, "10⁶"),
+        ("count", 2_099_200, "2\u202f099\u202f200"),
+        ("count", 2048, "2048"),
+        ("count", 65536, "2¹⁶"),
+        ("count", 32768, "32\u202f768"),
+        ("count", 1000, "1000"),
+        ("count", 10_000, "10\u202f000"),
+        ("count", 0, "0"),
+        ("tiny", 8.937195843393541e-14, "8.9\u00a0·\u00a010⁻¹⁴"),
+        ("tiny", 0.0, "0"),
+        ("setting", 1e-05, "10⁻⁵"),
+        ("setting", 3e-05, "3\u00a0·\u00a010⁻⁵"),
+        ("setting", 0.003, "0.003"),
+        ("setting", 100000.0, "10⁵"),
+        ("setting", 30, "30"),
+    ],
+)
+def test_numbers_look_like_this(name, given, shown):
+    assert getattr(sbn_tables, name)(given) == shown
+
+
+@pytest.mark.parametrize(
+    "share, se, shown",
+    [
+        (0.00268, 0.0007364781055808849, "+0.27 ± 0.07"),
+        (-0.004456824512534796, 0.002428355957404282, "−0.45 ± 0.24"),
+        (0.0, 0.0044915, "+0.00 ± 0.45"),
+        (0.0123, None, "+1.23"),
+    ],
+)
+def test_differences_have_a_sign(share, se, shown):
+    assert sbn_tables.difference(share, se) == shown
+
+
+@given(st.floats(1e-9, 1e6))
+def test_three_digits_are_right_whatever_the_number(number):
+    for name in ("rounded", "duration", "times"):
+        shown = getattr(sbn_tables, name)(number).replace("\u00a0", " ")
+        assert close(shown, number)
+        if name == "duration" and number > 2e-6:
+            assert 1 <= float(shown.split()[0]) < 1000 or number >= 999
+
+
+# ------------------------------------------------------------------------------- the built book
+
+
+@pytest.mark.site
+def test_the_built_book_draws_the_files_too():
+    path = SITE / "book" / "back" / "measurements.html"
+    if not path.exists():
+        pytest.skip("no built book: run `make book`")
+    html = path.read_text("utf-8")
+    assert html.count('class="sbn-measurement') == len(FILES)
+    assert [p.stem for p in FILES if f'id="{sbn_id(p.stem)}"' not in html] == []
+    assert "measurements.css" in html
