@@ -107,7 +107,7 @@ EXPERIMENTS = (
         "The library on a GPU",
         "gpu",
         "gpu*.json",
-        _command("gpu_evidence", "", "gpu.json"),
+        _command("experiments.gpu", "", "gpu.json"),
     ),
 )
 

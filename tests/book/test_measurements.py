@@ -687,7 +687,7 @@ NOW = {
     "classify": "experiments.classify --data digits --hidden 4 --seeds 2 --epochs 1 --lr 0.01 "
     "--gain 1 3",
     "binary weights": "experiments.weights --data digits --seeds 2 --epochs 1 --methods bop",
-    "gpu": "gpu_evidence --device cpu --tiny",
+    "gpu": "experiments.gpu --device cpu --tiny",
 }
 
 
@@ -695,11 +695,13 @@ def test_the_kinds_are_those_of_the_commands():
     assert set(NOW) == set(sbn_tables.KINDS) == {e.kind for e in EXPERIMENTS.values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NOW)
 def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path):
     module, *options = NOW[kind].split()
     out = tmp_path / "new.json"
-    resume = ["--resume-dir", str(tmp_path / "runs")] if kind == "classify" else []
+    resumes = kind in ("classify", "binary weights")
+    resume = ["--resume-dir", str(tmp_path / "runs")] if resumes else []
     done = subprocess.run(
         [sys.executable, "-m", f"sbnlib.{module}", *options, *resume, "--out", str(out)],
         capture_output=True, text=True, cwd=ROOT,
@@ -834,6 +836,7 @@ def test_a_bad_file_is_no_measurement_and_no_lack_of_one(spoilt):
     assert "weights-digits-field.json cannot be drawn" in overview(spoilt)["weights-digits"][1]
 
 
+@pytest.mark.slow
 def test_an_experiment_without_a_file_says_so(tmp_path):
     """As on the day before the first run; then one file appears, and is drawn."""
     empty = Built(tmp_path / "before", {})
