@@ -10,6 +10,8 @@
    to every box alike are dropped: an id must be unique on its page. Thebe, which would need a
    server, is not loaded.
 6. The map on the front page links the chapters that exist and fills their circles.
+7. Two files that the themes ship among their scripts look like pages but are only pieces of
+   their templates; they are taken out of the built site.
 """
 
 import json
@@ -28,6 +30,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.environment.collectors.toctree import TocTreeCollector
 
 MATHJAX_FILES = ["tex-chtml.js", "output/chtml/fonts/woff-v2"]
+TEMPLATE_PIECES = ["webpack-macros.html", "sbt-webpack-macros.html"]
 CHAPTER_FILE = re.compile(r"(?:^|/)(\d\d)-[^/]+$")
 MAP_LIST = re.compile(r'<ol class="arabic simple"(?: start="(?P<start>\d+)")?>.*?</ol>', re.S)
 MAP_ENTRY = re.compile(r"<li><p>(.*?)</p>", re.S)
@@ -115,6 +118,13 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
             copy(source / name, target / name)
 
 
+def remove_template_pieces(app: Sphinx, exception: Exception | None) -> None:
+    if exception:
+        return
+    for name in TEMPLATE_PIECES:
+        Path(app.outdir, "_static", name).unlink(missing_ok=True)
+
+
 def write_every_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """A preview shows a piece of another page, and sphinx-tippy knows only pages just written."""
     return sorted(env.found_docs)
@@ -181,5 +191,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", link_map, priority=400)
     app.connect("env-updated", write_every_page)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", remove_template_pieces)
     app.connect("build-finished", tidy_tips, priority=900)  # after sphinx_tippy has written
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,130 @@
+"""Every page is whole on a desk: in light and in dark, to the eye and to a screen reader."""
+
+import re
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from visit import PAGES, every_page
+
+pytestmark = pytest.mark.site
+
+# What the theme itself violates (pydata-sphinx-theme 0.16, sphinx-book-theme 1.2).
+KNOWN_VIOLATIONS = {"label-content-name-mismatch", "region"}
+KNOWN_ON_BIBLIOGRAPHY = {"aria-required-children", "aria-allowed-role", "aria-deprecated-role"}
+
+RAW = re.compile(r"\$\$|\\\(|\\\[|\\begin\{|\{(?:eq|ref|cite|prf|numref)[:}]")
+THIN = Path(__file__).with_name("thin.js").read_text("utf-8")
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def reader(new_reader):
+    return new_reader()
+
+
+@pytest.fixture(scope="module")
+def reader_without_scripts(new_reader):
+    return new_reader(javascript=False)
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def tab(request, reader):
+    return reader.turn_to(request.param)
+
+
+@pytest.fixture(params=["light", "dark"])
+def colors(request, tab):
+    """Light or dark is what the reader's system says; the page follows, and fades over."""
+    tab.emulate_media(color_scheme=request.param)
+    tab.wait_for_function(f"document.documentElement.dataset.theme === '{request.param}'")
+    tab.wait_for_function("!document.getAnimations().some(a => a instanceof CSSTransition)")
+    return request.param
+
+
+def test_page_is_whole(tab, colors):
+    assert tab.problems == []
+    assert tab.locator("mjx-merror").count() == 0
+    assert RAW.findall(prose(tab)) == []
+    assert no_name(tab) == []
+    known = KNOWN_ON_BIBLIOGRAPHY if tab.url.endswith("bibliography.html") else set()
+    assert {rule: at for rule, at in axe(tab).items() if rule not in KNOWN_VIOLATIONS | known} == {}
+
+
+def prose(tab):
+    """What the page says outside code and typeset mathematics."""
+    return tab.evaluate("""() => {
+        const copy = document.querySelector("article").cloneNode(true);
+        copy.querySelectorAll("pre, code, script, style, mjx-container").forEach(e => e.remove());
+        return copy.textContent;
+    }""")
+
+
+def no_name(tab):
+    """Pictures of the text that say nothing to those who cannot see them."""
+    return tab.evaluate("""() => [...document.querySelectorAll("article :is(img, svg)")]
+        .filter(e => !e.closest("[aria-hidden=true], button, a.headerlink, mjx-container"))
+        .filter(e => !(e.getAttribute("alt") || e.getAttribute("aria-label")
+                       || e.closest("[role=img][aria-label]")))
+        .map(e => e.outerHTML.slice(0, 100))""")
+
+
+def axe(tab):
+    """The rules that the page breaks, each with the first place where it does.
+
+    axe takes a table head of mathematics for an empty one. It looks at a thinned page, so what is
+    asked about the whole page is asked before.
+    """
+    if not tab.evaluate("'axe' in window"):
+        tab.evaluate(THIN)
+        tab.evaluate(AXE)
+    broken = tab.evaluate("""async () => {
+        axe.configure({ rules: [{ id: "color-contrast", selector: ":not([data-again])" }] });
+        const found = await axe.run({
+            resultTypes: ["violations"],
+            preload: { assets: ["media"] },  // it would look for style sheets in wrong folders
+        });
+        return Object.fromEntries(
+            found.violations.map(({ id, nodes }) => [id, nodes[0].html.slice(0, 200)]));
+    }""")
+    if tab.locator("th:has(mjx-container)").count():
+        broken.pop("empty-table-header", None)
+    return broken
+
+
+@every_page
+def test_page_reads_without_javascript(reader_without_scripts, page):
+    tab = reader_without_scripts.turn_to(page)
+    assert tab.locator("article h1").is_visible()
+    for figure in tab.locator("[data-sbn]").all():
+        assert figure.locator(".sbn-frame :is(svg, img)").first.is_visible()
+        assert figure.locator("noscript, .sbn-note").first.is_visible()
+    ink = "getComputedStyle(document.documentElement).getPropertyValue('--sbn-ink')"
+    assert tab.evaluate(ink), "the colours of the book, not the theme's"
+    assert tab.problems == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_first_paint_knows_light_from_dark(new_reader, dark):
+    """The theme would find out when all of the page is read."""
+    reader = new_reader(dark=dark)
+    reader.context.add_init_script("""new MutationObserver((changes, observer) => {
+        if (!document.body) return;
+        window.firstPaint = document.documentElement.dataset.theme;
+        observer.disconnect();
+    }).observe(document, { childList: true, subtree: true })""")
+    tab = reader.turn_to("genindex")
+    assert tab.evaluate("firstPaint") == ("dark" if dark else "light")
+    assert tab.problems == []
+
+
+def test_margin_needs_no_list_of_contents(new_reader):
+    """The index has no sections; with a box in its margin the theme looks for their list."""
+    reader = new_reader()
+    reader.context.add_init_script("""document.addEventListener("DOMContentLoaded", () => {
+        document.querySelector("article").innerHTML += "<aside class='margin'>a box</aside>";
+    })""")
+    tab = reader.turn_to("genindex")
+    tab.locator("aside.margin").scroll_into_view_if_needed()
+    tab.wait_for_timeout(100)  # for the browser to tell the theme that the box is in view
+    assert tab.problems == []

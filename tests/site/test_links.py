@@ -1,0 +1,106 @@
+"""Where the site leads: its pages, their links, the map, the previews, the search."""
+
+import gzip
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+from places import SITE
+from visit import CHAPTERS, PAGES, every_page, html
+
+pytestmark = [pytest.mark.site, pytest.mark.usefixtures("site")]
+
+MEGABYTE = 1_000_000
+
+#: Made by Sphinx: the way to the front page, the index, the index of modules, the search.
+MADE = ["index", "genindex", "py-modindex", "search"]
+
+
+# ---------------------------------------------------------------------------------- the files
+
+
+def test_site_has_no_stray_page():
+    found = {p.relative_to(SITE).with_suffix("").as_posix() for p in SITE.rglob("*.html")}
+    assert found == {*PAGES, *MADE}
+
+
+@every_page
+def test_page_is_small(page):
+    assert len(gzip.compress((SITE / f"{page}.html").read_bytes())) <= MEGABYTE
+
+
+class Anchors(HTMLParser):
+    """The ids of one page, and what it links to or loads."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.targets = set(), []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids |= {given[k] for k in ("id", "name") if given.get(k)}
+        self.targets += [given[k] for k in ("href", "src") if given.get(k)]
+
+
+def test_links_and_anchors_resolve():
+    parsed = {path: Anchors(path) for path in SITE.rglob("*.html")}
+    dead = []
+    for path, page in parsed.items():
+        for target in page.targets:
+            url, fragment = urldefrag(urljoin(path.as_uri(), target))
+            if urlsplit(url).scheme != "file":
+                continue
+            file = Path(unquote(urlsplit(url).path))
+            anchors = parsed[file].ids if file in parsed else {fragment}
+            if not file.exists() or fragment and unquote(fragment) not in anchors:
+                dead.append(f"{path.relative_to(SITE)}: {target}")
+    assert not dead
+
+
+# ------------------------------------------------------------------------------ in the browser
+
+
+@pytest.fixture(scope="module")
+def reader(new_reader):
+    return new_reader()
+
+
+def test_map_links_the_written_chapters(reader):
+    tab = reader.turn_to(PAGES[0])
+    hrefs = [a.get_attribute("href") for a in tab.locator(".sbn-map a").all()]
+    assert {f"book/{href.removesuffix('.html')}" for href in hrefs} == set(CHAPTERS)
+    assert tab.locator(".sbn-paths .sbn-node").count() == 20
+    assert tab.locator(".sbn-paths .sbn-written").count() == len(CHAPTERS)
+
+
+def test_hover_shows_a_typeset_equation(reader):
+    for page in PAGES:
+        if 'href="#equation-' not in html(page):
+            continue
+        tab = reader.turn_to(page)
+        link = tab.locator("article p a.reference[href^='#equation-']").first
+        if link.count():
+            link.hover()
+            tip = tab.locator("#sbn-tip[data-open]")
+            tip.locator("mjx-container").first.wait_for(timeout=5000)
+            assert tip.locator("[id]").count() == 0 and "\\" not in tip.inner_text()
+            tab.keyboard.press("Escape")
+            assert tip.count() == 0
+            return
+    pytest.skip("no page refers to an equation of its own yet")
+
+
+def test_hover_shows_a_citation(reader):
+    tab = reader.turn_to(PAGES[0])
+    tab.locator("article a[href*='bibliography.html#']").first.hover()
+    tab.locator("#sbn-tip[data-open]").wait_for(timeout=5000)
+    assert "Shekhovtsov" in tab.locator("#sbn-tip").inner_text()
+
+
+def test_search_finds_a_page(reader):
+    tab = reader.turn_to("search")
+    tab.goto(f"{tab.url}?q=straight-through")
+    tab.locator("#search-results li").first.wait_for(timeout=10_000)
+    assert tab.problems == []
