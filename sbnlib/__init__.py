@@ -28,6 +28,7 @@ from sbnlib.estimators import (
     zgr,
 )
 from sbnlib.exact import exact_expectation, exact_gradient, exact_moments
+from sbnlib.inference import reestimate_batch_norm, set_mode, to_plain
 from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
 from sbnlib.units import sample_sign
@@ -67,12 +68,15 @@ __all__ = [
     "proxy",
     "psa",
     "rebar",
+    "reestimate_batch_norm",
     "registry",
     "reinforce",
     "reinmax",
     "relax",
     "sample_sign",
+    "set_mode",
     "st_gumbel",
     "straight_through",
+    "to_plain",
     "zgr",
 ]

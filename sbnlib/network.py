@@ -77,7 +77,7 @@ class SBN(torch.nn.Module):
         self,
         inputs: Tensor,
         *,
-        mode: str = "sample",
+        mode: str | None = None,
         estimator: ChainRule | str | None = None,
         states: Sequence[Tensor] | None = None,
         generator: torch.Generator | None = None,
@@ -89,7 +89,8 @@ class SBN(torch.nn.Module):
             inputs: ``(..., B, n_0)``, floating point; axes in front of the batch are independent
                 draws: ``inputs.expand(1000, B, n_0)`` samples a thousand times.
             mode: ``"sample"``, ``"sign"`` (most probable state) or ``"mean"`` (mean-field: every
-                unit puts out its mean, which is *not* the mean of the sampled network in depth).
+                unit puts out its mean, which is *not* the mean of the sampled network in depth);
+                default ``"sample"``, or what :func:`sbnlib.set_mode` said.
             estimator: overrides the network's chain-rule estimator in this call.
             states: one tensor a layer; the states are these, and gradients are as if sampled.
             generator: source of randomness, on the device of ``inputs``.
@@ -99,6 +100,7 @@ class SBN(torch.nn.Module):
             TypeError: ``inputs`` is not floating point.
             ValueError: unknown mode, or a wrong number or shape of ``states`` or ``u``.
         """
+        mode = self.sign.mode if mode is None else mode
         check_mode(mode)
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             what = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
@@ -200,7 +202,7 @@ class _Pathwise:
     def __call__(
         self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        x = net(inputs, estimator=self.chain_rule, generator=generator)
+        x = net(inputs, mode="sample", estimator=self.chain_rule, generator=generator)
         return check_values(loss(x), batch_shape(net, inputs))
 
 

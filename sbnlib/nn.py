@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ __all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"
 #: What a unit can put out: a draw, its most probable state, its mean.
 MODES = ("sample", "sign", "mean")
 
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
 #: What a Bernoulli weight can stand for in a forward pass.
 WEIGHT_MODES = ("sample", "mean", "sign", "concrete")
 
@@ -27,20 +31,27 @@ class Sign(torch.nn.Module):
         noise: the law of Z, or its name for scale 1; default ``Logistic()``.
         estimator: a chain-rule estimator, or its name in the registry; default
             :func:`sbnlib.straight_through`.
+        mode: what it puts out where a call does not say; see :func:`sbnlib.set_mode`.
 
-    ``forward(a, mode="sample")`` gives
+    ``forward(a)`` gives, by its mode,
 
     * ``"sample"``: a fresh draw of +-1, gradient by the estimator;
     * ``"sign"``: sign(a), the most probable state, sign(0) = +1, gradient by the estimator;
     * ``"mean"``: mu = 2 F(a) - 1, real-valued, with its ordinary gradient 2 f(a).
 
-    The module has no parameters and no state; training and evaluation mode are the same to it.
+    The module has no parameters; training and evaluation mode are the same to it: ``net.eval()``
+    still samples.
     """
 
     def __init__(
-        self, noise: Noise | str | None = None, estimator: ChainRule | str = straight_through
+        self,
+        noise: Noise | str | None = None,
+        estimator: ChainRule | str = straight_through,
+        mode: str = "sample",
     ) -> None:
         super().__init__()
+        check_mode(mode)
+        self.mode = mode
         self.noise = Logistic() if noise is None else as_noise(noise)
         self.estimator = as_chain_rule(estimator)
 
@@ -55,13 +66,14 @@ class Sign(torch.nn.Module):
         self._estimate = with_generator(self._estimator)
 
     def extra_repr(self) -> str:
-        return f"{self.noise!r}, {name_of(self.estimator)}"
+        mode = "" if self.mode == "sample" else f", mode={self.mode!r}"
+        return f"{self.noise!r}, {name_of(self.estimator)}{mode}"
 
     def forward(
         self,
         a: Tensor,
         *,
-        mode: str = "sample",
+        mode: str | None = None,
         x: Tensor | None = None,
         estimator: ChainRule | str | None = None,
         generator: torch.Generator | None = None,
@@ -73,6 +85,7 @@ class Sign(torch.nn.Module):
             ValueError: unknown ``mode``, or a shape that does not match ``a``.
             TypeError: ``a`` is not a floating-point tensor.
         """
+        mode = self.mode if mode is None else mode
         check_mode(mode)
         if mode == "mean":
             check_unit(a, self.noise)
@@ -112,6 +125,8 @@ class _Bernoulli(torch.nn.Module):
         noise: Noise | str | None,
         forward: str,
         tau: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
         self.noise = Logistic() if noise is None else as_noise(noise)
@@ -119,8 +134,9 @@ class _Bernoulli(torch.nn.Module):
             raise ValueError(f"forward must be one of {WEIGHT_MODES}, got {forward!r}")
         check_tau(tau)
         self.mode, self.tau = forward, tau
-        self.eta = torch.nn.Parameter(torch.empty(shape))
-        self.bias = torch.nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.eta = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        real = torch.zeros(outputs, device=device, dtype=dtype) if bias else None
+        self.bias = None if real is None else torch.nn.Parameter(real)
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -178,9 +194,8 @@ class _Bernoulli(torch.nn.Module):
             self.eta.used = used  # type: ignore[attr-defined]  # a Parameter takes any attribute
         return attach(w, self.eta, torch.full_like(w, 2))
 
-    def extra_repr(self) -> str:
-        shape = ", ".join(map(str, self.eta.shape))
-        return f"{shape}, bias={self.bias is not None}, {self.noise!r}, forward={self.mode!r}"
+    def _law_repr(self) -> str:
+        return f"noise={self.noise!r}, forward={self.mode!r}"
 
 
 class BernoulliLinear(_Bernoulli):
@@ -189,8 +204,8 @@ class BernoulliLinear(_Bernoulli):
     One draw of W serves the whole batch of a forward pass.
 
     Args:
-        in_features, out_features: widths.
-        bias: whether to add a real-valued bias.
+        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``; the bias is
+            real-valued.
         noise: the law F, or its name for scale 1; default ``Logistic()``.
         forward: what W is in a forward pass: ``"sample"`` a draw, ``"mean"`` 2F(eta) - 1,
             ``"sign"`` the more probable sign, ``"concrete"`` tanh((eta - Z)/2 tau).
@@ -212,13 +227,20 @@ class BernoulliLinear(_Bernoulli):
         in_features: int,
         out_features: int,
         bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         noise: Noise | str | None = None,
         forward: str = "sample",
         tau: float = 1.0,
     ) -> None:
-        super().__init__((out_features, in_features), out_features, bias, noise, forward, tau)
+        shape = (out_features, in_features)
+        super().__init__(shape, out_features, bias, noise, forward, tau, device, dtype)
         self.in_features, self.out_features = in_features, out_features
+
+    def extra_repr(self) -> str:
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, {self._law_repr()}"
 
     def forward(
         self,
@@ -236,27 +258,61 @@ class BernoulliConv2d(_Bernoulli):
     """A 2-d convolution whose weights are random signs; the rest as :class:`BernoulliLinear`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding: as ``torch.nn.Conv2d``. Padding
-            adds zeros, which are not states.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device, dtype: as ``torch.nn.Conv2d``, in its order.
+        pad_value: what ``padding_mode="zeros"`` adds around the image. 0 is not a state; with +1
+            or -1 every input of the layer stays a sign.
+        noise, forward, tau: as :class:`BernoulliLinear`.
+
+    Raises:
+        ValueError: as ``torch.nn.Conv2d``; ``pad_value`` is not -1, 0 or 1, or is not 0 with
+            another ``padding_mode``; and as :class:`BernoulliLinear`.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
         bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
-        stride: int = 1,
-        padding: int = 0,
+        pad_value: float = 0.0,
         noise: Noise | str | None = None,
         forward: str = "sample",
         tau: float = 1.0,
     ) -> None:
-        shape = (out_channels, in_channels, kernel_size, kernel_size)
-        super().__init__(shape, out_channels, bias, noise, forward, tau)
+        # Torch's own layer checks the options and brings them into form; nothing of it is kept.
+        form = torch.nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+            padding_mode, device="meta",
+        )  # fmt: skip
+        if pad_value not in (-1, 0, 1) or pad_value != 0 and padding_mode != "zeros":
+            raise ValueError(
+                "pad_value must be -1, 0 or 1, and 0 with a padding_mode other than 'zeros', got "
+                f"{pad_value!r} with padding_mode={padding_mode!r}"
+            )
+        shape = tuple(form.weight.shape)
+        super().__init__(shape, out_channels, bias, noise, forward, tau, device, dtype)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.padding = shape[2:], stride, padding
+        self.kernel_size, self.stride, self.padding = form.kernel_size, form.stride, form.padding
+        self.dilation, self.groups, self.padding_mode = form.dilation, groups, padding_mode
+        self.pad_value = float(pad_value)
+        self._margins, self._form_repr = form._reversed_padding_repeated_twice, form.extra_repr()
+
+    def extra_repr(self) -> str:
+        words = (
+            f"{self._form_repr}, pad_value={self.pad_value:g}"
+            if self.pad_value
+            else self._form_repr
+        )
+        return f"{words}, {self._law_repr()}"
 
     def forward(
         self,
@@ -268,4 +324,16 @@ class BernoulliConv2d(_Bernoulli):
     ) -> Tensor:
         """``(B, in_channels, H, W)`` to ``(B, out_channels, H', W')``."""
         weight = self.weight(mode, generator=generator, u=u)
-        return torch.nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return convolve(self, x, weight)
+
+
+def convolve(layer: BernoulliConv2d, x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of a layer with a given weight, its padding included."""
+    padding: str | tuple[int, ...] = layer.padding
+    if layer.padding_mode != "zeros" or layer.pad_value:
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        value = layer.pad_value if mode == "constant" else None
+        x, padding = torch.nn.functional.pad(x, layer._margins, mode, value), (0, 0)
+    return torch.nn.functional.conv2d(
+        x, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups
+    )

@@ -23,6 +23,7 @@ LINES = (
     ("registry",),
     ("nn",),
     ("network",),
+    ("inference",),
     ("exact",),
     ("accuracy",),
     ("figures", "data"),

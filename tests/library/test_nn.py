@@ -322,7 +322,11 @@ def test_layers_can_be_copied_after_use(kind: str, mode: str) -> None:
 
 def test_a_layer_says_what_it_is() -> None:
     text = repr(BernoulliLinear(3, 2, noise=Uniform(), forward="sign"))
-    assert "BernoulliLinear(2, 3" in text and "Uniform" in text and "'sign'" in text
+    assert (
+        "BernoulliLinear(in_features=3, out_features=2" in text
+        and "Uniform" in text
+        and "'sign'" in text
+    )
 
 
 # ------------------------------------------------------- binary weights and activations
@@ -457,3 +461,67 @@ def test_bad_calls_are_refused(kind: str) -> None:
         layer.eta.view(-1)[0] = float("nan")
     with pytest.raises(ValueError, match="finite"):
         layer(inputs)
+
+
+# --------------------------------------------------------------- torch's options, in its order
+
+CONVOLUTIONS = {
+    "stride": (4, 6, 3, 2),
+    "padding": (4, 6, 3, 1, 1),
+    "dilation": (4, 6, 3, 1, 2, 2),
+    "groups": (4, 6, 3, 1, 1, 1, 2),
+    "pairs": (4, 6, (3, 2), (2, 1), (1, 0), (1, 2)),
+    "same": (4, 6, (3, 5), 1, "same"),
+    "valid": (4, 6, 3, 2, "valid"),
+    "no bias": (4, 6, 3, 1, 0, 1, 1, False),
+    "reflect": (4, 6, 3, 1, 2, 1, 1, True, "reflect"),
+    "replicate": (4, 6, 3, 2, (1, 2), 1, 2, True, "replicate"),
+    "circular": (4, 6, 3, 1, "same", 1, 1, True, "circular"),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_takes_what_torch_takes_in_the_same_order(name: str) -> None:
+    given, x = CONVOLUTIONS[name], torch.rand(2, 4, 7, 8)
+    ours, theirs = BernoulliConv2d(*given, forward="sign"), nn.Conv2d(*given)
+    assert ours.eta.shape == theirs.weight.shape
+    with torch.no_grad():
+        theirs.weight.copy_(ours.binary())
+        if theirs.bias is not None:
+            ours.bias.normal_()
+            theirs.bias.copy_(ours.bias)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert repr(ours).startswith(repr(theirs).replace("Conv2d(", "BernoulliConv2d(")[:-1])
+
+
+@pytest.mark.parametrize("value", [-1, 1])
+def test_what_surrounds_the_image_can_be_a_state(value: int) -> None:
+    x = torch.rand(2, 1, 4, 5).sub(0.5).sign()
+    layer = BernoulliConv2d(1, 3, 3, 1, (1, 2), pad_value=value, forward="sign")
+    around = nn.functional.pad(x, (2, 2, 1, 1), value=value)
+    expected = nn.functional.conv2d(around, layer.binary(), layer.bias)
+    assert torch.equal(layer(x), expected) and f"pad_value={value}" in repr(layer)
+
+
+def test_pad_values_that_are_no_state_or_have_no_place_are_refused() -> None:
+    for options in ({"pad_value": 0.5}, {"pad_value": 1, "padding_mode": "reflect"}):
+        with pytest.raises(ValueError, match="pad_value must be -1, 0 or 1"):
+            BernoulliConv2d(1, 1, 3, padding=1, **options)
+    with pytest.raises(ValueError, match="groups"):
+        BernoulliConv2d(3, 4, 3, groups=2)
+    with pytest.raises(ValueError, match="padding_mode"):
+        BernoulliConv2d(3, 4, 3, padding_mode="mirror")
+
+
+@pytest.mark.parametrize("make", [BernoulliLinear, lambda *a, **k: BernoulliConv2d(*a, 2, **k)])
+def test_device_and_dtype_are_those_asked_for(make: Callable) -> None:
+    for options in ({"device": "meta"}, {"dtype": torch.float64}, {"dtype": torch.bfloat16}):
+        layer = make(2, 3, **options)
+        for p in layer.parameters():
+            assert p.device.type == options.get("device", "cpu")
+            assert p.dtype == options.get("dtype", torch.float32)
+
+
+def test_a_linear_layer_reads_like_torchs() -> None:
+    words = "BernoulliLinear(in_features=2, out_features=3, bias=False, noise=Logistic(scale=1)"
+    assert repr(BernoulliLinear(2, 3, False)).startswith(words)

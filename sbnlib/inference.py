@@ -1,0 +1,213 @@
+"""From a trained stochastic network to the deterministic one that is used.
+
+A network of binary units and weights samples, in evaluation mode too: what it is worth depends on
+what stands for a random sign. :func:`set_mode` chooses it for the whole network,
+:func:`reestimate_batch_norm` takes the statistics of batch norm anew for that choice, and
+:func:`to_plain` puts torch's own layers in the place of ours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sbnlib.network import SBN
+from sbnlib.nn import BernoulliConv2d, BernoulliLinear, Sign, _Bernoulli, check_mode
+from sbnlib.noise import Noise
+
+__all__ = ["reestimate_batch_norm", "set_mode", "to_plain"]
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+BatchNorm = torch.nn.modules.batchnorm._BatchNorm
+
+
+def set_mode(net: Module, mode: str) -> Module:
+    """Choose what every unit and every Bernoulli weight of a network puts out, and return it.
+
+    Args:
+        net: any module.
+        mode: ``"sample"``, a draw; ``"sign"``, the more probable sign; ``"mean"``, the mean. It is
+            what a call without ``mode=`` does from now on; training and evaluation mode have no
+            part in it. Estimators of gradients sample whatever the mode.
+
+    Raises:
+        ValueError: unknown ``mode``, or ``net`` holds neither binary units nor Bernoulli weights.
+
+    A layer with ``forward="concrete"`` has to be set back by hand: ``layer.mode = "concrete"``.
+    """
+    check_mode(mode)
+    found = [m for m in net.modules() if isinstance(m, Sign | _Bernoulli)]
+    if not found:
+        raise ValueError(f"net must hold binary units or Bernoulli weights, {_name(net)} has none")
+    for module in found:
+        module.mode = mode
+    return net
+
+
+def reestimate_batch_norm(net: Module, data: Tensor | Iterable[Any]) -> Module:
+    """Take the running statistics of every batch norm anew, in the network's mode, and return it.
+
+    During training the statistics were those of sampled units; after :func:`set_mode` they are
+    off. The layers are taken from the bottom up, in the order in which they run, each in a pass of
+    its own through all the data: what comes into a layer must be settled before it is measured.
+
+    Args:
+        net: any module.
+        data: inputs as one tensor, or as batches that can be gone through more than once: tensors,
+            or tuples whose first entry is the inputs. The mean over the batches is unweighted.
+
+    Raises:
+        ValueError: no batch norm with running statistics, no data, or batches that can be gone
+            through only once.
+
+    Afterwards batch norm is in evaluation mode; all other modules are as they were.
+    """
+    batches = _batches(data)
+    with torch.no_grad(), _in_evaluation_mode(net):
+        for norm in _in_order_of_use(net, batches):
+            norm.reset_running_stats()
+            momentum, norm.momentum = norm.momentum, None  # None: a plain mean over the batches
+            norm.train()
+            for batch in batches:
+                net(_inputs(batch))
+            norm.eval()
+            norm.momentum = momentum
+    for norm in _batch_norms(net):
+        norm.eval()
+    return net
+
+
+def _batches(data: Tensor | Iterable[Any]) -> list[Any] | Iterable[Any]:
+    if isinstance(data, Tensor):
+        data = [data]
+    if isinstance(data, Iterator):
+        raise ValueError("data must be a tensor or batches that can be gone through again, such "
+                         f"as a list or a DataLoader, got {type(data).__name__}")  # fmt: skip
+    if not any(True for _ in data):
+        raise ValueError("data must hold at least one batch, got none")
+    return data
+
+
+def _inputs(batch: Any) -> Tensor:
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _batch_norms(net: torch.nn.Module) -> list[Any]:
+    norms = [m for m in net.modules() if isinstance(m, BatchNorm)]
+    return [m for m in norms if m.track_running_stats and m.running_mean is not None]
+
+
+def _in_order_of_use(net: torch.nn.Module, batches: Iterable[Any]) -> list[Any]:
+    """The batch norms in the order in which one batch runs through them."""
+    norms, order = _batch_norms(net), []
+    if not norms:
+        raise ValueError(f"net must hold batch norm with running statistics, {_name(net)} has none")
+    hooks = [m.register_forward_pre_hook(lambda m, _: order.append(m)) for m in norms]
+    try:
+        net(_inputs(next(iter(batches))))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(order))
+
+
+@contextmanager
+def _in_evaluation_mode(net: torch.nn.Module) -> Iterator[None]:
+    training = {m: m.training for m in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, before in training.items():
+            module.training = before
+
+
+def to_plain(net: torch.nn.Module) -> torch.nn.Module:
+    """A copy of torch's own layers, for export: signs as weights, units without an estimator.
+
+    ``BernoulliLinear`` becomes ``nn.Linear``, ``BernoulliConv2d`` ``nn.Conv2d`` (behind a padding
+    of its own where ``pad_value`` asks for it), a unit a comparison with 0, an ``SBN`` a
+    ``nn.Sequential``. In mode ``"mean"`` weights and units are their means.
+
+    Args:
+        net: a module whose units and Bernoulli weights are in mode ``"sign"`` or ``"mean"``.
+
+    Raises:
+        ValueError: a unit or a weight is in another mode; the message names it.
+
+    The signs agree with the network's wherever the pre-activation is not within rounding of 0.
+    """
+    for name, module in net.named_modules():
+        if isinstance(module, Sign | _Bernoulli) and module.mode not in ("sign", "mean"):
+            raise ValueError(
+                f"net must be deterministic, {name or 'net'} is in mode {module.mode!r}: call "
+                'sbnlib.set_mode(net, "sign") first'
+            )
+    return _plain(copy.deepcopy(net))
+
+
+def _plain(module: torch.nn.Module) -> torch.nn.Module:
+    if isinstance(module, BernoulliLinear):
+        out: torch.nn.Module = torch.nn.Linear(
+            module.in_features, module.out_features, module.bias is not None
+        )
+        return _filled(out, module)
+    if isinstance(module, BernoulliConv2d):
+        return _plain_conv(module)
+    if isinstance(module, Sign):
+        return PlainSign() if module.mode == "sign" else PlainMean(module.noise)
+    if isinstance(module, SBN):
+        layers = [(_plain(layer), _plain(module.sign)) for layer in module.layers]
+        return torch.nn.Sequential(*(part for pair in layers for part in pair))
+    for name, child in module.named_children():
+        setattr(module, name, _plain(child))
+    return module
+
+
+def _plain_conv(module: BernoulliConv2d) -> torch.nn.Module:
+    options: dict[str, Any] = {
+        name: getattr(module, name)
+        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    }
+    own = module.pad_value != 0
+    options |= {"padding": 0} if own else {}
+    channels = (module.in_channels, module.out_channels)
+    conv = _filled(torch.nn.Conv2d(*channels, bias=module.bias is not None, **options), module)
+    left, right, top, bottom = module._margins
+    pad = torch.nn.ConstantPad2d((left, right, top, bottom), module.pad_value)
+    return torch.nn.Sequential(pad, conv) if own else conv
+
+
+def _filled(out: Any, module: BernoulliLinear | BernoulliConv2d) -> torch.nn.Module:
+    with torch.no_grad():
+        out.weight = torch.nn.Parameter(module.weight().detach().clone())
+        if module.bias is not None:
+            out.bias = torch.nn.Parameter(module.bias.detach().clone())
+    return out.train(module.training)
+
+
+class PlainSign(torch.nn.Module):
+    """+1 where a >= 0, else -1, in ``a``'s dtype: three operations in an exported graph."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        return torch.where(a >= 0, 1.0, -1.0).to(a.dtype)
+
+
+class PlainMean(torch.nn.Module):
+    """The mean 2F(a) - 1 of a unit."""
+
+    def __init__(self, noise: Noise) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, a: Tensor) -> Tensor:
+        return 2 * self.noise.cdf(a) - 1
+
+
+def _name(module: torch.nn.Module) -> str:
+    return type(module).__name__
