@@ -1,7 +1,7 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
-Imports point one way: noise, contracts -> units -> estimators -> registry -> nn, network -> exact,
-accuracy -> figures, data -> optim -> experiments. A test holds the arrows.
+Imports point one way: noise, contracts -> units -> estimators -> registry -> nn, network ->
+inference, exact, accuracy -> figures, data -> optim -> experiments. A test holds the arrows.
 """
 
 from sbnlib import nn, optim, registry

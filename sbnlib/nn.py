@@ -324,16 +324,11 @@ class BernoulliConv2d(_Bernoulli):
     ) -> Tensor:
         """``(B, in_channels, H, W)`` to ``(B, out_channels, H', W')``."""
         weight = self.weight(mode, generator=generator, u=u)
-        return convolve(self, x, weight)
-
-
-def convolve(layer: BernoulliConv2d, x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution of a layer with a given weight, its padding included."""
-    padding: str | tuple[int, ...] = layer.padding
-    if layer.padding_mode != "zeros" or layer.pad_value:
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        value = layer.pad_value if mode == "constant" else None
-        x, padding = torch.nn.functional.pad(x, layer._margins, mode, value), (0, 0)
-    return torch.nn.functional.conv2d(
-        x, weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups
-    )
+        padding: str | tuple[int, ...] = self.padding
+        if self.padding_mode != "zeros" or self.pad_value:
+            how = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            value = self.pad_value if how == "constant" else None
+            x, padding = torch.nn.functional.pad(x, self._margins, how, value), (0, 0)
+        return torch.nn.functional.conv2d(
+            x, weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
