@@ -4,8 +4,12 @@ Imports point one way: noise, contracts -> units -> estimators -> registry -> nn
 inference, exact, accuracy -> figures, data -> optim -> experiments. A test holds the arrows.
 """
 
-from sbnlib import nn, optim, registry
+from sbnlib import nn as nn
+from sbnlib import optim as optim
+from sbnlib import registry as registry
 from sbnlib.accuracy import Accuracy, Estimate, measure
+from sbnlib.coding import on_signs, to_bits, to_signs
+from sbnlib.costs import Cost, Summary, summary
 from sbnlib.estimators import (
     arm,
     chain_rule,
@@ -29,6 +33,7 @@ from sbnlib.estimators import (
 )
 from sbnlib.exact import exact_expectation, exact_gradient, exact_moments
 from sbnlib.inference import reestimate_batch_norm, set_mode, to_plain
+from sbnlib.losses import classification_loss
 from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
 from sbnlib.units import sample_sign
@@ -38,16 +43,19 @@ __version__ = "0.2.0"
 __all__ = [
     "Accuracy",
     "Cauchy",
+    "Cost",
     "Estimate",
     "FastSigmoid",
     "Gaussian",
     "Logistic",
     "Noise",
     "SBN",
+    "Summary",
     "Triangular",
     "Uniform",
     "arm",
     "chain_rule",
+    "classification_loss",
     "concrete",
     "control_variate_loss",
     "darn",
@@ -62,14 +70,12 @@ __all__ = [
     "measure",
     "muprop",
     "network_estimator",
-    "nn",
-    "optim",
+    "on_signs",
     "pathwise",
     "proxy",
     "psa",
     "rebar",
     "reestimate_batch_norm",
-    "registry",
     "reinforce",
     "reinmax",
     "relax",
@@ -77,6 +83,18 @@ __all__ = [
     "set_mode",
     "st_gumbel",
     "straight_through",
+    "summary",
+    "to_bits",
     "to_plain",
+    "to_signs",
     "zgr",
 ]
+
+
+def __dir__() -> list[str]:
+    """What completion offers: the public names, and the modules that come with them.
+
+    ``from sbnlib import *`` leaves the modules out, or they would replace torch's ``nn`` and
+    ``optim``.
+    """
+    return [*__all__, "nn", "optim", "registry", "__version__"]

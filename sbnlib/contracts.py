@@ -35,6 +35,11 @@ from sbnlib.noise import Noise, as_noise, is_positive
 
 __all__ = ["ChainRule", "Loss", "LossBased", "Network", "NetworkEstimator"]
 
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__
+
+
 #: Takes states ``(..., B, n)``, returns ``(..., B)``; may close over targets of the batch.
 Loss = Callable[[Tensor], Tensor]
 
@@ -199,7 +204,7 @@ def check_values(values: object, shape: Sequence[int], *, name: str = "loss") ->
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
             f"{name} must return one value an input, shape {tuple(shape)} here (no mean over the "
-            f"batch), got {got}"
+            f"batch; for classes sbnlib.classification_loss), got {got}"
         )
     if not values.is_floating_point():
         raise ValueError(f"{name} must return floating-point values, got {values.dtype}")

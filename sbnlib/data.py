@@ -27,7 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbnlib.extras import extra
+
 __all__ = ["DataError", "Dataset", "Split", "load"]
+
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__
 
 
 class DataError(RuntimeError):
@@ -89,7 +95,8 @@ DIGITS_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a82
 
 
 def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
+    with extra("data"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels, labels = bunch.data.astype(np.uint8), bunch.target.astype(np.uint8)
@@ -201,7 +208,8 @@ def _in_folder(folder: Path, name: str, what: str) -> Path:
 
 def _download(name: str) -> Path:
     """``name.gz`` in the cache folder: fetched with a progress bar, kept only if its md5 fits."""
-    import pooch
+    with extra("data"):
+        import pooch
 
     url = f"{FASHION_URL}{name}.gz"
     try:

@@ -68,7 +68,7 @@ def reestimate_batch_norm(net: Module, data: Tensor | Iterable[Any]) -> Module:
     Afterwards batch norm is in evaluation mode; all other modules are as they were.
     """
     batches = _batches(data)
-    with torch.no_grad(), _in_evaluation_mode(net):
+    with torch.no_grad(), in_evaluation_mode(net):
         for norm in _in_order_of_use(net, batches):
             norm.reset_running_stats()
             momentum, norm.momentum = norm.momentum, None  # None: a plain mean over the batches
@@ -117,7 +117,7 @@ def _in_order_of_use(net: torch.nn.Module, batches: Iterable[Any]) -> list[Any]:
 
 
 @contextmanager
-def _in_evaluation_mode(net: torch.nn.Module) -> Iterator[None]:
+def in_evaluation_mode(net: torch.nn.Module) -> Iterator[None]:
     training = {m: m.training for m in net.modules()}
     net.eval()
     try:

@@ -15,6 +15,11 @@ from sbnlib.units import deterministic_sign, sample_sign
 
 __all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"]
 
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__
+
+
 #: What a unit can put out: a draw, its most probable state, its mean.
 MODES = ("sample", "sign", "mean")
 

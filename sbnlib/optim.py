@@ -21,7 +21,21 @@ from torch.optim import Optimizer
 from sbnlib.contracts import check_tau
 from sbnlib.noise import Logistic, Noise, as_noise
 
-__all__ = ["BayesBiNN", "BinaryConnect", "Bop", "MirrorDescent", "Proximal", "parq", "proxquant"]
+__all__ = [
+    "BayesBiNN",
+    "BinaryConnect",
+    "Bop",
+    "FlipRatio",
+    "MirrorDescent",
+    "Proximal",
+    "parq",
+    "proxquant",
+]
+
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__
+
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 T = TypeVar("T")
@@ -416,3 +430,46 @@ def parq(eta: Tensor, strength: float) -> None:
         eta.copy_(torch.where(eta < 0, -1.0, 1.0))
     else:
         eta.mul_(strength).clamp_(-1, 1)
+
+
+class FlipRatio:
+    r"""The share of binary weights whose sign has changed since the last look.
+
+    .. math:: \frac1n\,\#\{i : \operatorname{sign}\eta_i \ne
+              \operatorname{sign}\eta_i^{\text{before}}\}
+
+    Early in training it is large, in the end it is small; if it stays large the learning rate is
+    too high, if it is 0 from the start it is too low.
+
+    Args:
+        params: latent weights (or the weights themselves, with :class:`Bop`).
+
+    A call returns the share, between 0 and 1, and remembers the signs; sign(0) = +1. It keeps one
+    byte for each weight.
+
+    Raises:
+        ValueError: no weights.
+
+    Source: Helwegen et al. 2019 (NeurIPS), who plot its logarithm; larq's ``FlipRatio``.
+
+    >>> eta = torch.tensor([0.5, -0.5])
+    >>> flips = FlipRatio([eta])
+    >>> eta.add_(1)
+    tensor([1.5000, 0.5000])
+    >>> flips(), flips()
+    (0.5, 0.0)
+    """
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        self.params = list(params)
+        if not self.params:
+            raise ValueError("params must hold at least one tensor of weights, got none")
+        self.signs = self._signs()
+
+    def __call__(self) -> float:
+        before, self.signs = self.signs, self._signs()
+        flipped = sum((a != b).sum() for a, b in zip(before, self.signs, strict=True))
+        return float(flipped) / sum(p.numel() for p in self.params)
+
+    def _signs(self) -> list[Tensor]:
+        return [p.detach() >= 0 for p in self.params]

@@ -36,6 +36,11 @@ from sbnlib.estimators import (
 
 __all__ = ["CLASSES", "ESTIMATORS", "KINDS", "Entry", "as_chain_rule", "as_loss_based", "get"]
 
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__
+
+
 #: Classes of losses in increasing order; an estimator is unbiased for its class and those before.
 CLASSES = ("none", "multilinear", "coordinatewise quadratic", "any")
 

@@ -535,7 +535,7 @@ def peer_reinmax(name: str, *, rounds: int) -> Row:
     """A unit forward and backward: zgr against the released ReinMax at temperature 1, K = 2."""
     ours, other = "zgr: sample and slope, 100 x 200 units, float32", "reinmax, two classes"
     if find_spec("reinmax") is None:
-        return Row(name, ours, other, details={"not installed": "pip install reinmax"})
+        return Row(name, ours, other, details={"not installed": "pip install 'sbnlib[peers]'"})
     from reinmax import reinmax
 
     a = torch.randn(100, 200, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -558,7 +558,7 @@ def peer_storchastic(name: str, *, rounds: int) -> Row:
     """A REINFORCE step of one layer against storchastic's score function, no baseline."""
     ours, other = "REINFORCE step of an SBN 784-200-10, batch 100", "storchastic, ScoreFunction"
     if find_spec("storch") is None:
-        return Row(name, ours, other, details={"not installed": "pip install storchastic"})
+        return Row(name, ours, other, details={"not installed": "pip install 'sbnlib[peers]'"})
     import storch
 
     layer, head = nn.Linear(784, 200), nn.Linear(200, 10)

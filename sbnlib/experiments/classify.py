@@ -26,10 +26,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
@@ -50,10 +49,19 @@ from sbnlib.experiments.training import (
     linear,
     threads,
 )
+from sbnlib.extras import extra
 from sbnlib.network import SBN, network_estimator
 from sbnlib.noise import NOISES, as_noise
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 __all__ = ["MODELS", "Config", "run", "summarize", "train"]
+
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__
+
 
 #: The two models, each with the prediction by which its setting is chosen.
 MODELS = {"sbn": "ten", "tanh": "tanh"}
@@ -280,6 +288,8 @@ def _on_device(config: Config, fabric: Fabric, data: Dataset) -> Dataset:
 
 def launch(config: Config) -> Fabric:
     """Fabric on the devices asked for; with several, starts the other processes."""
+    with extra("experiments"):
+        from lightning_fabric import Fabric
     fabric = Fabric(accelerator=config.accelerator, devices=config.devices)
     fabric.launch()
     return fabric

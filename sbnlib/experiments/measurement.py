@@ -34,6 +34,11 @@ __all__ = [
     "write_whole",
 ]
 
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__
+
+
 #: The form of a measurement file, a JSON schema in the few keywords that ``problems`` reads.
 SCHEMA: dict[str, Any] = {
     "type": "object",

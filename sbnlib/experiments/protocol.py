@@ -13,12 +13,15 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from lightning_fabric import Fabric
 
 from sbnlib.experiments.measurement import commit, write_whole
+from sbnlib.extras import extra
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = [
     "SEARCH_SEED",
@@ -56,7 +59,8 @@ class Runs:
     def __init__(
         self, fabric: Fabric, folder: Path | None, *, count: int, epochs: int, progress: bool
     ) -> None:
-        from tqdm import tqdm
+        with extra("experiments"):
+            from tqdm import tqdm
 
         self.fabric, self.folder, self.epochs = fabric, folder, epochs
         if folder is not None:

@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sbnlib.contracts import NetworkEstimator
 from sbnlib.data import Split
+from sbnlib.losses import classification_loss
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["Classifier", "Recipe", "TanhNet", "backprop", "fit", "generator", "linear", "threads"]
 
@@ -67,12 +69,7 @@ class Classifier(nn.Module):
         self.net, self.head, self.estimator = net, head, estimator
 
     def forward(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        def loss(x: Tensor) -> Tensor:
-            scores = self.head(x)  # (..., B, classes): estimators put axes in front
-            targets = labels.expand(scores.shape[:-1])
-            values = cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none")
-            return values.reshape(targets.shape)
-
+        loss = classification_loss(self.head, labels)
         return self.estimator(self.net, inputs, loss, generator=generator)
 
 

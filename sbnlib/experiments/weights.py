@@ -20,10 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from sbnlib import data as datasets
@@ -32,9 +31,13 @@ from sbnlib.data import Dataset, Split
 from sbnlib.experiments import measurement
 from sbnlib.experiments.protocol import Row, Runs, resume_folder, search_and_final, summary
 from sbnlib.experiments.training import WEIGHTS, Classifier, Recipe, fit, generator, threads
+from sbnlib.extras import extra
 from sbnlib.network import SBN, network_estimator
 from sbnlib.nn import BernoulliLinear
 from sbnlib.noise import Logistic, Noise, Uniform
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["METHODS", "Method", "run", "train"]
 
@@ -199,6 +202,8 @@ def _build(
 
 def launch() -> Fabric:
     """One CPU: these networks are too small for more."""
+    with extra("experiments"):
+        from lightning_fabric import Fabric
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
     return fabric

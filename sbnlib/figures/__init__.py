@@ -6,7 +6,14 @@
 >>> figures.explore(draw, "One sentence.", a=np.linspace(-4, 4, 17))
 """
 
-from .explore import Slider, device, explore
-from .style import INK, PAPER, Picture, show, use
+from sbnlib.extras import extra
+
+with extra("figures"):
+    from .explore import Slider, device, explore
+    from .style import INK, PAPER, Picture, show, use
 
 __all__ = ["INK", "PAPER", "Picture", "Slider", "device", "explore", "show", "use"]
+
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__

@@ -78,6 +78,12 @@ def test_every_name_on_the_page_is_there():
         assert resolve(name) is not None
 
 
+@pytest.mark.parametrize("name", MODULES[1:])
+def test_completion_offers_the_public_names_only(name):
+    module = importlib.import_module(name)
+    assert dir(module) == sorted(module.__all__)
+
+
 def test_the_page_is_in_the_table_of_contents():
     assert "file: book/back/api\n" in (ROOT / "_toc.yml").read_text("utf-8")
 

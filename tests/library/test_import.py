@@ -1,15 +1,68 @@
-"""`import sbnlib` needs torch and numpy only; everything else is an extra."""
+"""`import sbnlib` needs torch and numpy only, and brings its public names only."""
+
+from __future__ import annotations
 
 import subprocess
 import sys
+import types
 
 import pytest
+import torch
+
+import sbnlib
+from sbnlib.extras import extra
 
 EXTRAS = ["matplotlib", "ipywidgets", "sklearn", "scipy", "pooch", "lightning", "lightning_fabric"]
 
 
 @pytest.mark.slow
-def test_import_pulls_in_no_extra():
+def test_import_pulls_in_no_extra() -> None:
     code = f"import sys, sbnlib; print([m for m in {EXTRAS} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_completion_of_the_package_offers_its_modules_too() -> None:
+    assert set(dir(sbnlib)) == {*sbnlib.__all__, "nn", "optim", "registry", "__version__"}
+
+
+def test_a_star_leaves_the_modules_of_torch_alone() -> None:
+    names: dict[str, object] = {}
+    exec("from torch import nn, optim\nfrom sbnlib import *\n", names)
+    assert names["nn"] is torch.nn
+    assert names["optim"] is torch.optim
+    assert names["SBN"] is sbnlib.SBN
+    assert not [n for n in sbnlib.__all__ if isinstance(names[n], types.ModuleType)]
+
+
+@pytest.mark.parametrize(
+    ("package", "code", "brings"),
+    [
+        ("matplotlib", "import importlib; importlib.import_module('sbnlib.figures')", "figures"),
+        ("sklearn", "from sbnlib.data import load; load('digits')", "data"),
+        ("pooch", "from sbnlib import data; data._download('labels')", "data"),
+        ("tqdm", "from sbnlib.experiments.protocol import Runs;"
+                 "Runs(None, None, count=1, epochs=1, progress=False)", "experiments"),
+        ("lightning_fabric", "from sbnlib.experiments import classify;"
+                             "classify.launch(classify.Config('digits'))", "experiments"),
+        ("lightning_fabric", "from sbnlib.experiments import weights; weights.launch()",
+         "experiments"),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, package: str, code: str, brings: str
+) -> None:
+    absent = [m for m in sys.modules if m.split(".")[0] == package or m == "sbnlib.figures"
+              or m.startswith("sbnlib.figures.")]  # fmt: skip
+    for name in absent:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    words = rf"{package} is not installed; it comes with an extra: pip install 'sbnlib\[{brings}\]'"
+    with pytest.raises(ModuleNotFoundError, match=words):
+        exec(code, {})
+
+
+def test_a_fault_of_our_own_is_not_an_extra() -> None:
+    words = "^No module named 'sbnlib.nowhere'$"
+    with pytest.raises(ModuleNotFoundError, match=words), extra("figures"):
+        import sbnlib.nowhere  # noqa: F401

@@ -15,15 +15,16 @@ PACKAGE = Path(sbnlib.__file__).parent
 #: From the ground up; a module may import from its own line and from those above it. A folder
 #: stands for all that is in it.
 LINES = (
-    ("noise",),
+    ("noise", "extras", "coding"),
     ("contracts",),
-    ("kernels",),
+    ("losses", "kernels"),
     ("units",),
     ("estimators",),
     ("registry",),
     ("nn",),
     ("network",),
     ("inference",),
+    ("costs",),
     ("exact",),
     ("accuracy",),
     ("figures", "data"),

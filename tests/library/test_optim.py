@@ -754,3 +754,31 @@ def test_latent_weights_outside_a_bounded_support_are_refused_unless_lazy(noise_
     step(make_noise(noise_name), lazy=True)
     step(Gaussian())
     assert outside[1].item() < -1.2
+
+
+# ------------------------------------------------------------------------------- the flip ratio
+
+
+def test_the_flip_ratio_counts_signs_that_changed_since_the_last_look() -> None:
+    eta, other = torch.tensor([0.5, -0.5, 0.0]), torch.tensor([[2.0]])
+    flips = optim.FlipRatio(iter([eta, other]))
+    assert flips() == 0
+    eta.copy_(torch.tensor([-0.1, -9.0, -0.1]))  # 0 counts as +1
+    assert flips() == 2 / 4
+    other.neg_()
+    eta.neg_()
+    assert flips() == 1
+    assert flips() == 0
+
+
+def test_the_flip_ratio_follows_a_training_step() -> None:
+    layer = BernoulliLinear(4, 3, bias=False)
+    flips, before = optim.FlipRatio([layer.eta]), layer.binary()
+    layer.eta.grad = 8 * layer.eta.detach() * (torch.arange(4) % 2)
+    optim.MirrorDescent([layer.eta], lr=1.0).step()
+    assert flips() == 0.5 == float((layer.binary() != before).float().mean())
+
+
+def test_the_flip_ratio_needs_weights() -> None:
+    with pytest.raises(ValueError, match="params must hold at least one tensor of weights"):
+        optim.FlipRatio([])

@@ -165,7 +165,7 @@ MAPS: Named[RefMap] = Named(
 )
 
 #: Names of ``sbnlib.optim`` that are neither an optimizer nor a proximal map.
-NO_UPDATE: frozenset[str] = frozenset()
+NO_UPDATE: frozenset[str] = frozenset({"FlipRatio"})
 
 # -------------------------------------------------------------------- how sbnlib's are made
 

@@ -1,0 +1,74 @@
+"""Losses in the form that estimators and exact sums ask for: one value an input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sbnlib.contracts import Loss, looking_is_free
+
+__all__ = ["classification_loss"]
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def classification_loss(head: Callable[[Tensor], Tensor], targets: Tensor) -> Loss:
+    r"""The cross-entropy of a real-valued head on the last layer's states, for each input.
+
+    .. math:: L_b(x) = -\log\operatorname{softmax}(\text{head}(x))_{t_b}
+
+    Args:
+        head: states ``(..., B, n)`` to scores ``(..., B, classes)``, such as ``nn.Linear``.
+        targets: the classes t, ``(B,)``, integers from 0.
+
+    Returns:
+        A loss, states ``(..., B, n)`` to values ``(..., B)``, differentiable in the states and in
+        the head's parameters. Axes in front are further draws for the same inputs: estimators and
+        exact sums add some, which ``torch.nn.functional.cross_entropy`` would take for classes.
+
+    Raises:
+        TypeError: ``targets`` is not a tensor of integers.
+        ValueError: ``targets`` is not ``(B,)``; when the loss is called, scores that are not
+            ``(..., B, classes)``, or a target that is not one of the classes (looked at on eager
+            CPU tensors only).
+
+    >>> loss = classification_loss(torch.nn.Linear(5, 3), torch.tensor([0, 2]))
+    >>> loss(torch.ones(7, 2, 5)).shape
+    torch.Size([7, 2])
+    """
+    kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+    if kind not in INTEGERS:
+        raise TypeError(f"targets must be a tensor of integers, got {kind}")
+    if targets.dim() != 1:
+        raise ValueError(
+            f"targets must have shape (B,), one class an input, got {tuple(targets.shape)}"
+        )
+    targets = targets.long()
+
+    def loss(x: Tensor) -> Tensor:
+        scores = head(x)
+        _check_scores(scores, targets)
+        classes = targets.expand(scores.shape[:-1])
+        values = torch.nn.functional.cross_entropy(
+            scores.flatten(0, -2), classes.flatten(), reduction="none"
+        )
+        return values.reshape(classes.shape)
+
+    return loss
+
+
+def _check_scores(scores: Tensor, targets: Tensor) -> None:
+    if scores.dim() < 2 or scores.shape[-2] != len(targets):
+        raise ValueError(
+            f"head must return scores (..., B, classes) with B = {len(targets)}, one row for each "
+            f"of the targets, got shape {tuple(scores.shape)}"
+        )
+    if looking_is_free(targets) and len(targets):
+        low, high = targets.aminmax()
+        if low < 0 or high >= scores.shape[-1]:
+            raise ValueError(
+                f"targets must be classes from 0 to {scores.shape[-1] - 1}, as many as head has "
+                f"scores, got {int(low if low < 0 else high)}"
+            )
