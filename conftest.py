@@ -1,4 +1,4 @@
-"""Notebooks run here as they run for the book: same variables, stored figures."""
+"""Notebooks run here as they run for the book, but sliders draw a few of their frames only."""
 
 import os
 import sys
@@ -9,4 +9,4 @@ sys.path.insert(0, str(ROOT / "book" / "tools"))
 
 from execute import ENVIRONMENT  # noqa: E402
 
-os.environ.update(ENVIRONMENT)
+os.environ.update(ENVIRONMENT | {"SBN_FIGURES": "ends"})

@@ -59,7 +59,8 @@ def explore(
     In a running notebook the sliders call ``draw``. With ``SBN_FIGURES=static`` in the environment
     (the stored outputs of the book), and outside notebooks, every frame is computed here and the
     output is plain HTML that needs no kernel, no library and no network. Without JavaScript it
-    shows the start frame and says so.
+    shows the start frame and says so. ``SBN_FIGURES=ends``, for tests, draws every slider's first,
+    start and last position only.
 
     Args:
         draw: called as ``draw(**params)``, returns a Matplotlib figure. It must depend on its
@@ -91,7 +92,7 @@ def device() -> torch.device:
     """Where a live figure computes: the fastest device there is; the CPU for stored outputs."""
     import torch
 
-    if os.environ.get("SBN_FIGURES") == "static":
+    if _stored():
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -170,7 +171,7 @@ def _static(
     caption: str | None,
 ) -> style.Picture:
     first = _index(sliders, at)
-    frames = _frames(draw, fmt, sliders, first)
+    frames = _frames(draw, fmt, sliders, at)
     digest = content_hash(repr((alt, caption, sliders, at)) + "".join(map("".join, frames)))
     table, base, changes = pack(frames, first)
     data = {
@@ -193,21 +194,31 @@ def _index(sliders: Mapping[str, Slider], at: Mapping[str, int]) -> int:
     return index
 
 
-def _frames(draw: Draw, fmt: str, sliders: Mapping[str, Slider], first: int) -> list[list[str]]:
+def _frames(
+    draw: Draw, fmt: str, sliders: Mapping[str, Slider], at: Mapping[str, int]
+) -> list[list[str]]:
     """Every frame, with the axes where the start frame has them, so that nothing jumps."""
-    points = [
-        dict(zip(sliders, p, strict=True))
-        for p in itertools.product(*(s.values for s in sliders.values()))
-    ]
     names: dict[str, str] = {}
-    fig = _drawn(draw, points[first])
+    fig = _drawn(draw, {n: s.values[at[n]] for n, s in sliders.items()})
     fig.draw_without_rendering()  # lays it out
     places = [ax.get_position() for ax in fig.axes]
     start = _lines(fig, fmt, names, places)
-    return [
-        start if i == first else _lines(_drawn(draw, p), fmt, names, places)
-        for i, p in enumerate(points)
-    ]
+
+    def frame(steps: tuple[int, ...]) -> list[str]:
+        place = dict(zip(sliders, steps, strict=True))
+        if place == at or not _due(sliders, at, place):
+            return start
+        params = {n: s.values[place[n]] for n, s in sliders.items()}
+        return _lines(_drawn(draw, params), fmt, names, places)
+
+    return [frame(p) for p in itertools.product(*(range(len(s.values)) for s in sliders.values()))]
+
+
+def _due(sliders: Mapping[str, Slider], at: Mapping[str, int], place: Mapping[str, int]) -> bool:
+    """Whether a frame has to be drawn: each one, or at the ends and the starts of sliders only."""
+    if os.environ.get("SBN_FIGURES") != "ends":
+        return True
+    return all(place[n] in (0, at[n], len(s.values) - 1) for n, s in sliders.items())
 
 
 def _drawn(draw: Draw, params: Mapping[str, Any]) -> Figure:
@@ -285,9 +296,14 @@ def _asset(name: str) -> str:
 # ---------------------------------------------------------------------------- running notebook
 
 
+def _stored() -> bool:
+    """Whether outputs are made for the book, or compared with those of the book."""
+    return os.environ.get("SBN_FIGURES") in ("static", "ends")
+
+
 def _live() -> bool:
     """A kernel runs, it may draw, and there are widgets to draw with."""
-    if os.environ.get("SBN_FIGURES") == "static":
+    if _stored():
         return False
     try:
         import ipywidgets  # noqa: F401

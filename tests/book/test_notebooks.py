@@ -100,8 +100,8 @@ def draw(a, s=1.0):
     ax.legend()
     return fig"""
 SHOW = "figures.show(draw(1.0), alt='A noisy sigmoid curve.', caption='At $a=1$.')"
-SVG = "figures.explore(draw, 'A curve with noise.', a=np.linspace(0, 2, 10), s=[0, .5, 1])"
-PNG = "figures.explore(draw, 'A curve with noise.', a=np.linspace(0, 2, 10), s=[0, 1], fmt='png')"
+SVG = "figures.explore(draw, 'A curve with noise.', a=np.linspace(0, 2, 10), s=[0, 1])"
+PNG = "figures.explore(draw, 'A curve with noise.', a=np.linspace(0, 2, 10), fmt='png')"
 
 
 def notebook(path, *sources):

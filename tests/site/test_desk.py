@@ -5,7 +5,7 @@ from pathlib import Path
 
 import axe_playwright_python
 import pytest
-from visit import PAGES, every_page
+from visit import PAGES
 
 pytestmark = pytest.mark.site
 
@@ -21,11 +21,6 @@ AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text("ut
 @pytest.fixture(scope="module")
 def reader(new_reader):
     return new_reader()
-
-
-@pytest.fixture(scope="module")
-def reader_without_scripts(new_reader):
-    return new_reader(javascript=False)
 
 
 @pytest.fixture(scope="module", params=PAGES)
@@ -90,18 +85,6 @@ def axe(tab):
     if tab.locator("th:has(mjx-container)").count():
         broken.pop("empty-table-header", None)
     return broken
-
-
-@every_page
-def test_page_reads_without_javascript(reader_without_scripts, page):
-    tab = reader_without_scripts.turn_to(page)
-    assert tab.locator("article h1").is_visible()
-    for figure in tab.locator("[data-sbn]").all():
-        assert figure.locator(".sbn-frame :is(svg, img)").first.is_visible()
-        assert figure.locator("noscript, .sbn-note").first.is_visible()
-    ink = "getComputedStyle(document.documentElement).getPropertyValue('--sbn-ink')"
-    assert tab.evaluate(ink), "the colours of the book, not the theme's"
-    assert tab.problems == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

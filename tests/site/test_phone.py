@@ -1,10 +1,10 @@
-"""Every page fits a phone, whatever fonts it has, and its sliders answer.
+"""Every page fits a phone, whatever fonts it has; its sliders answer, and it reads without them.
 
 The pages are opened on a phone in the dark, and widened; test_desk.py opens them wide and light.
 """
 
 import pytest
-from visit import FONT_FOLDER, PAGES, WIDE_FONTS
+from visit import FONT_FOLDER, PAGES, WIDE_FONTS, every_page
 
 pytestmark = pytest.mark.site
 
@@ -38,51 +38,73 @@ def test_page_opens_on_a_phone_in_the_dark(tab):
 @pytest.mark.parametrize("width", [PHONE, 320, 1280])
 def test_page_does_not_scroll_sideways(tab, width):
     tab.set_viewport_size({"width": width, "height": 900})
-    widths = {}
-    for family in ("", *WIDE_FONTS):
-        set_in(tab, family)
-        widths[family or "as it is"] = page_width(tab)
-    assert {name: found for name, found in widths.items() if found > width} == {}
+    assert {font: found for font, found in page_widths(tab).items() if found > width} == {}
 
 
-def set_in(tab, family):
-    """Set all text of the page, but not the mathematics, in one font; in its own for ""."""
-    tab.evaluate(
-        """family => ["--sbn-serif", "--sbn-sans", "--sbn-mono"].forEach(name =>
-            document.documentElement.style.setProperty(name, family, "important"))""",
-        family,
+def page_widths(tab):
+    """How wide the page is as it is, and with all text but the mathematics in each wide font.
+
+    Two frames after a change of the window the page's own script has answered to it.
+    """
+    return tab.evaluate(
+        """async families => {
+            const { style } = document.documentElement;
+            const texts = ["--sbn-serif", "--sbn-sans", "--sbn-mono"];
+            const widths = {};
+            for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+            for (const family of ["", ...families]) {
+                texts.forEach(text => style.setProperty(text, family, "important"));
+                widths[family || "as it is"] = document.documentElement.scrollWidth;
+            }
+            texts.forEach(text => style.removeProperty(text));
+            return widths;
+        }""",
+        WIDE_FONTS,
     )
 
 
-def page_width(tab):
-    """The width once the page's own script has answered to a change of the window."""
-    return tab.evaluate("""async () => {
-        for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
-        return document.documentElement.scrollWidth;
-    }""")
-
-
 def test_sliders_move_the_picture(tab):
-    figures = tab.locator("[data-sbn]").all()
+    figures = tab.query_selector_all("[data-sbn]")
     assert figures or not tab.url.endswith(f"{PAGES[0]}.html"), "the front page has a live figure"
     for figure in figures:
-        sliders = figure.locator("input[type=range]").all()
+        sliders = figure.query_selector_all("input[type=range]")
         assert sliders
         for slider in sliders:
-            assert int(slider.get_attribute("max")) >= 9, "at least ten positions"
-            changed(slider)
-            at_the_end = slider.input_value() == slider.get_attribute("max")
-            slider.press("ArrowLeft" if at_the_end else "ArrowRight")
-            assert changed(slider) == {"picture": True, "spoken value": True}
+            before = state(slider)
+            assert before["max"] >= 9, "at least ten positions"
+            slider.press("ArrowLeft" if before["value"] == before["max"] else "ArrowRight")
+            after = state(slider)
+            assert after["other picture"]
+            assert after["spoken"] != before["spoken"]
     assert tab.problems == []
 
 
-def changed(slider):
-    """What the figure shows and says otherwise than when last asked."""
+def state(slider):
+    """What a slider says, and whether its figure shows something else than when last asked."""
     return slider.evaluate("""slider => {
-        const picture = slider.closest("[data-sbn]").querySelector(".sbn-frame").innerHTML;
-        const spoken = slider.getAttribute("aria-valuetext");
-        const before = slider.before;
-        slider.before = { picture, spoken };
-        return { picture: picture !== before?.picture, "spoken value": spoken !== before?.spoken };
+        const last = slider.last;
+        slider.last = slider.closest("[data-sbn]").querySelector(".sbn-frame").innerHTML;
+        return {
+            value: +slider.value,
+            max: +slider.max,
+            spoken: slider.getAttribute("aria-valuetext"),
+            "other picture": slider.last !== last,
+        };
     }""")
+
+
+@pytest.fixture(scope="module")
+def reader_without_scripts(new_reader):
+    return new_reader(width=PHONE, javascript=False)
+
+
+@every_page
+def test_page_reads_without_javascript(reader_without_scripts, page):
+    tab = reader_without_scripts.turn_to(page)
+    assert tab.locator("article h1").is_visible()
+    for figure in tab.locator("[data-sbn]").all():
+        assert figure.locator(".sbn-frame :is(svg, img)").first.is_visible()
+        assert figure.locator("noscript, .sbn-note").first.is_visible()
+    ink = "getComputedStyle(document.documentElement).getPropertyValue('--sbn-ink')"
+    assert tab.evaluate(ink), "the colours of the book, not the theme's"
+    assert tab.problems == []

@@ -1,6 +1,6 @@
 // Take from a page what only repeats, before axe looks at it: its time grows with the number of
-// elements, and most are tokens of code and glyphs of formulas. The first of each kind stays as it
-// is, and of every kind the first is the one whose contrast is measured.
+// elements, and most are tokens of code, glyphs of formulas and marks of pictures. The first of each
+// kind stays as it is, and of every kind the first is the one whose contrast is measured.
 () => {
   const places = new Map([[document, ""]]);
 
@@ -41,17 +41,20 @@
   const bare = (element) => [...element.attributes].every(({ name }) => name === "class");
   const all = repeated([...document.querySelectorAll("body :not(mjx-container *, script)")]);
   const tokens = all.filter((element) => inCode(element) && bare(element));
-  const formulas = all.filter((element) => element.localName === "mjx-container");
-  const still = formulas.filter((formula) => !scrolls(formula));
+  const formulas = all.filter((e) => e.localName === "mjx-container" && !scrolls(e));
+  const marks = all.filter((element) => element.matches("[role=img] svg *"));
 
   all.forEach((element) => element.setAttribute("data-again", ""));
-  // Inner tokens first. The text stays, so that nothing becomes an empty link or heading.
+  // What is inside goes first. The text stays, so that nothing becomes an empty link or heading.
   for (const token of tokens.reverse()) {
     if (!token.firstElementChild) token.replaceWith(token.textContent);
   }
-  for (const formula of still) {
-    formula.querySelector("mjx-math[aria-hidden=true]")?.replaceChildren();
-    formula.querySelectorAll("math").forEach((m) => m.replaceChildren(m.textContent));
+  for (const formula of formulas) {
+    formula.querySelector("mjx-math[aria-hidden=true]")?.remove();
+    formula.querySelectorAll("math").forEach((m) => m.replaceWith(m.textContent));
+  }
+  for (const mark of marks.reverse()) {
+    if (!mark.firstElementChild) mark.remove();
   }
   document.body.normalize();
 }

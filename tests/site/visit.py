@@ -46,6 +46,7 @@ class Reader:
 
     def turn_to(self, page):
         """Open one page, with the reader's own window and colours."""
+        self.tab.goto("about:blank")  # or the page before would be laid out once more
         self.tab.set_viewport_size(self.window)
         self.tab.emulate_media(color_scheme=self.colors)
         self.tab.problems.clear()
