@@ -130,6 +130,8 @@ def in_evaluation_mode(net: torch.nn.Module) -> Iterator[None]:
 def to_plain(net: torch.nn.Module) -> torch.nn.Module:
     """A copy of torch's own layers, for export: signs as weights, units without an estimator.
 
+    It is in evaluation mode: dropout and batch norm compute what they do when the net is used.
+
     ``BernoulliLinear`` becomes ``nn.Linear``, ``BernoulliConv2d`` ``nn.Conv2d`` (behind a padding
     of its own where ``pad_value`` asks for it), a unit a comparison with 0, an ``SBN`` a
     ``nn.Sequential``. In mode ``"mean"`` weights and units are their means.
@@ -148,7 +150,7 @@ def to_plain(net: torch.nn.Module) -> torch.nn.Module:
                 f"net must be deterministic, {name or 'net'} is in mode {module.mode!r}: call "
                 'sbnlib.set_mode(net, "sign") first'
             )
-    return _plain(copy.deepcopy(net))
+    return _plain(copy.deepcopy(net)).eval()
 
 
 def _plain(module: torch.nn.Module) -> torch.nn.Module:
@@ -188,7 +190,7 @@ def _filled(out: Any, module: BernoulliLinear | BernoulliConv2d) -> torch.nn.Mod
         out.weight = torch.nn.Parameter(module.weight().detach().clone())
         if module.bias is not None:
             out.bias = torch.nn.Parameter(module.bias.detach().clone())
-    return out.train(module.training)
+    return out
 
 
 class PlainSign(torch.nn.Module):

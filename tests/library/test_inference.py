@@ -179,6 +179,13 @@ def test_plain_layers_put_out_the_same(name: str, mode: str) -> None:
     assert any(isinstance(m, Sign | SBN) for m in net.modules()), "the network itself is left alone"
 
 
+def test_the_plain_net_is_in_evaluation_mode_and_the_net_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.Dropout(), Sign(mode="sign")).train()
+    plain = to_plain(net)
+    assert not any(m.training for m in plain.modules())
+    assert all(m.training for m in net.modules())
+
+
 def test_plain_weights_are_signs() -> None:
     net, x = made("conv")
     plain = to_plain(set_mode(net, "sign"))
