@@ -89,10 +89,10 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 def summary(net: torch.nn.Module, inputs: Tensor) -> Summary:
     """Count what a network holds and does, layer by layer, by running it once.
 
-    Whether a factor is a sign is looked at, not assumed: weights are binary where every value is
-    -1 or +1 (so :func:`sbnlib.to_plain` changes nothing), Bernoulli weights in mode ``"sample"`` or
-    ``"sign"``; what comes into a layer is binary where it is so in ``inputs``' pass, and a
-    convolution adds no zeros around it.
+    Whether a factor is a sign is looked at, not assumed. A weight counts as binary where all its
+    values are -1 or +1, which is so after :func:`sbnlib.to_plain` too, and a Bernoulli weight in
+    mode ``"sample"`` or ``"sign"``. What comes into a layer counts as binary where all of it is -1
+    or +1 while ``inputs`` pass through, unless a convolution adds zeros around it.
 
     Args:
         net: any module.
