@@ -11,7 +11,7 @@ from sbnlib.contracts import ChainRule, check_tau, check_unit, name_of, with_gen
 from sbnlib.estimators import attach, concrete, straight_through
 from sbnlib.noise import Logistic, Noise, as_noise
 from sbnlib.registry import as_chain_rule
-from sbnlib.units import deterministic_sign, sample_sign
+from sbnlib.units import deterministic_sign, mean_state, sample_sign
 
 __all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"]
 
@@ -88,8 +88,7 @@ class Sign(torch.nn.Module):
         mode = self.mode if mode is None else mode
         check_mode(mode)
         if mode == "mean":
-            check_unit(a, self.noise)
-            return 2 * self.noise.cdf(a) - 1
+            return mean_state(a, check_unit(a, self.noise))
         if x is None and mode == "sample":
             x = sample_sign(a, self.noise, generator=generator, u=u)
         elif x is None:
