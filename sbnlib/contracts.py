@@ -248,8 +248,8 @@ def differential(a: Tensor, *, twice: bool = False) -> Tensor:
     """da, the value 0 with the derivative 1 in ``a``: c da has the value 0 and the derivative c.
 
     Where ``a`` is infinite its derivative is 0 too; there ``a - a.detach()`` would be NaN. (Where
-    looking is free, infinite pre-activations have been refused.) A graph of the gradient that flows
-    through it (``create_graph=True``) is refused unless c needs no derivative of its own, ``twice``.
+    looking is free, infinite pre-activations have been refused.) A graph of the gradient that
+    flows through it (``create_graph=True``) is refused, unless c has no derivative (``twice``).
     """
     if not looking_is_free(a):
         a = a.clamp(torch.finfo(a.dtype).min, torch.finfo(a.dtype).max)

@@ -46,8 +46,8 @@ def attach(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
 
     Raises:
         ValueError: ``c`` requires a gradient, which would always be 0.
-        RuntimeError: in a backward pass with ``create_graph=True``: a second derivative would hold c
-            constant. Under ``torch.func`` and ``torch.compile`` this is not seen.
+        RuntimeError: in a backward pass with ``create_graph=True``: a second derivative would hold
+            c constant. Under ``torch.func`` and ``torch.compile`` this is not seen.
     """
     if c.requires_grad:
         raise ValueError("c must be a constant, got a factor that requires a gradient: detach what "
