@@ -402,6 +402,8 @@ _PLACE = {
     "relaxation": "it stands in place of a unit, and network_estimator relaxes every unit",
     "network": "it is called with (net, inputs, loss)",
 }
+#: By identity: a user's function may have no hash.
+_KIND_OF = {id(getattr(e.function, "func", e.function)): e.kind for e in ESTIMATORS.values()}
 
 
 def _checked(function: Callable[..., Tensor], kind: str) -> Callable[..., Tensor]:
@@ -409,8 +411,7 @@ def _checked(function: Callable[..., Tensor], kind: str) -> Callable[..., Tensor
     wanted, base = _WANTED[kind], getattr(function, "func", function)  # a partial's
     if not callable(function):
         raise TypeError(f"estimator must be a registry name or {wanted}, got {name_of(function)}")
-    kinds = [e.kind for e in ESTIMATORS.values() if getattr(e.function, "func", e.function) is base]
-    found = "network" if hasattr(function, "chain_rule") else next(iter(kinds), kind)
+    found = "network" if hasattr(function, "chain_rule") else _KIND_OF.get(id(base), kind)
     if found != kind:
         got = f"{name_of(base)} of kind {found!r}"
         raise ValueError(f"estimator must be {wanted}, got {got}: {_PLACE[found]}")
