@@ -247,16 +247,23 @@ def check_values(values: object, shape: Sequence[int], *, name: str = "loss") ->
 def differential(a: Tensor, *, twice: bool = False) -> Tensor:
     """da, the value 0 with the derivative 1 in ``a``: c da has the value 0 and the derivative c.
 
-    Where ``a`` is infinite its derivative is 0 too; there ``a - a.detach()`` would be NaN. (Where
-    looking is free, infinite pre-activations have been refused.) A graph of the gradient that
-    flows through it (``create_graph=True``) is refused, unless c has no derivative (``twice``).
+    Where ``a`` is infinite its derivative is 0 too. A graph of the gradient that flows through it
+    (``create_graph=True``) is refused, unless c has no derivative (``twice``).
     """
-    if not looking_is_free(a):
-        a = a.clamp(torch.finfo(a.dtype).min, torch.finfo(a.dtype).max)
+    a = finite(a)
     da = a - a.detach()
     if da.requires_grad and not twice and not is_traced(a):
         da.register_hook(_refuse_graph)
     return da
+
+
+def finite(a: Tensor) -> Tensor:
+    """``a`` with +-inf moved to the ends of its dtype's range, without a gradient there.
+
+    Where looking is free, infinite pre-activations have been refused; elsewhere inf - inf is NaN.
+    """
+    ends = torch.finfo(a.dtype)
+    return a if looking_is_free(a) else a.clamp(ends.min, ends.max)
 
 
 def _refuse_graph(gradient: Tensor) -> None:

@@ -58,7 +58,7 @@ def muprop(
         slope = widened(_derivative("loss", centre, mean))
     x = draw(a, noise, num_samples, generator)
     values = evaluate(loss, x)
-    linear = centre.detach() + (slope * (x - mean.detach())).sum(dim=-1)
+    linear = centre.detach() + (slope * (x - widened(mean.detach()))).sum(dim=-1)
     rest = (values.detach() - linear)[..., None] * score(a0, x, noise)
     gradient = rest.mean(dim=0) + 2 * noise.pdf(a0) * slope
     return with_gradient(values.mean(dim=0), a, gradient)

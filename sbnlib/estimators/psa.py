@@ -72,7 +72,7 @@ def _gradients(
     value: Tensor,
 ) -> list[Tensor]:
     """f(a) x D for each layer, from the last to the first."""
-    d = flip_costs(loss, states[-1], value)
+    d = widened(flip_costs(loss, states[-1], value))
     gradients = []
     for k in reversed(range(len(pre))):
         a, x = widened(pre[k]), states[k]

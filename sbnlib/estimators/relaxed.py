@@ -10,7 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import check_count, check_ends_with, check_tau, check_uniforms, check_unit
+from sbnlib.contracts import (
+    check_count,
+    check_ends_with,
+    check_tau,
+    check_uniforms,
+    check_unit,
+    finite,
+)
 from sbnlib.estimators.chain_rule import attach
 from sbnlib.noise import Logistic, Noise, widened
 from sbnlib.units import uniforms
@@ -52,7 +59,7 @@ def concrete(
     else:
         check_ends_with("u", u, a)
         check_uniforms(u)
-        z = noise.icdf(u.to(wide.dtype))
+        z = finite(noise.icdf(u.to(wide.dtype)))
     return torch.tanh((wide - z) / (2 * tau)).to(a.dtype)
 
 
@@ -137,7 +144,7 @@ def _relaxed_slope(
         raise ValueError(f"u must have shape {shape}, got {got}")
     else:
         check_uniforms(u)
-    a0 = widened(a.detach())
+    a0 = widened(finite(a.detach()))
     z = noise_given_state(a0, x.detach(), noise, u)
     slope = sech2((a0 - z) / (2 * tau)) / (2 * tau)
     return attach(x, a, slope.mean(dim=0) if draws else slope)
