@@ -220,12 +220,14 @@ def linear_layers(net: Network, name: str) -> list[torch.nn.Linear]:
     return layers
 
 
-def evaluate(loss: Loss, x: Tensor, *, name: str = "loss") -> Tensor:
-    """L(x) for states ``(..., B, n)``: one value an input, ``(..., B)``.
+def evaluate(
+    loss: Loss, x: Tensor, *, shape: Sequence[int] | None = None, name: str = "loss"
+) -> Tensor:
+    """L(x) for states ``(..., B, n)``: one value an input, of ``shape``, by default ``(..., B)``.
 
     The loss gets a copy: it may change its argument in place, and the states are needed after it.
     """
-    return check_values(loss(x.clone()), x.shape[:-1], name=name)
+    return check_values(loss(x.clone()), x.shape[:-1] if shape is None else shape, name=name)
 
 
 def check_values(values: object, shape: Sequence[int], *, name: str = "loss") -> Tensor:

@@ -25,6 +25,7 @@ from sbnlib.contracts import (
     NetworkEstimator,
     check_states,
     check_values,
+    evaluate,
     name_of,
     takes,
     with_generator,
@@ -212,7 +213,7 @@ class _Pathwise:
         self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
         x = net(inputs, mode="sample", estimator=self.chain_rule, generator=generator)
-        return check_values(loss(x), batch_shape(net, inputs))
+        return evaluate(loss, x, shape=batch_shape(net, inputs))
 
 
 def layerwise(estimator: LossBased | str) -> NetworkEstimator:

@@ -104,6 +104,7 @@ def test_units_under_vmap(noise_name: str) -> None:
         assert_certain(out, slopes, float(law.pdf(0.4)))
 
 
+@pytest.mark.slow
 @noises
 def test_units_compiled(noise_name: str) -> None:
     unit, law = Sign(make_noise(noise_name)), ref.RefNoise(noise_name)
@@ -112,6 +113,12 @@ def test_units_compiled(noise_name: str) -> None:
     leaf = LOGITS.clone().requires_grad_()
     out = fast(leaf, torch.full((3,), 0.3, dtype=torch.float64))
     assert_certain(out, slopes_of(out, leaf), float(law.pdf(0.4)))
+
+
+def test_units_without_values_have_their_shapes() -> None:
+    a = torch.empty(3, device="meta", requires_grad=True)
+    out = run_all(Sign(), a, torch.empty(3, device="meta"))
+    assert all(value.shape == (3,) for value in out.values())
 
 
 @noises
