@@ -7,6 +7,7 @@ they come through, and the units beside them must not notice.
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 
 import numpy as np
@@ -96,12 +97,14 @@ def test_eager_units_that_are_not_looked_at(noise_name: str, unseen: None) -> No
 @noises
 def test_units_under_vmap(noise_name: str) -> None:
     unit, law = Sign(make_noise(noise_name)), ref.RefNoise(noise_name)
-    for p in UNIFORMS:
-        u = torch.full((3,), p, dtype=torch.float64)
-        out = vmap(lambda a, u: run_all(unit, a, u))(LOGITS, u)
-        slopes = {name: vmap(grad(lambda a, u, n=name: run_all(unit, a, u)[n]))(LOGITS, u)
-                  for name in out}  # fmt: skip
-        assert_certain(out, slopes, float(law.pdf(0.4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of operations that vmap has no rule for
+        for p in UNIFORMS:
+            u = torch.full((3,), p, dtype=torch.float64)
+            out = vmap(lambda a, u: run_all(unit, a, u))(LOGITS, u)
+            slopes = {name: vmap(grad(lambda a, u, n=name: run_all(unit, a, u)[n]))(LOGITS, u)
+                      for name in out}  # fmt: skip
+            assert_certain(out, slopes, float(law.pdf(0.4)))
 
 
 @pytest.mark.slow
