@@ -93,8 +93,9 @@ class NetworkEstimator(Protocol):
 
 def takes(function: Callable[..., Any], keyword: str, *, among_others: bool = True) -> bool:
     """Whether ``function`` can be handed ``keyword=``, by name or among any others (``**kw``)."""
+    call = function.forward if isinstance(function, torch.nn.Module) else function
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):  # some built-in functions have no signature
         return False
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

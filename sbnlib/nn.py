@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Sign(torch.nn.Module):
     Args:
         noise: the law of Z, or its name for scale 1; default ``Logistic()``.
         estimator: a chain-rule estimator, or its name in the registry; default
-            :func:`sbnlib.straight_through`.
+            :func:`sbnlib.straight_through`. One that is a module brings its parameters along.
         mode: what it puts out where a call does not say; see :func:`sbnlib.set_mode`.
 
     ``forward(a)`` gives, by its mode,
@@ -39,9 +40,12 @@ class Sign(torch.nn.Module):
     * ``"sign"``: sign(a), the most probable state, sign(0) = +1, gradient by the estimator;
     * ``"mean"``: mu = 2 F(a) - 1, real-valued, with its ordinary gradient 2 f(a).
 
-    The module has no parameters; training and evaluation mode are the same to it: ``net.eval()``
-    still samples.
+    It has no parameters of its own; training and evaluation mode are the same to it:
+    ``net.eval()`` still samples.
     """
+
+    _estimator: ChainRule
+    _estimate: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -62,8 +66,16 @@ class Sign(torch.nn.Module):
 
     @estimator.setter
     def estimator(self, estimator: ChainRule | str) -> None:
-        self._estimator = as_chain_rule(estimator)
-        self._estimate = with_generator(self._estimator)
+        chain_rule = as_chain_rule(estimator)
+        self._modules.pop("_estimator", None)  # torch lets only a module replace a module
+        self._estimator = chain_rule
+        self.__dict__["_estimate"] = with_generator(chain_rule)  # past torch: it is filed already
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "estimator":  # torch would file a module and pass the property by
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         mode = "" if self.mode == "sample" else f", mode={self.mode!r}"
