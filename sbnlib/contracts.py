@@ -253,9 +253,9 @@ def differential(a: Tensor, *, twice: bool = False) -> Tensor:
     Where ``a`` is infinite its derivative is 0 too. A graph of the gradient that flows through it
     (``create_graph=True``) is refused, unless c has no derivative (``twice``).
     """
-    a = finite(a)
+    a, traced = finite(a), is_traced(a)
     da = a - a.detach()
-    if da.requires_grad and not twice and not is_traced(a):
+    if da.requires_grad and not (twice or traced):
         da.register_hook(_refuse_graph)
     return da
 

@@ -75,9 +75,7 @@ class Noise:
 
     def icdf(self, p: Tensor) -> Tensor:
         """:math:`F^{-1}(p)` for 0 <= p <= 1, elementwise; NaN elsewhere."""
-        wide = widened(p)
-        z = (self._icdf(wide) * self.scale).to(p.dtype)
-        return z.where((wide >= 0) & (wide <= 1), math.nan)
+        return (self._icdf(widened(p)) * self.scale).to(p.dtype)
 
     def sample(
         self,
@@ -123,7 +121,8 @@ class Noise:
     def _icdf(self, p: Tensor) -> Tensor:
         """F^-1 by symmetry from its lower half, which keeps small p accurate."""
         upper = p > 0.5
-        a = self._icdf_lower(torch.where(upper, 1 - p, p))
+        lower = torch.where(upper, 1 - p, p)
+        a = self._icdf_lower(lower.where(lower >= 0, math.nan))
         return torch.where(upper, -a, a)
 
     def _icdf_lower(self, p: Tensor) -> Tensor:
@@ -162,7 +161,8 @@ class Uniform(Noise):
         return (1 - a.abs()).clamp(0, 1).ceil() / 2  # 1/2 where |a| < 1; NaN stays NaN
 
     def _icdf(self, p: Tensor) -> Tensor:
-        return 2 * p - 1
+        a = 2 * p - 1
+        return a.where(a.abs() <= 1, math.nan)
 
 
 class Triangular(Noise):
@@ -237,6 +237,7 @@ class FastSigmoid(Noise):
 #: The laws by name, in lower case: wherever a noise is taken, its name stands for scale 1.
 NOISES: dict[str, type[Noise]] = {n.lower(): globals()[n] for n in __all__ if n != "Noise"}
 _OWN = frozenset(NOISES.values())
+_WIDE = frozenset({torch.float32, torch.float64})
 _EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
@@ -284,7 +285,7 @@ def _try(noise: Noise) -> None:
 
 def widened(a: Tensor) -> Tensor:
     """``a`` in at least float32: in half precision F and f lose more than their last digits."""
-    return a.to(torch.promote_types(a.dtype, torch.float32))
+    return a if a.dtype in _WIDE else a.float()
 
 
 def is_positive(value: object) -> bool:
