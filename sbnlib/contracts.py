@@ -41,7 +41,8 @@ from sbnlib.noise import Noise, as_noise, is_positive
 
 __all__ = ["ChainRule", "Loss", "LossBased", "Network", "NetworkEstimator"]
 
-#: Takes states ``(..., B, n)``, returns ``(..., B)``; may close over targets of the batch.
+#: Takes states ``(..., B, n)``, returns ``(..., B)``; may close over targets of the batch, and may
+#: change its argument, which is a copy.
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -195,13 +196,13 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
 
 
 def check_tau(tau: float | Tensor) -> None:
-    """A temperature is > 0; of a tensor this is looked at only where looking is free."""
+    """A temperature is > 0 and finite; a tensor is looked at only where looking is free."""
     if isinstance(tau, Tensor):
         ok = not looking_is_free(tau) or bool(((tau > 0) & tau.isfinite()).all())
     else:
         ok = is_positive(tau)
     if not ok:
-        raise ValueError(f"tau must be a finite temperature > 0, got {tau!r}")
+        raise ValueError(f"tau must be a temperature from 1e-37 to 1e37, got {tau!r}")
 
 
 def check_weight(name: str, value: object) -> None:
@@ -250,8 +251,8 @@ def check_values(values: object, shape: Sequence[int], *, name: str = "loss") ->
 def differential(a: Tensor, *, twice: bool = False) -> Tensor:
     """da, the value 0 with the derivative 1 in ``a``: c da has the value 0 and the derivative c.
 
-    Where ``a`` is infinite its derivative is 0 too. A graph of the gradient that flows through it
-    (``create_graph=True``) is refused, unless c has no derivative (``twice``).
+    Where ``a`` is infinite its derivative is 0 too. To build a graph of the gradient that flows
+    through it (``create_graph=True``) is refused, unless c is the same everywhere (``twice``).
     """
     a, traced = finite(a), is_traced(a)
     da = a - a.detach()

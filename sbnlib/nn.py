@@ -93,6 +93,9 @@ class Sign(torch.nn.Module):
     ) -> Tensor:
         """States of ``a``'s shape; ``x`` hands them in, ``u`` hands in the uniforms.
 
+        ``generator`` is the source of randomness; under activation checkpointing give none, or
+        hand in ``u``, see :func:`sbnlib.sample_sign`.
+
         Raises:
             ValueError: unknown ``mode``, or a shape that does not match ``a``.
             TypeError: ``a`` is not a floating-point tensor.
