@@ -16,7 +16,13 @@ network         ``(net, inputs, loss, *, generator)``                 the loss o
 ==============  ====================================================  ============================
 
 A ``generator`` is always passed on. An estimator that takes none is wrapped once, where it enters.
-Types, dtypes and shapes are always checked; values only where looking at them is free.
+Types, dtypes and shapes are always checked; values only where looking at them is free. Factors are
+computed in at least float32, whatever the dtype of ``a``; the product with what flows back is
+rounded to it once.
+
+An estimate is a number to torch, not a function of ``a``. To differentiate it once more
+(``create_graph=True``) would hold its factor constant, and is refused where that can be seen: not
+under ``torch.func`` and ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +46,8 @@ def __dir__() -> list[str]:  # what completion offers
     return __all__
 
 
-#: Takes states ``(..., B, n)``, returns ``(..., B)``; may close over targets of the batch.
+#: Takes states ``(..., B, n)``, returns ``(..., B)``; may close over targets of the batch, and may
+#: change its argument, which is a copy.
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -90,14 +97,17 @@ class NetworkEstimator(Protocol):
 # ---- generators ----------------------------------------------------------------------------------
 
 
-def takes(function: Callable[..., Any], keyword: str) -> bool:
+def takes(function: Callable[..., Any], keyword: str, *, among_others: bool = True) -> bool:
     """Whether ``function`` can be handed ``keyword=``, by name or among any others (``**kw``)."""
+    call = function.forward if isinstance(function, torch.nn.Module) else function
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(call).parameters.values()
     except (TypeError, ValueError):  # some built-in functions have no signature
         return False
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return any(p.kind is p.VAR_KEYWORD or p.name == keyword and p.kind in named for p in parameters)
+    if among_others and any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return True
+    return any(p.name == keyword and p.kind in named for p in parameters)
 
 
 def with_generator(estimator: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -158,6 +168,23 @@ def check_ends_with(name: str, x: Tensor, a: Tensor) -> None:
         raise ValueError(f"{name} must have shape (..., *{tuple(a.shape)}) to match a, got {shape}")
 
 
+def check_uniforms(u: Tensor) -> None:
+    """Where looking is free, uniforms are on [0, 1): one at 1 would make a certain +1 a -1."""
+    if not looking_is_free(u) or u.numel() == 0:
+        return
+    low, high = float(u.amin()), float(u.amax())
+    if not 0 <= low <= high < 1:
+        raise ValueError(f"u must be on [0, 1), got values from {low} to {high}")
+
+
+def check_states(name: str, states: Sequence[Tensor | None]) -> None:
+    """Where looking is free, states are +-1."""
+    for x in states:
+        if isinstance(x, Tensor) and looking_is_free(x) and bool((x.abs() != 1).any()):
+            low, high = float(x.amin()), float(x.amax())
+            raise ValueError(f"{name} must hold +-1 only, got values from {low} to {high}")
+
+
 def check_loss_based(a: Tensor, noise: Noise | str, num_samples: int) -> Noise:
     """The checks that every loss-based estimator makes before any work; returns the noise."""
     noise = check_unit(a, noise)
@@ -174,13 +201,20 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
 
 
 def check_tau(tau: float | Tensor) -> None:
-    """A temperature is > 0; of a tensor this is looked at only where looking is free."""
+    """A temperature is > 0 and finite; a tensor is looked at only where looking is free."""
     if isinstance(tau, Tensor):
         ok = not looking_is_free(tau) or bool(((tau > 0) & tau.isfinite()).all())
     else:
         ok = is_positive(tau)
     if not ok:
-        raise ValueError(f"tau must be a finite temperature > 0, got {tau!r}")
+        raise ValueError(f"tau must be a temperature from 1e-37 to 1e37, got {tau!r}")
+
+
+def check_weight(name: str, value: object) -> None:
+    """A weight is a finite number or a tensor."""
+    number = isinstance(value, Real) and math.isfinite(value)
+    if not number and not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a finite number or a tensor, got {value!r}")
 
 
 def linear_layers(net: Network, name: str) -> list[torch.nn.Linear]:
@@ -193,9 +227,14 @@ def linear_layers(net: Network, name: str) -> list[torch.nn.Linear]:
     return layers
 
 
-def evaluate(loss: Loss, x: Tensor, *, name: str = "loss") -> Tensor:
-    """L(x) for states ``(..., B, n)``: one value an input, ``(..., B)``."""
-    return check_values(loss(x), x.shape[:-1], name=name)
+def evaluate(
+    loss: Loss, x: Tensor, *, shape: Sequence[int] | None = None, name: str = "loss"
+) -> Tensor:
+    """L(x) for states ``(..., B, n)``: one value an input, of ``shape``, by default ``(..., B)``.
+
+    The loss gets a copy: it may change its argument in place, and the states are needed after it.
+    """
+    return check_values(loss(x.clone()), x.shape[:-1] if shape is None else shape, name=name)
 
 
 def check_values(values: object, shape: Sequence[int], *, name: str = "loss") -> Tensor:
@@ -211,8 +250,47 @@ def check_values(values: object, shape: Sequence[int], *, name: str = "loss") ->
     return values
 
 
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+def differential(a: Tensor, *, twice: bool = False) -> Tensor:
+    """da, the value 0 with the derivative 1 in ``a``: c da has the value 0 and the derivative c.
+
+    Where ``a`` is infinite its derivative is 0 too. To build a graph of the gradient that flows
+    through it (``create_graph=True``) is refused, unless c is the same everywhere (``twice``).
+    """
+    a, traced = finite(a), is_traced(a)
+    da = a - a.detach()
+    if da.requires_grad and not (twice or traced):
+        da.register_hook(_refuse_graph)
+    return da
+
+
+def finite(a: Tensor) -> Tensor:
+    """``a`` with +-inf moved to the ends of its dtype's range, without a gradient there.
+
+    Where looking is free, infinite pre-activations have been refused; elsewhere inf - inf is NaN.
+    """
+    ends = torch.finfo(a.dtype)
+    return a if looking_is_free(a) else a.clamp(ends.min, ends.max)
+
+
+def _refuse_graph(gradient: Tensor) -> None:
+    if torch.is_grad_enabled():  # in a backward pass: with create_graph=True
+        raise RuntimeError(
+            "create_graph must be False through a binary unit, got True: its gradient is an "
+            "estimate whose factor is a constant to torch; only identity and proxy(function=...) "
+            "can be differentiated twice"
+        )
+
+
 def looking_is_free(a: Tensor) -> bool:
     """Whether looking at values costs no sync and does not break compile or vmap."""
-    if torch.compiler.is_compiling() or a.device.type != "cpu":
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(a)
+    return a.device.type == "cpu" and not is_traced(a)
+
+
+def is_traced(a: Tensor) -> bool:
+    """Whether torch.compile or a transform of torch.func is at work, so that ``a`` has no value."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.is_functorch_wrapped_tensor(a)

@@ -19,6 +19,7 @@ from torch import Tensor
 from sbnlib.network import SBN
 from sbnlib.nn import BernoulliConv2d, BernoulliLinear, Sign, _Bernoulli, check_mode
 from sbnlib.noise import Noise
+from sbnlib.units import mean_state
 
 __all__ = ["reestimate_batch_norm", "set_mode", "to_plain"]
 
@@ -208,7 +209,7 @@ class PlainMean(torch.nn.Module):
         self.noise = noise
 
     def forward(self, a: Tensor) -> Tensor:
-        return 2 * self.noise.cdf(a) - 1
+        return mean_state(a, self.noise)
 
 
 def _name(module: torch.nn.Module) -> str:

@@ -9,8 +9,8 @@ The real-valued head belongs to the loss: a 784-200-200-10 classifier is
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from sbnlib.contracts import (
     Loss,
     LossBased,
     NetworkEstimator,
+    check_states,
     check_values,
+    evaluate,
     name_of,
     takes,
     with_generator,
@@ -92,13 +94,16 @@ class SBN(torch.nn.Module):
                 unit puts out its mean, which is *not* the mean of the sampled network in depth);
                 default ``"sample"``, or what :func:`sbnlib.set_mode` said.
             estimator: overrides the network's chain-rule estimator in this call.
-            states: one tensor a layer; the states are these, and gradients are as if sampled.
-            generator: source of randomness, on the device of ``inputs``.
+            states: one tensor of +-1 a layer; the states are these, and gradients are as if
+                sampled.
+            generator: source of randomness, on the device of ``inputs``. Under activation
+                checkpointing give none, or hand in ``u``; see :func:`sbnlib.sample_sign`.
             u: one tensor of uniforms a layer; handed to ``sample_sign``.
 
         Raises:
             TypeError: ``inputs`` is not floating point.
-            ValueError: unknown mode, or a wrong number or shape of ``states`` or ``u``.
+            ValueError: unknown mode, a wrong number or shape of ``states`` or ``u``, or (looked at
+                on eager CPU tensors only) states that are not +-1, uniforms not on [0, 1).
         """
         mode = self.sign.mode if mode is None else mode
         check_mode(mode)
@@ -109,8 +114,10 @@ class SBN(torch.nn.Module):
             raise ValueError(f"states and u belong to mode='sample', got mode={mode!r}")
         if estimator is not None:
             estimator = with_generator(as_chain_rule(estimator))
+        given_states = self._per_layer("states", states)
+        check_states("states", given_states)
         x = inputs
-        given = zip(self._per_layer("states", states), self._per_layer("u", u), strict=True)
+        given = zip(given_states, self._per_layer("u", u), strict=True)
         for layer, (state, uniforms) in zip(self.layers, given, strict=True):
             a = run_layer(layer, x, generator)
             x = self.sign(
@@ -146,7 +153,10 @@ def run_layer(layer: torch.nn.Module, x: Tensor, generator: torch.Generator | No
 
 def draws(layer: torch.nn.Module) -> bool:
     """Whether a layer's forward takes a generator. Torch's own layers cannot be handed one."""
-    return _takes_generator(getattr(layer.forward, "__func__", layer.forward))
+    forward = getattr(layer.forward, "__func__", layer.forward)
+    if torch.compiler.is_compiling() or not isinstance(forward, FunctionType):
+        return takes(forward, "generator")  # compile warns of a cache; not all else has a hash
+    return _takes_generator(forward)
 
 
 @functools.lru_cache(maxsize=256)  # by the function, so that the cache keeps no module alive
@@ -203,7 +213,7 @@ class _Pathwise:
         self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
         x = net(inputs, mode="sample", estimator=self.chain_rule, generator=generator)
-        return check_values(loss(x), batch_shape(net, inputs))
+        return evaluate(loss, x, shape=batch_shape(net, inputs))
 
 
 def layerwise(estimator: LossBased | str) -> NetworkEstimator:
@@ -224,7 +234,7 @@ def layerwise(estimator: LossBased | str) -> NetworkEstimator:
         TypeError: neither a name nor a function.
     """
     given = as_loss_based(estimator)
-    takes_surrogate = "surrogate" in inspect.signature(given).parameters
+    takes_surrogate = takes(given, "surrogate", among_others=False)
     loss_based = with_generator(given)
 
     def estimate(

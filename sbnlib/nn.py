@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from sbnlib.contracts import ChainRule, check_tau, check_unit, name_of, with_gen
 from sbnlib.estimators import attach, concrete, straight_through
 from sbnlib.noise import Logistic, Noise, as_noise
 from sbnlib.registry import as_chain_rule
-from sbnlib.units import deterministic_sign, sample_sign
+from sbnlib.units import deterministic_sign, mean_state, sample_sign
 
 __all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"]
 
@@ -35,7 +36,7 @@ class Sign(torch.nn.Module):
     Args:
         noise: the law of Z, or its name for scale 1; default ``Logistic()``.
         estimator: a chain-rule estimator, or its name in the registry; default
-            :func:`sbnlib.straight_through`.
+            :func:`sbnlib.straight_through`. One that is a module brings its parameters along.
         mode: what it puts out where a call does not say; see :func:`sbnlib.set_mode`.
 
     ``forward(a)`` gives, by its mode,
@@ -44,9 +45,12 @@ class Sign(torch.nn.Module):
     * ``"sign"``: sign(a), the most probable state, sign(0) = +1, gradient by the estimator;
     * ``"mean"``: mu = 2 F(a) - 1, real-valued, with its ordinary gradient 2 f(a).
 
-    The module has no parameters; training and evaluation mode are the same to it: ``net.eval()``
-    still samples.
+    It has no parameters of its own; training and evaluation mode are the same to it:
+    ``net.eval()`` still samples.
     """
+
+    _estimator: ChainRule
+    _estimate: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -67,8 +71,16 @@ class Sign(torch.nn.Module):
 
     @estimator.setter
     def estimator(self, estimator: ChainRule | str) -> None:
-        self._estimator = as_chain_rule(estimator)
-        self._estimate = with_generator(self._estimator)
+        chain_rule = as_chain_rule(estimator)
+        self._modules.pop("_estimator", None)  # torch lets only a module replace a module
+        self._estimator = chain_rule
+        self.__dict__["_estimate"] = with_generator(chain_rule)  # past torch: it is filed already
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "estimator":  # torch would file a module and pass the property by
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         mode = "" if self.mode == "sample" else f", mode={self.mode!r}"
@@ -86,6 +98,9 @@ class Sign(torch.nn.Module):
     ) -> Tensor:
         """States of ``a``'s shape; ``x`` hands them in, ``u`` hands in the uniforms.
 
+        ``generator`` is the source of randomness; under activation checkpointing give none, or
+        hand in ``u``, see :func:`sbnlib.sample_sign`.
+
         Raises:
             ValueError: unknown ``mode``, or a shape that does not match ``a``.
             TypeError: ``a`` is not a floating-point tensor.
@@ -93,8 +108,7 @@ class Sign(torch.nn.Module):
         mode = self.mode if mode is None else mode
         check_mode(mode)
         if mode == "mean":
-            check_unit(a, self.noise)
-            return 2 * self.noise.cdf(a) - 1
+            return mean_state(a, check_unit(a, self.noise))
         if x is None and mode == "sample":
             x = sample_sign(a, self.noise, generator=generator, u=u)
         elif x is None:

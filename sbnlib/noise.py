@@ -7,14 +7,17 @@ estimators need of the noise is in the class that describes it.
 Each class takes one argument, ``scale > 0``: ``Z = scale * Z_1`` with ``Z_1`` the law at scale 1.
 ``cdf`` keeps its *relative* accuracy in the lower tail (``1 + erf`` does not: in float32 it is 0
 at -6 already), and its derivative by autograd is ``pdf``. Bounded laws have density 0 at the two
-ends of their support, where F has a kink; this is the convention of ``hardtanh`` in torch.
+ends of their support, where F has a kink; this is the convention of ``hardtanh`` in torch. At
+``a = +-inf`` F is 1 or 0 and f is 0; NaN gives NaN.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,18 +29,25 @@ class Noise:
     """A symmetric noise law with a scale. Subclasses give F, f and :math:`F^{-1}` at scale 1.
 
     Args:
-        scale: the factor on the law at scale 1, a finite number > 0, in the units of ``a``.
+        scale: the factor on the law at scale 1, in the units of ``a``; a number from 1e-37 to
+            1e37, so that the density is one of float32.
+
+    A law of your own gives ``_cdf``, ``_pdf`` and ``_icdf_lower`` (:math:`F^{-1}` up to 1/2). Where
+    it enters for the first time it is tried at a few points: F(-a) = 1 - F(a), f = F' and
+    F(:math:`F^{-1}(p)`) = p must hold.
 
     Raises:
-        ValueError: ``scale`` is not a finite number > 0.
+        ValueError: ``scale`` is not a number from 1e-37 to 1e37.
     """
 
     #: Half-width of the support at scale 1.
     _half_width = math.inf
+    #: Whether a law of the user's has been tried, see :func:`as_noise`.
+    _tried = False
 
     def __init__(self, scale: float = 1.0) -> None:
         if not is_positive(scale):
-            raise ValueError(f"scale must be a finite number > 0, got {scale!r}")
+            raise ValueError(f"scale must be a number from 1e-37 to 1e37, got {scale!r}")
         self.scale = float(scale)
 
     def __repr__(self) -> str:
@@ -60,13 +70,12 @@ class Noise:
 
     def pdf(self, a: Tensor) -> Tensor:
         """:math:`f(a) = F'(a)`, elementwise, in units of 1/``a``."""
-        f = self._apply(self._pdf, a)
-        return f if self.scale == 1 else f / self.scale
+        one = self.scale == 1
+        return self._apply(self._pdf if one else lambda z: self._pdf(z) / self.scale, a)
 
     def icdf(self, p: Tensor) -> Tensor:
-        """:math:`F^{-1}(p)` for 0 <= p <= 1, elementwise."""
-        wide = torch.promote_types(p.dtype, torch.float32)
-        return (self._icdf(p.to(wide)) * self.scale).to(p.dtype)
+        """:math:`F^{-1}(p)` for 0 <= p <= 1, elementwise; NaN elsewhere."""
+        return (self._icdf(widened(p)) * self.scale).to(p.dtype)
 
     def sample(
         self,
@@ -83,10 +92,15 @@ class Noise:
             generator: source of randomness; it must live on ``device``.
             dtype, device: of the result; default torch's.
 
+        Raises:
+            TypeError, ValueError, RuntimeError: a generator that cannot be drawn from, as
+                :func:`sbnlib.sample_sign`.
+
         The magnitude is :math:`-F^{-1}(u)` with u uniform on (0, 1/2], the sign a fair coin: a
         single uniform on [0, 1) would give :math:`F^{-1}(0) = -\infty` once in :math:`2^{24}`
         draws.
         """
+        check_generator(generator, device)
         dtype = dtype or torch.get_default_dtype()
         wide = torch.promote_types(dtype, torch.float32)
         u = 1 - torch.rand((2, *shape), generator=generator, dtype=wide, device=device)
@@ -95,7 +109,7 @@ class Noise:
 
     def _apply(self, at_scale_1: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
         """A function of a/scale, computed in at least float32, in ``a``'s dtype."""
-        wide = a.to(torch.promote_types(a.dtype, torch.float32))
+        wide = widened(a)
         return at_scale_1(wide if self.scale == 1 else wide / self.scale).to(a.dtype)
 
     def _cdf(self, a: Tensor) -> Tensor:
@@ -107,7 +121,8 @@ class Noise:
     def _icdf(self, p: Tensor) -> Tensor:
         """F^-1 by symmetry from its lower half, which keeps small p accurate."""
         upper = p > 0.5
-        a = self._icdf_lower(torch.where(upper, 1 - p, p))
+        lower = torch.where(upper, 1 - p, p)
+        a = self._icdf_lower(lower.where(lower >= 0, math.nan))
         return torch.where(upper, -a, a)
 
     def _icdf_lower(self, p: Tensor) -> Tensor:
@@ -143,10 +158,11 @@ class Uniform(Noise):
         return (torch.nn.functional.hardtanh(a) + 1) / 2
 
     def _pdf(self, a: Tensor) -> Tensor:
-        return (a.abs() < 1).to(a.dtype) / 2 + 0 * a  # + 0 * a: NaN stays NaN
+        return (1 - a.abs()).clamp(0, 1).ceil() / 2  # 1/2 where |a| < 1; NaN stays NaN
 
     def _icdf(self, p: Tensor) -> Tensor:
-        return 2 * p - 1
+        a = 2 * p - 1
+        return a.where(a.abs() <= 1, math.nan)
 
 
 class Triangular(Noise):
@@ -220,16 +236,22 @@ class FastSigmoid(Noise):
 
 #: The laws by name, in lower case: wherever a noise is taken, its name stands for scale 1.
 NOISES: dict[str, type[Noise]] = {n.lower(): globals()[n] for n in __all__ if n != "Noise"}
+_OWN = frozenset(NOISES.values())
+_WIDE = frozenset({torch.float32, torch.float64})
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 def as_noise(noise: Noise | str) -> Noise:
     """``noise`` itself, or the law of that name at scale 1; capitals do not matter.
 
     Raises:
-        ValueError: unknown name; the message lists the known ones.
+        ValueError: unknown name, the message lists the known ones; or a law of your own that is not
+            symmetric, or whose F, f and :math:`F^{-1}` do not belong together.
         TypeError: neither a noise model nor a name.
     """
     if isinstance(noise, Noise):
+        if type(noise) not in _OWN and not noise._tried:
+            _try(noise)
         return noise
     if not isinstance(noise, str):
         raise TypeError(f"noise must be a noise model such as Logistic(), got {noise!r}")
@@ -239,9 +261,57 @@ def as_noise(noise: Noise | str) -> Noise:
     return NOISES[noise.lower()]()
 
 
+def _try(noise: Noise) -> None:
+    """Try a law of the user's at a few points, once; they are odd, so as to miss the kinks of F."""
+    if torch.compiler.is_compiling():
+        return
+    near = torch.tensor([0.0137, 0.131, 0.377, 0.719, 1.37, 2.93, 7.1], **_EXACT)
+    a, p = noise.scale * torch.cat([near, -near]), torch.tensor([0.137, 0.377, 0.719], **_EXACT)
+    h = 1e-3 * noise.scale
+    defects: dict[str, Callable[[], Tensor]] = {
+        "symmetric, F(-a) = 1 - F(a)": lambda: noise.cdf(-a) - (1 - noise.cdf(a)),
+        "given with its density, f = F'": lambda: (
+            (noise.cdf(a + h) - noise.cdf(a - h)) / 2e-3 - noise.scale * noise.pdf(a)
+        ),
+        "given with its quantiles, F(F^-1(p)) = p": lambda: noise.cdf(noise.icdf(p)) - p,
+    }
+    for claim, defect in defects.items():
+        with torch.no_grad(), contextlib.suppress(NotImplementedError):
+            worst = float(defect().abs().max())
+            if not worst < 1e-3:
+                raise ValueError(f"noise must be {claim}; {noise!r} misses that by {worst:.2g}")
+    noise.__dict__["_tried"] = True  # also where the class forbids assignment
+
+
+def widened(a: Tensor) -> Tensor:
+    """``a`` in at least float32: in half precision F and f lose more than their last digits."""
+    return a if a.dtype in _WIDE else a.float()
+
+
 def is_positive(value: object) -> bool:
-    """Whether ``value`` is a finite number > 0."""
-    return isinstance(value, Real) and 0 < float(value) < math.inf
+    """Whether ``value`` is a number > 0 that float32 holds, and its inverse too."""
+    return isinstance(value, Real) and 1e-37 <= float(value) <= 1e37
+
+
+def check_generator(generator: object, device: torch.device | str | None) -> None:
+    """A generator is on the device of what is drawn, and not drawn from inside a backward pass.
+
+    There, activation checkpointing runs a forward pass for the second time. It restores torch's
+    global generators and no other, so the second pass would have other states than the first.
+    """
+    if generator is None or torch.compiler.is_compiling():
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
+    there = torch.get_default_device() if device is None else torch.device(device)
+    if generator.device.type != there.type and there.type != "meta":
+        raise ValueError(f"generator must be on {there}, like what is drawn, got one on "
+                         f"{generator.device}")  # fmt: skip
+    if torch._C._current_graph_task_id() != -1:  # -1: no backward pass runs in this thread
+        raise RuntimeError(
+            "generator must not be drawn from in a backward pass, where a checkpointed forward is "
+            "run again and would draw other numbers: hand in u, or use torch's global generator"
+        )
 
 
 def _lower(a: Tensor) -> Tensor:

@@ -364,12 +364,12 @@ def as_chain_rule(estimator: str | ChainRule, *, state_only: bool = False) -> Ch
         state_only: whether a name must be that of a function of (a, x) only.
 
     Raises:
-        ValueError: unknown name, an entry of another kind, or one that is not state only.
+        ValueError: unknown name, an entry of another kind or its function, or one that is not state
+            only.
         TypeError: neither a name nor a function.
     """
     if not isinstance(estimator, str):
-        function = getattr(estimator, "chain_rule", estimator)
-        return _checked(function, "a chain-rule function (a, x, noise) such as straight_through")
+        return _checked(getattr(estimator, "chain_rule", estimator), "chain rule")
     entry = _of_kind(estimator, "chain rule")
     if state_only and not entry.state_only:
         raise ValueError(f"estimator must be a function of (a, x) only, {estimator!r} is not")
@@ -380,11 +380,11 @@ def as_loss_based(estimator: str | LossBased) -> LossBased:
     """A loss-based estimator from the name of an entry, or ``estimator`` itself.
 
     Raises:
-        ValueError: unknown name, or an entry of another kind.
+        ValueError: unknown name, or an entry of another kind or its function.
         TypeError: neither a name nor a function.
     """
     if not isinstance(estimator, str):
-        return _checked(estimator, "a loss-based function (loss, a, noise) such as reinforce")
+        return _checked(estimator, "loss based")
     return _of_kind(estimator, "loss based").function
 
 
@@ -396,7 +396,28 @@ def _of_kind(name: str, kind: str) -> Entry:
     return entry
 
 
-def _checked(function: Callable[..., Tensor], what: str) -> Callable[..., Tensor]:
+#: What to hand in for a kind, and where a function of that kind belongs.
+_WANTED = {
+    "chain rule": "a chain-rule function (a, x, noise) such as straight_through",
+    "loss based": "a loss-based function (loss, a, noise) such as reinforce",
+}
+_PLACE = {
+    "chain rule": "Sign and SBN take it, and pathwise makes a network estimator of it",
+    "loss based": "layerwise makes a network estimator of it",
+    "relaxation": "it stands in place of a unit, and network_estimator relaxes every unit",
+    "network": "it is called with (net, inputs, loss)",
+}
+#: By identity: a user's function may have no hash.
+_KIND_OF = {id(getattr(e.function, "func", e.function)): e.kind for e in ESTIMATORS.values()}
+
+
+def _checked(function: Callable[..., Tensor], kind: str) -> Callable[..., Tensor]:
+    """A function that an entry or :func:`sbnlib.pathwise` knows must be of this kind."""
+    wanted, base = _WANTED[kind], getattr(function, "func", function)  # a partial's
     if not callable(function):
-        raise TypeError(f"estimator must be a registry name or {what}, got {name_of(function)}")
+        raise TypeError(f"estimator must be a registry name or {wanted}, got {name_of(function)}")
+    found = "network" if hasattr(function, "chain_rule") else _KIND_OF.get(id(base), kind)
+    if found != kind:
+        got = f"{name_of(base)} of kind {found!r}"
+        raise ValueError(f"estimator must be {wanted}, got {got}: {_PLACE[found]}")
     return function

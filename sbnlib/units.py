@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import check_ends_with, check_unit, looking_is_free
-from sbnlib.noise import Noise
+from sbnlib.contracts import check_ends_with, check_uniforms, check_unit, looking_is_free
+from sbnlib.noise import Noise, check_generator, widened
 
-__all__ = ["deterministic_sign", "sample_sign", "uniforms"]
+__all__ = ["deterministic_sign", "mean_state", "sample_sign", "states_at", "uniforms"]
 
 
 def sample_sign(
@@ -31,26 +31,39 @@ def sample_sign(
         u: uniforms on [0, 1) handed in, of ``a``'s shape or with further axes in front (then so
             many independent draws); compiled and repeatable code needs it.
 
+    Under activation checkpointing (``torch.utils.checkpoint``) a forward pass is run a second time
+    and must draw the same numbers: hand in ``u``, or give no generator. Torch restores its global
+    generators; one handed in goes on, and is refused there.
+
     Returns:
         +1 where ``u < F(a)``, else -1, in ``a``'s dtype, without a gradient. Rare +1 have their
         right probability, however small; rare -1 to within the rounding of F(a) near 1,
         :math:`2^{-24}` in float32 and :math:`2^{-53}` in float64.
 
     Raises:
-        TypeError: ``a`` is not a floating-point tensor, or ``noise`` is not a noise.
-        ValueError: the shape of ``u`` does not end with ``a``'s, or (checked on eager CPU tensors
-            only) a logit is NaN or infinite. Elsewhere a NaN logit gives NaN, never a sign.
+        TypeError: ``a`` is not a floating-point tensor, ``noise`` is not a noise, or ``generator``
+            is not a generator.
+        ValueError: the shape of ``u`` does not end with ``a``'s, ``generator`` is on another
+            device, or (looked at on eager CPU tensors only) a logit is NaN or infinite, or ``u``
+            is not on [0, 1). Elsewhere a NaN logit gives NaN, an infinite one its certain sign.
+        RuntimeError: ``generator`` is drawn from in a backward pass, see above.
     """
     noise = check_unit(a, noise)
-    if u is not None:
-        check_ends_with("u", u, a)
-    a = a.detach()
-    # A probability in half precision has 8 or 11 bits, a sampled bit needs more.
-    p = noise.cdf(a.to(torch.promote_types(a.dtype, torch.float32)))
     if u is None:
-        u = uniforms(p.shape, p, generator)
-    x = _signs((u - p).lt_(0), a)  # u < p; a comparison that puts out floats is 2x faster
-    return x if looking_is_free(a) else torch.where(a.isnan(), a, x)
+        return states_at(a, noise, uniforms(a.shape, a, generator))
+    check_ends_with("u", u, a)
+    check_uniforms(u)
+    return states_at(a, noise, u)
+
+
+def states_at(a: Tensor, noise: Noise, u: Tensor) -> Tensor:
+    """+1 where ``u < F(a)``, else -1: :func:`sample_sign` after its checks."""
+    a = a.detach()
+    p = noise.cdf(widened(a))  # in half precision it has 8 or 11 bits, a sampled bit needs more
+    below = p - u  # p first: the states keep the strides of a, whatever those of u
+    if looking_is_free(below):  # and a is finite
+        return _signs(below.gt_(0), a)  # floats 0 and 1: 2x faster, but vmap has no rule for it
+    return torch.where(a.isnan(), a, _signs(below > 0, a))
 
 
 def uniforms(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -59,7 +72,13 @@ def uniforms(shape: Sequence[int], like: Tensor, generator: torch.Generator | No
     float32 uniforms are multiples of 2^-24: an event of probability 1e-9 would be drawn sixty
     times too often.
     """
+    check_generator(generator, like.device)
     return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+
+
+def mean_state(a: Tensor, noise: Noise) -> Tensor:
+    """mu = 2F(a) - 1 in ``a``'s dtype, with its ordinary gradient 2f(a)."""
+    return (2 * noise.cdf(widened(a)) - 1).to(a.dtype)  # in half precision F(0.001) is 1/2
 
 
 def deterministic_sign(a: Tensor) -> Tensor:

@@ -15,6 +15,10 @@ estimator             factor c(a, x)                          exact (one layer) 
 ====================  ======================================  ===============================
 
 P(x) stands for P(x | a) = F(x a), never for 1 - p, which would lose the tail.
+
+The factor is a constant to torch: the gradient is an estimate of dE L/da and not the derivative of
+anything, so it is not differentiated again (:func:`attach`). Where ``a`` is infinite, which is
+refused on the CPU and possible under torch.func, torch.compile and on other devices, it is 0.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import check_ends_with, check_pre_activations, check_unit
-from sbnlib.noise import Noise
+from sbnlib.contracts import check_ends_with, check_pre_activations, check_unit, differential
+from sbnlib.noise import Noise, widened
 
 __all__ = ["attach", "chain_rule", "darn", "identity", "reinmax", "straight_through", "zgr"]
 
@@ -34,12 +38,22 @@ def attach(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
     Args:
         x: the value; shape ``(..., *a.shape)``.
         a: pre-activations, the tensor that receives the gradient.
-        c: the factor that stands for dx/da, broadcastable to ``x``; treated as a constant.
+        c: the factor that stands for dx/da, broadcastable to ``x``, finite, a constant. It may be
+            wider than ``a``: then the product with what flows back is rounded, and not c.
 
     The difference is 0 before anything is added to it, so no rounding touches ``x``. The common
     ``x + c*a - (c*a).detach()``, read from left to right, misses +-1 in one value out of fourteen.
+
+    Raises:
+        ValueError: ``c`` requires a gradient, which would always be 0.
+        RuntimeError: in a backward pass with ``create_graph=True``: a second derivative would hold
+            c constant. Under ``torch.func`` and ``torch.compile`` this is not seen.
     """
-    return torch.addcmul(x, c, a - a.detach())
+    if c.requires_grad:
+        raise ValueError("c must be a constant, got a factor that requires a gradient: detach what "
+                         "it is made of (tau, s, parameters of h), which would get 0")  # fmt: skip
+    da = differential(a)
+    return torch.addcmul(x, c, da) if c.dtype == a.dtype else x + (c * da).to(a.dtype)
 
 
 def straight_through(a: Tensor, x: Tensor, noise: Noise | str) -> Tensor:
@@ -65,7 +79,7 @@ def straight_through(a: Tensor, x: Tensor, noise: Noise | str) -> Tensor:
     """
     noise = check_unit(a, noise)
     check_ends_with("x", x, a)
-    return attach(x, a, 2 * noise.pdf(a.detach()))
+    return attach(x, a, 2 * noise.pdf(widened(a.detach())))
 
 
 def chain_rule(a: Tensor, x: Tensor, noise: Noise | str, *, s: float | Tensor) -> Tensor:
@@ -86,7 +100,8 @@ def chain_rule(a: Tensor, x: Tensor, noise: Noise | str, *, s: float | Tensor) -
     """
     noise = check_unit(a, noise)
     check_ends_with("x", x, a)
-    f, xa = noise.pdf(a.detach()), x.detach() * a.detach()
+    a0 = widened(a.detach())
+    f, xa = noise.pdf(a0), x.detach() * a0
     p, q = noise.cdf(xa), noise.cdf(-xa)  # P(x) and P(-x)
     # With 1 = P(x) + P(-x) the bracket of the formula times P(x) has no cancellation for |s| <= 1;
     # f/P(x) stays moderate where 1/P(x) alone would overflow.
@@ -149,4 +164,4 @@ def identity(a: Tensor, x: Tensor, noise: Noise | str | None = None) -> Tensor:
     """
     check_pre_activations(a)
     check_ends_with("x", x, a)
-    return x + (a - a.detach())
+    return x + differential(a, twice=True)

@@ -1,10 +1,11 @@
 """The score function with a control variate made from the loss's derivative.
 
-All are unbiased for every loss that is differentiable off the states, whatever the quality of the
-control variate: what it adds in one place it takes away, in expectation, in another. ``surrogate``
-is the differentiable function from which it is made; it defaults to the loss. In a deep network the
-loss of a lower layer is a *sampled* function of its states, and the surrogate the mean-field one
-(see :func:`sbnlib.layerwise`).
+All are unbiased for every loss, whatever the quality of the control variate: what it adds in one
+place it takes away, in expectation, in another. ``surrogate`` is the function from which it is made
+and must be differentiable off the states; it defaults to the loss. A black box, which has no
+derivative, needs a surrogate, or in :func:`relax` ``eta=0.0``. In a deep network the loss of a
+lower layer is a *sampled* function of its states, and the surrogate the mean-field one (see
+:func:`sbnlib.layerwise`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import Loss, check_loss_based, check_tau, evaluate
+from sbnlib.contracts import Loss, check_loss_based, check_tau, check_weight, evaluate
 from sbnlib.estimators.relaxed import inside, noise_given_state
 from sbnlib.estimators.score import draw, score, with_gradient
-from sbnlib.noise import Noise
-from sbnlib.units import sample_sign, uniforms
+from sbnlib.noise import Noise, widened
+from sbnlib.units import mean_state, states_at, uniforms
 
 __all__ = ["control_variate_loss", "muprop", "rebar", "relax"]
 
@@ -41,7 +42,8 @@ def muprop(
 
     One evaluation a sample, and one forward and backward pass at the mean.
 
-    Args, Returns: as :func:`sbnlib.reinforce`; ``surrogate`` is the function linearized.
+    Args, Returns: as :func:`sbnlib.reinforce`; ``surrogate`` is the function linearized. Where one
+    is given, the loss itself may be a black box.
 
     Raises:
         ValueError: the surrogate is not differentiable; and as ``reinforce``.
@@ -49,14 +51,14 @@ def muprop(
     Source: Gu, Levine, Sutskever & Mnih 2016 (ICLR); chapter 11.
     """
     noise = check_loss_based(a, noise, num_samples)
-    a0 = a.detach()
-    mean = (2 * noise.cdf(a0) - 1).requires_grad_()
+    a0 = widened(a.detach())
+    mean = mean_state(a.detach(), noise).requires_grad_()
     with torch.enable_grad():
-        centre = evaluate(surrogate or loss, mean)
-        slope = _derivative("loss", centre, mean)
-    x = draw(a0, noise, num_samples, generator)
+        centre = evaluate(loss if surrogate is None else surrogate, mean)
+        slope = widened(_derivative("loss", centre, mean))
+    x = draw(a, noise, num_samples, generator)
     values = evaluate(loss, x)
-    linear = centre.detach() + (slope * (x - mean.detach())).sum(dim=-1)
+    linear = centre.detach() + (slope * (x - widened(mean.detach()))).sum(dim=-1)
     rest = (values.detach() - linear)[..., None] * score(a0, x, noise)
     gradient = rest.mean(dim=0) + 2 * noise.pdf(a0) * slope
     return with_gradient(values.mean(dim=0), a, gradient)
@@ -83,16 +85,17 @@ def rebar(
     Args, Returns: as :func:`sbnlib.reinforce`.
         tau: temperature > 0 of the relaxation, a number or a tensor.
         eta: weight of the control variate, a number or a tensor.
-        surrogate: the function that is relaxed.
+        surrogate: the function that is relaxed. Where one is given, the loss itself may be a black
+            box.
 
     Raises:
-        ValueError: ``tau <= 0``, the surrogate is not differentiable; and as ``reinforce``.
+        ValueError: ``tau <= 0``, ``eta`` not finite, the surrogate is not differentiable; and as
+            ``reinforce``.
 
     Source: Tucker et al. 2017 (NeurIPS); chapter 11 for any noise.
     """
-    check_tau(tau)
-    relaxed = _relaxation(surrogate or loss, tau, eta)
-    values, gradient = _coupled(loss, a, noise, num_samples, generator, {"loss": relaxed})
+    parts = _parts(loss, surrogate, tau, eta, None)
+    values, gradient = _coupled(loss, a, noise, num_samples, generator, parts)
     return with_gradient(values.mean(dim=0), a, gradient.mean(dim=0))
 
 
@@ -115,11 +118,12 @@ def relax(
     Args, Returns, Raises: as :func:`rebar`.
         control: r, maps z ``(..., B, n)`` to ``(..., B)``; typically a small network, trained with
             :func:`control_variate_loss`.
+        eta: the number 0 leaves the loss out: c = r, the form published for black boxes, which asks
+            no derivative of the loss and does not evaluate it off the states.
 
     Source: Grathwohl et al. 2018 (ICLR); chapter 11.
     """
-    check_tau(tau)
-    parts = {"loss": _relaxation(surrogate or loss, tau, eta), "control": control}
+    parts = _parts(loss, surrogate, tau, eta, control)
     values, gradient = _coupled(loss, a, noise, num_samples, generator, parts)
     return with_gradient(values.mean(dim=0), a, gradient.mean(dim=0))
 
@@ -150,14 +154,14 @@ def control_variate_loss(
         others: as :func:`relax`; ``control=None`` is REBAR.
 
     Raises:
-        ValueError: no parameters; and as :func:`relax`.
+        ValueError: no parameters, neither ``eta`` nor ``control``; and as :func:`relax`.
     """
     parameters = list(parameters)
     if not parameters:
         raise ValueError("parameters must hold at least one tensor to train, got none")
-    check_tau(tau)
-    parts = {"loss": _relaxation(surrogate or loss, tau, eta)}
-    parts |= {} if control is None else {"control": control}
+    parts = _parts(loss, surrogate, tau, eta, control)
+    if not parts:
+        raise ValueError("control must be a function where eta is the number 0, got None")
     _, gradient = _coupled(loss, a, noise, num_samples, generator, parts, create_graph=True)
     moment = gradient.square().sum(dim=-1).mean()
     slopes = torch.autograd.grad(moment, parameters, materialize_grads=True)
@@ -165,8 +169,30 @@ def control_variate_loss(
     return moment.detach() + sum((g * (p - p.detach())).sum() for p, g in pairs)
 
 
-def _relaxation(surrogate: Loss, tau: float | Tensor, eta: float | Tensor) -> Loss:
-    return lambda z: eta * evaluate(surrogate, torch.tanh(z / (2 * tau)))
+#: The summands of c(z) by the name of what was handed in. z comes in at least float32; what the
+#: user's functions get is rounded to the dtype of ``a``.
+Parts = dict[str, Callable[[Tensor, torch.dtype], Tensor]]
+
+
+def _parts(
+    loss: Loss,
+    surrogate: Loss | None,
+    tau: float | Tensor,
+    eta: float | Tensor,
+    control: Callable[[Tensor], Tensor] | None,
+) -> Parts:
+    """The relaxed loss times eta, unless eta is the number 0, and the free function if any."""
+    check_tau(tau)
+    check_weight("eta", eta)
+    function = loss if surrogate is None else surrogate
+
+    def relaxed(z: Tensor, dtype: torch.dtype) -> Tensor:
+        return eta * evaluate(function, torch.tanh(z / (2 * tau)).to(dtype))
+
+    parts: Parts = {"loss": relaxed} if isinstance(eta, Tensor) or eta != 0 else {}
+    if control is not None:
+        parts["control"] = lambda z, dtype: evaluate(control, z.to(dtype), name="control")
+    return parts
 
 
 def _coupled(
@@ -175,33 +201,42 @@ def _coupled(
     noise: Noise | str,
     num_samples: int,
     generator: torch.Generator | None,
-    parts: dict[str, Loss],
+    parts: Parts,
     create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Losses ``(M, ...)`` and estimates ``(M, ..., n)``; the control variate is a sum of parts."""
+    """Losses ``(M, ...)`` and estimates ``(M, ..., n)``."""
     noise = check_loss_based(a, noise, num_samples)
-    leaf = a.detach().repeat(num_samples, *[1] * a.dim()).requires_grad_()  # a slope a sample
+    leaf = widened(a.detach()).repeat(num_samples, *[1] * a.dim()).requires_grad_()
     u = uniforms(leaf.shape, a, generator)
-    x = sample_sign(leaf, noise, u=u)
-    values = evaluate(loss, x)
+    x = states_at(leaf, noise, u)
+    values = evaluate(loss, x.to(a.dtype))
     with torch.enable_grad():
-        z = leaf - noise.icdf(inside(u, a))
+        z = leaf - noise.icdf(inside(u, leaf))
         z_given_x = leaf - noise_given_state(leaf, x, noise, uniforms(leaf.shape, a, generator))
         weight, slope = values.detach(), torch.zeros_like(leaf)
-        for name, c in parts.items():
-            at_z, at_z_given_x = (evaluate(c, v, name=name) for v in (z, z_given_x))
+        for name, c in parts.items():  # each is asked apart: one with a step would bias in silence
+            at_z, at_z_given_x = c(z, a.dtype), c(z_given_x, a.dtype)
             slope = slope + _derivative(name, at_z - at_z_given_x, leaf, create_graph)
             weight = weight - (at_z_given_x if create_graph else at_z_given_x.detach())
         return values, weight[..., None] * score(leaf.detach(), x, noise) + slope
 
 
+#: What must be differentiable, and what to do where it is not.
+_CURES = {
+    "loss": "loss, or the surrogate in its place, must be differentiable in the states: hand in a "
+    "surrogate that is, leave the loss out of RELAX's control variate with eta=0.0, or take an "
+    "estimator without derivatives such as disarm",
+    "control": "control must be differentiable in z: its derivative is a part of the estimate",
+}
+
+
 def _derivative(name: str, values: Tensor, x: Tensor, create_graph: bool = False) -> Tensor:
-    """d values/dx. Each part is asked apart: a part with a step would bias in silence."""
+    """d values/dx."""
     slope = None
     if values.requires_grad:
         (slope,) = torch.autograd.grad(
             values.sum(), x, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
     if slope is None:
-        raise ValueError(f"{name} must be differentiable in the states for this estimator")
+        raise ValueError(_CURES[name])
     return slope

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import Loss, check_loss_based, evaluate
+from sbnlib.contracts import Loss, check_loss_based, check_values, evaluate
 from sbnlib.estimators.score import draw, with_gradient
-from sbnlib.noise import Noise
-from sbnlib.units import sample_sign, uniforms
+from sbnlib.noise import Noise, widened
+from sbnlib.units import states_at, uniforms
 
 __all__ = ["arm", "disarm", "flip_costs", "local_expectation"]
 
@@ -33,10 +33,9 @@ def local_expectation(
     Source: Titsias & Lazaro-Gredilla 2015; Tokui & Sato 2017; chapter 5.
     """
     noise = check_loss_based(a, noise, num_samples)
-    a0 = a.detach()
-    x = draw(a0, noise, num_samples, generator)
+    x = draw(a, noise, num_samples, generator)
     values = evaluate(loss, x)
-    gradient = noise.pdf(a0) * x * flip_costs(loss, x, values).detach()
+    gradient = noise.pdf(widened(a.detach())) * x * flip_costs(loss, x, values).detach()
     return with_gradient(values.mean(dim=0), a, gradient.mean(dim=0))
 
 
@@ -45,7 +44,8 @@ def flip_costs(loss: Loss, x: Tensor, values: Tensor) -> Tensor:
     n = x.shape[-1]
     flip = 1 - 2 * torch.eye(n, dtype=x.dtype, device=x.device)
     flipped = x * flip.reshape(n, *[1] * (x.dim() - 1), n)  # (n, ..., n)
-    return values[..., None] - evaluate(loss, flipped).movedim(0, -1)
+    after = check_values(loss(flipped), flipped.shape[:-1])  # no copy: nobody else needs them
+    return values[..., None] - after.movedim(0, -1)
 
 
 def arm(
@@ -69,11 +69,11 @@ def arm(
     Source: Yin & Zhou 2019 (ICLR), for logistic noise; chapter 5 for any.
     """
     noise = check_loss_based(a, noise, num_samples)
-    a0 = a.detach()
-    x, _, u, values, difference = _antithetic(loss, a0, noise, num_samples, generator)
+    a0 = widened(a.detach())
+    _, _, u, values, difference = _antithetic(loss, a, noise, num_samples, generator)
     spread = noise.cdf(a0) * noise.cdf(-a0)
     slope = noise.pdf(a0) / spread.where(spread != 0, torch.inf)
-    gradient = difference[..., None] * (u - 0.5).to(a0.dtype) * slope
+    gradient = difference[..., None] * (u - 0.5).to(slope.dtype) * slope
     return with_gradient(values.mean(dim=0), a, gradient.mean(dim=0))
 
 
@@ -96,8 +96,8 @@ def disarm(
     Source: Dong, Mnih & Tucker 2020 (NeurIPS); Yin et al. 2020; chapter 5 for any noise.
     """
     noise = check_loss_based(a, noise, num_samples)
-    a0 = a.detach()
-    x, partner, _, values, difference = _antithetic(loss, a0, noise, num_samples, generator)
+    a0 = widened(a.detach())
+    x, partner, _, values, difference = _antithetic(loss, a, noise, num_samples, generator)
     tail = noise.cdf(-a0.abs())
     slope = noise.pdf(a0) / tail.where(tail != 0, torch.inf)
     gradient = 0.5 * difference[..., None] * torch.where(x != partner, x, 0.0) * slope
@@ -109,7 +109,7 @@ def _antithetic(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x, its partner, the uniform, L(x) and L(x) - L(partner), the last without gradient."""
     u = uniforms((m, *a.shape), a, generator)
-    partner = sample_sign(a, noise, u=u)
-    x = sample_sign(a, noise, u=1 - u)  # u > F(-a) where 1 - u < F(a)
+    partner = states_at(a, noise, u)
+    x = states_at(a, noise, 1 - u)  # u > F(-a) where 1 - u < F(a)
     values = evaluate(loss, x)
     return x, partner, u, values, (values - evaluate(loss, partner)).detach()

@@ -15,9 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import check_ends_with, check_pre_activations
+from sbnlib.contracts import check_ends_with, check_pre_activations, looking_is_free
 from sbnlib.estimators.chain_rule import attach
-from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
+from sbnlib.estimators.relaxed import sech2
+from sbnlib.noise import (
+    Cauchy,
+    FastSigmoid,
+    Gaussian,
+    Logistic,
+    Noise,
+    Triangular,
+    Uniform,
+    widened,
+)
 
 __all__ = ["PROXIES", "Proxy", "proxy"]
 
@@ -48,14 +58,14 @@ def _hardtanh(a: Tensor) -> Tensor:
 
 
 def _swish_sign(a: Tensor, beta: float = 5.0) -> Tensor:
-    """In terms of e = exp(-|beta a|), so that cosh does not overflow."""
-    z = (beta * a).abs()
+    """In terms of e = exp(-|beta a|), so that cosh does not overflow; e is 0 from 800 on."""
+    z = (beta * a).abs().clamp(max=800)
     e = torch.exp(-z)
     return beta * (2 - z * torch.tanh(z / 2)) * 2 * e / (1 + e).square()
 
 
 def _ede(a: Tensor, t: float = 0.1) -> Tensor:
-    return max(1 / t, 1.0) * t * (1 - torch.tanh(t * a).square())
+    return max(1 / t, 1.0) * t * sech2(t * a)
 
 
 PROXIES: dict[str, Proxy] = {
@@ -71,7 +81,7 @@ PROXIES: dict[str, Proxy] = {
         ),
         Proxy(
             "tanh",
-            lambda a: 1 - torch.tanh(a).square(),
+            sech2,
             2.0,
             Logistic(0.5),
             r"1-\tanh^2 a",
@@ -79,7 +89,7 @@ PROXIES: dict[str, Proxy] = {
         ),
         Proxy(
             "half_tanh",
-            lambda a: (1 - torch.tanh(a / 2).square()) / 2,
+            lambda a: sech2(a / 2) / 2,
             2.0,
             Logistic(),
             r"\tfrac12(1-\tanh^2\tfrac a2)",
@@ -145,22 +155,63 @@ PROXIES: dict[str, Proxy] = {
 }
 
 
-def proxy(a: Tensor, x: Tensor, noise: Noise | str | None = None, *, name: str) -> Tensor:
-    """The sample ``x`` with a proxy slope h(a) as its derivative.
+def proxy(
+    a: Tensor,
+    x: Tensor,
+    noise: Noise | str | None = None,
+    *,
+    name: str | None = None,
+    h: Callable[[Tensor], Tensor] | None = None,
+    function: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    r"""The sample ``x`` with a proxy slope h(a) as its derivative.
+
+    One of three says which slope:
 
     Args:
         a: pre-activations ``(..., n)``.
         x: states, +-1, shape ``a.shape`` or with further axes in front.
         noise: not used; the point of chapter 8 is what happens when it does not match ``h``.
         name: a key of ``sbnlib.estimators.PROXIES``, the names of the table in the reference.
+        h: a slope of your own, an elementwise function of ``a``, finite; a constant to torch.
+        function: the function m whose derivative is the slope, elementwise and differentiable. The
+            result is :math:`x + m(a) - m(a)`, the second m without a gradient: all that m depends
+            on, parameters too, gets the derivative of the loss as if the state moved with m.
+
+    ``h`` and ``function`` are given ``a`` in at least float32.
+
+    A learned m: where the states are drawn with :math:`P(x=1\mid a) = (1 + m(a))/2`, m is their
+    mean and the result is straight-through, in ``a`` and in the parameters of m, unbiased for
+    losses multilinear in the states. Where they are drawn otherwise, or are signs, the loss does
+    not depend on these parameters, and what they get is no estimate of a derivative.
 
     Raises:
-        ValueError: unknown ``name``; the message lists the known ones.
+        ValueError: unknown ``name``, the message lists the known ones; not one of the three; a
+            slope that requires a gradient or (looked at on the CPU only) is not finite; a result
+            of ``h`` or ``function`` that has not the shape of ``a``.
 
     Source: the ``source`` of the entry; chapter 8.
     """
-    if name not in PROXIES:
+    given = [k for k, v in {"name": name, "h": h, "function": function}.items() if v is not None]
+    if len(given) != 1:
+        raise ValueError(f"one of name, h and function must be given, got {given or 'none'}")
+    if name is not None and name not in PROXIES:
         raise ValueError(f"name must be one of {sorted(PROXIES)}, got {name!r}")
     check_pre_activations(a)
     check_ends_with("x", x, a)
-    return attach(x, a, PROXIES[name].h(a.detach()))
+    if function is not None:
+        m = _elementwise("function", function, widened(a))
+        return x + (m - m.detach()).to(a.dtype)
+    a0 = widened(a.detach())
+    return attach(x, a, _elementwise("h", h, a0) if h is not None else PROXIES[str(name)].h(a0))
+
+
+def _elementwise(name: str, function: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+    """The user's function of ``a``: a tensor of its shape and, where looking is free, finite."""
+    value = function(a)
+    if not isinstance(value, Tensor) or value.shape != a.shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} must return a tensor of a's shape {tuple(a.shape)}, got {got}")
+    if looking_is_free(value) and not value.isfinite().all():
+        raise ValueError(f"{name} must be finite at every a, got NaN or an infinite value")
+    return value

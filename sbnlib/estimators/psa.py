@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sbnlib.contracts import Loss, Network, evaluate, linear_layers
 from sbnlib.estimators.flips import flip_costs
-from sbnlib.noise import Noise
+from sbnlib.estimators.score import with_gradient
+from sbnlib.noise import Noise, widened
 from sbnlib.units import sample_sign
 
 __all__ = ["psa"]
@@ -58,7 +59,7 @@ def psa(
     with torch.no_grad():
         gradients = _gradients(layers, net.noise, pre, states, loss, value)
     for a, g in zip(pre, gradients, strict=True):
-        value = value + (g * (a - a.detach())).sum(dim=-1)
+        value = with_gradient(value, a, g)
     return value
 
 
@@ -71,10 +72,10 @@ def _gradients(
     value: Tensor,
 ) -> list[Tensor]:
     """f(a) x D for each layer, from the last to the first."""
-    d = flip_costs(loss, states[-1], value)
+    d = widened(flip_costs(loss, states[-1], value))
     gradients = []
     for k in reversed(range(len(pre))):
-        a, x = pre[k], states[k]
+        a, x = widened(pre[k]), states[k]
         gradients.append(noise.pdf(a) * x * d)
         if k > 0:
             moved = a[..., :, None] - 2 * layers[k].weight * states[k - 1][..., None, :]

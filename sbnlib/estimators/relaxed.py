@@ -10,12 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import check_count, check_ends_with, check_tau, check_unit
+from sbnlib.contracts import (
+    check_count,
+    check_ends_with,
+    check_tau,
+    check_uniforms,
+    check_unit,
+    finite,
+)
 from sbnlib.estimators.chain_rule import attach
-from sbnlib.noise import Noise
+from sbnlib.noise import Logistic, Noise, widened
 from sbnlib.units import uniforms
 
-__all__ = ["concrete", "gumbel_rao", "inside", "noise_given_state", "st_gumbel"]
+__all__ = ["concrete", "gumbel_rao", "inside", "noise_given_state", "sech2", "st_gumbel"]
 
 
 def concrete(
@@ -46,12 +53,14 @@ def concrete(
     """
     noise = check_unit(a, noise)
     check_tau(tau)
+    wide = widened(a)
     if u is None:
-        z = noise.sample(a.shape, generator=generator, dtype=a.dtype, device=a.device)
+        z = noise.sample(a.shape, generator=generator, dtype=wide.dtype, device=a.device)
     else:
         check_ends_with("u", u, a)
-        z = noise.icdf(u.to(a.dtype))
-    return torch.tanh((a - z) / (2 * tau))
+        check_uniforms(u)
+        z = finite(noise.icdf(u.to(wide.dtype)))
+    return torch.tanh((wide - z) / (2 * tau)).to(a.dtype)
 
 
 def st_gumbel(
@@ -133,18 +142,27 @@ def _relaxed_slope(
     elif not isinstance(u, Tensor) or u.shape != shape:
         got = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
         raise ValueError(f"u must have shape {shape}, got {got}")
-    z = noise_given_state(a.detach(), x.detach(), noise, u)
-    slope = (1 - torch.tanh((a.detach() - z) / (2 * tau)).square()) / (2 * tau)
+    else:
+        check_uniforms(u)
+    a0 = widened(finite(a.detach()))
+    z = noise_given_state(a0, x.detach(), noise, u)
+    slope = sech2((a0 - z) / (2 * tau)) / (2 * tau)
     return attach(x, a, slope.mean(dim=0) if draws else slope)
+
+
+def sech2(v: Tensor) -> Tensor:
+    """The derivative of tanh: 1 - tanh(v)^2, which would be 0 in float32 from v = 9 on."""
+    return 4 * Logistic().pdf(2 * v)
 
 
 def noise_given_state(a: Tensor, x: Tensor, noise: Noise, u: Tensor) -> Tensor:
     """Z given sign(a - Z) = x, from a uniform: x Z has the law of Z below x a.
 
-    Differentiable in ``a`` at fixed ``u``, and on the right side of ``a`` whatever the rounding.
+    Differentiable in ``a`` at fixed ``u``, and on the right side of ``a`` whatever the rounding. In
+    at least float32.
     """
-    xa = x * a
-    return x * torch.minimum(noise.icdf(inside(u, a) * noise.cdf(xa)), xa)
+    xa = x * widened(a)
+    return x * torch.minimum(noise.icdf(inside(u, xa) * noise.cdf(xa)), xa)
 
 
 def inside(u: Tensor, a: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import Loss, check_loss_based, evaluate
-from sbnlib.noise import Noise
-from sbnlib.units import sample_sign, uniforms
+from sbnlib.contracts import Loss, check_loss_based, differential, evaluate
+from sbnlib.noise import Noise, widened
+from sbnlib.units import states_at, uniforms
 
 __all__ = ["BASELINES", "draw", "reinforce", "score", "with_gradient"]
 
@@ -87,16 +87,17 @@ def _baseline(values: Tensor, baseline: str | Tensor | None) -> Tensor | float:
 
 def score(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
     r"""The derivative of log P(x) in ``a``: :math:`x f(a)/P(x)`; 0 where P(x) = 0."""
+    a = widened(a)
     p = noise.cdf(x * a)
     return x * noise.pdf(a) / p.where(p != 0, torch.inf)
 
 
 def with_gradient(value: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
     """``value`` with a further gradient in ``a``, for each row: (...,) and (..., n) -> (...,)."""
-    return value + (gradient.detach() * (a - a.detach())).sum(dim=-1)
+    change = (gradient.detach() * differential(a)).sum(dim=-1)
+    return value + change.to(torch.promote_types(value.dtype, a.dtype))
 
 
 def draw(a: Tensor, noise: Noise, m: int, generator: torch.Generator | None) -> Tensor:
     """``(M, *a.shape)`` independent states."""
-    a = a.detach()
-    return sample_sign(a, noise, u=uniforms((m, *a.shape), a, generator))
+    return states_at(a, noise, uniforms((m, *a.shape), a, generator))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from bridge import in_order, make_net, make_noise, random_inputs, z_limit
 from torch.func import functional_call, grad, vmap
 
+import sbnlib
 from sbnlib import chain_rule, darn, identity, proxy, sample_sign, straight_through, zgr
 from sbnlib.nn import Sign
 
@@ -154,3 +156,19 @@ def test_nan_logits_compiled_by_inductor_give_nan() -> None:
     fast = compiled(lambda a, u: unit(a, u=u), "inductor")
     out = fast(torch.tensor([0.0, float("nan"), 3.0]), torch.tensor([0.9, 0.1, 0.1]))
     assert out[0] == -1 and torch.isnan(out[1]) and out[2] == 1
+
+
+def test_compile_prints_no_warning_of_ours() -> None:
+    # Of a function with a cache, which asks each layer whether it takes a generator
+    class Mine(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    torch._dynamo.reset()
+    net = sbnlib.SBN(torch.nn.Linear(3, 4), torch.nn.Sequential(Mine(4, 2), torch.nn.Tanh()))
+    fast = torch.compile(net, fullgraph=True, backend="eager")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        x = fast(torch.zeros(5, 3))
+    assert x.shape == (5, 2)
+    assert [w for w in caught if "sbnlib" in str(w.message) or "network.py" in str(w.message)] == []

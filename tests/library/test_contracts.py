@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,6 +88,65 @@ def test_an_estimator_that_draws_gets_the_generator_whatever_its_form(name: str)
         assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@dataclass(eq=True)  # without a hash
+class ForwardAsObject:
+    layer: nn.Module
+
+    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.layer(x) + torch.rand(3, generator=generator)
+
+
+def test_a_forward_that_has_no_hash_gets_the_generator() -> None:
+    layer = nn.Linear(3, 3)
+    layer.forward = ForwardAsObject(nn.Linear(3, 3))
+    for net in (SBN(layer), SBN(nn.Sequential(layer, nn.Tanh()))):
+        first, again, other = (net(A, mode="mean", generator=seeded(s)).detach() for s in (1, 1, 2))
+        assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@dataclass(eq=True)
+class LossBasedAsObject:
+    scale: float = 1.0
+
+    def __call__(self, loss: Any, a: Tensor, noise: Any, **options: Any) -> Tensor:
+        return sbnlib.reinforce(loss, a, noise, **options)
+
+
+def test_objects_without_a_hash_stand_wherever_an_estimator_does() -> None:
+    net, loss = SBN(nn.Linear(3, 4), nn.Linear(4, 2)).double(), lambda x: x.sum(-1)
+    inputs = A.double()
+    draws = [
+        network_estimator(pathwise(AsObject())),
+        layerwise(LossBasedAsObject()),
+        layerwise(partial(LossBasedAsObject(), num_samples=2)),
+        partial(AsNetwork(), scale=2.0),
+        AsNetwork(),
+    ]
+    for estimator in draws:
+        sbnlib.measure(net, inputs, loss, estimator, 4, generator=seeded())
+        first, again = (
+            network_estimator(estimator)(net, inputs, loss, generator=seeded(1)) for _ in range(2)
+        )
+        assert torch.equal(first, again) and first.shape == (2,)
+    sbnlib.exact_moments(net, inputs, loss, StateOnlyAsObject())
+
+
+@dataclass(eq=True)
+class AsNetwork:
+    scale: float = 1.0
+
+    def __call__(self, net: SBN, inputs: Tensor, loss: Any, **options: Any) -> Tensor:
+        return pathwise(zgr)(net, inputs, loss, generator=options["generator"])
+
+
+@dataclass(eq=True)
+class StateOnlyAsObject:
+    scale: float = 1.0
+
+    def __call__(self, a: Tensor, x: Tensor, noise: Any) -> Tensor:
+        return x + self.scale * (a - a.detach())
+
+
 def test_an_estimator_that_draws_nothing_is_wrapped_once() -> None:
     def own(a: Tensor, x: Tensor, noise: Any) -> Tensor:
         return x + 3 * (a - a.detach())
@@ -137,6 +198,88 @@ def test_the_estimator_of_a_unit_can_be_assigned_copied_and_pickled() -> None:
                            gradient(lambda a: unit(a, generator=seeded())))  # fmt: skip
     with pytest.raises(ValueError, match="'reinforce' is loss based"):
         unit.estimator = "reinforce"
+
+
+# ---------------------------------------------------------------------------- twice, in place
+
+NUMBERS = {
+    "straight_through": lambda a: sbnlib.straight_through(a, A.sign(), Logistic()),
+    "zgr": lambda a: zgr(a, A.sign(), Logistic()),
+    "hardtanh": lambda a: sbnlib.proxy(a, A.sign(), name="hardtanh"),
+    "st_gumbel": lambda a: sbnlib.st_gumbel(a, A.sign(), Logistic(), tau=0.5),
+    "reinforce": lambda a: sbnlib.reinforce(lambda x: x.sum(-1), a, Logistic()),
+    "disarm": lambda a: sbnlib.disarm(lambda x: x.sum(-1), a, Logistic()),
+    "Sign": lambda a: Sign()(a),
+    "SBN": lambda a: SBN(nn.Linear(3, 3), nn.Linear(3, 2))(a),
+    "psa": lambda a: sbnlib.psa(SBN(nn.Linear(3, 2)), a, lambda x: x.sum(-1)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_an_estimate_cannot_be_differentiated_again(name: str) -> None:
+    # Its factor is a constant to torch, so that 2 f(a) L'(x) would lose 2 f'(a) L'(x)
+    leaf = A.clone().requires_grad_()
+    for loss in (lambda v: v.sum(), lambda v: v.square().sum()):
+        with pytest.raises(RuntimeError, match="create_graph must be False through a binary unit"):
+            torch.autograd.grad(loss(NUMBERS[name](leaf)), leaf, create_graph=True)
+        torch.autograd.grad(loss(NUMBERS[name](leaf)), leaf)
+
+
+def test_a_graph_of_other_gradients_is_no_ones_business() -> None:
+    net, head = SBN(nn.Linear(3, 2)), nn.Linear(2, 1)
+    value = head(net(A)).square().sum()
+    (g,) = torch.autograd.grad(value, [head.weight], create_graph=True)
+    g.square().sum().backward()
+    assert head.weight.grad.isfinite().all()
+
+
+def test_what_is_a_function_can_be_differentiated_twice() -> None:
+    # x + m(a) - m(a) has the derivatives of m, the identity and the mean their own
+    leaf = torch.linspace(-1, 1, 7, dtype=torch.float64).requires_grad_()
+    x, noise = leaf.detach().sign(), Logistic()
+    t = np.tanh(leaf.detach().numpy())
+    f = 0.25 * (1 - np.tanh(leaf.detach().numpy() / 2) ** 2)
+    for run, slope, second in (
+        (lambda a: sbnlib.identity(a, x), np.ones(7), np.zeros(7)),
+        (lambda a: sbnlib.proxy(a, x, function=torch.tanh), 1 - t**2, -2 * t * (1 - t**2)),
+        (lambda a: Sign(noise)(a, mode="mean"), 2 * f,
+         -2 * f * np.tanh(leaf.detach().numpy() / 2)),
+    ):  # fmt: skip
+        value = run(leaf)
+        (g,) = torch.autograd.grad((value**3).sum() / 3, leaf, create_graph=True)
+        (h,) = torch.autograd.grad(g.sum(), leaf)
+        v = value.detach().numpy()
+        np.testing.assert_allclose(g.detach().numpy(), v**2 * slope, rtol=1e-12, atol=1e-15)
+        expected = 2 * v * slope**2 + v**2 * second
+        np.testing.assert_allclose(h.numpy(), expected, rtol=1e-11, atol=1e-14)
+
+
+def test_under_torch_func_a_second_derivative_holds_the_factor_constant() -> None:
+    # As the docstring says: of (x^2)' = 2 c x it is 2 c^2, without 2 c' x
+    a, x = torch.tensor(0.7, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    run = lambda a: sbnlib.straight_through(a, x, Logistic()).square()  # noqa: E731
+    c = 0.5 / np.cosh(0.35) ** 2
+    assert torch.func.grad(run)(a).item() == pytest.approx(2 * c, rel=1e-12)
+    assert torch.func.grad(torch.func.grad(run))(a).item() == pytest.approx(2 * c**2, rel=1e-12)
+
+
+def test_a_factor_that_would_learn_is_refused() -> None:
+    # What it is made of would get the gradient 0, because the value does not depend on it
+    a, x = torch.zeros(3, requires_grad=True), torch.ones(3)
+    knob = torch.tensor(0.5, requires_grad=True)
+    for call in (
+        lambda: sbnlib.chain_rule(a, x, Logistic(), s=knob),
+        lambda: sbnlib.st_gumbel(a, x, Logistic(), tau=knob),
+        lambda: sbnlib.gumbel_rao(a, x, Logistic(), tau=knob, num_inner=2),
+        lambda: sbnlib.proxy(a, x, h=lambda a: knob * torch.exp(-a.abs())),
+    ):
+        with pytest.raises(ValueError, match="c must be a constant, got a factor that requires"):
+            call()
+    # The relaxed unit does depend on its temperature
+    value = sbnlib.concrete(a + 0.3, Logistic(), tau=knob, u=torch.full((3,), 0.4))
+    (g,) = torch.autograd.grad(value.sum(), knob)
+    v = (0.3 - math.log(0.4 / 0.6)) / 2
+    assert g.item() == pytest.approx(-3 * v / 0.25 / math.cosh(v / 0.5) ** 2, rel=1e-5)
 
 
 # ------------------------------------------------------------------------- names of noises

@@ -105,6 +105,36 @@ def test_measure_takes_them_and_finds_the_moments(name: str) -> None:
     assert accuracy.variance.value > 0
 
 
+def test_a_black_box_in_depth_by_relaxs_control_alone() -> None:
+    # z-tests of all parameters, together 1e-6
+    net = ref.random_net((2, 2, 2), ref.RefNoise("Logistic", 0.8), seed=6, gain=1.3)
+    loss = step_loss(2)
+    estimator = layerwise(partial(relax, control=lambda z: torch.tanh(z).sum(-1), eta=0.0))
+    _, grads = network_estimates(estimator, net, V, loss, 30_000, 1)
+    exact = ref.gradient_one(net, V, loss, 0)
+    limit = z_limit(sum(e.size for e in exact.values()))
+    for key, e in exact.items():
+        assert z_scores(grads[key], e).max() < limit, key
+
+
+@pytest.mark.parametrize("entry", registry.ESTIMATORS.values(), ids=lambda e: e.name)
+def test_a_loss_of_a_network_may_change_its_argument_in_place(entry: registry.Entry) -> None:
+    net, pure = ref.random_net((2, 3, 2), ref.RefNoise("Logistic"), seed=2), ref.smooth_loss(2)
+
+    def changing(x: torch.Tensor) -> torch.Tensor:
+        x.add_(1).mul_(0.5)
+        return pure.torch(2 * x - 1)
+
+    results = []
+    for function in (pure.torch, changing):
+        loss = ref.RefLoss("", pure.value, pure.gradient, function)
+        results.append(network_estimates(network_estimator(entry.name), net, V, loss, 20, 3))
+    (values, grads), (again, others) = results
+    np.testing.assert_allclose(values, again, rtol=1e-12)
+    for key, g in grads.items():
+        np.testing.assert_allclose(others[key], g, rtol=1e-9, atol=1e-12)
+
+
 # --------------------------------------------------------- what a layer's estimator is given
 
 

@@ -346,3 +346,16 @@ def test_bad_inputs_modes_and_loose_tensors_are_refused() -> None:
         net(torch.zeros(1, 3).double())
     with pytest.raises(ValueError):
         net(torch.full((1, 2), float("nan")).double())
+
+
+@pytest.mark.parametrize("bad", [7.0, 0.0, 0.5, float("nan"), float("inf")])
+def test_states_that_are_none_are_refused_before_any_work(bad: float) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("a layer was run before the check")
+
+    net = SBN(nn.Linear(2, 3), nn.Linear(3, 2))
+    net.layers[0].register_forward_pre_hook(never)
+    states = [torch.ones(4, 3), torch.ones(4, 2)]
+    states[1][2, 1] = bad
+    with pytest.raises(ValueError, match=r"states must hold \+-1 only, got values from"):
+        net(torch.zeros(4, 2), states=states)

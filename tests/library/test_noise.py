@@ -6,6 +6,7 @@ The first part needs no closed form, so it holds for a law added tomorrow; the s
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from discovered import NOISES
 from rows import panels
 from scipy import stats
 
+import sbnlib
 from sbnlib import Noise
 
 Array = np.ndarray
@@ -130,6 +132,12 @@ def test_the_quantile_of_f_is_the_point(name: str) -> None:
     low, middle = a[a <= 0], a[np.abs(a) < 1]
     np.testing.assert_allclose(icdf(noise, cdf(noise, low)), low, rtol=1e-10, atol=1e-15)
     np.testing.assert_allclose(icdf(noise, cdf(noise, middle)), middle, rtol=0, atol=1e-14)
+
+
+@names
+def test_there_is_no_quantile_of_what_is_no_probability(name: str) -> None:
+    p = [-math.inf, -0.5, -1e-12, 1 + 1e-12, 1.5, 2.5, math.inf, math.nan]
+    assert np.isnan(icdf(make_noise(name, 0.7), p)).all()
 
 
 @names
@@ -255,3 +263,148 @@ def test_samples_follow_the_distribution(name: str) -> None:
     # Kolmogorov-Smirnov; false-alarm rate 1e-6 for each law
     drawn = make_noise(name, 2.5).sample((20_000,), generator=torch.Generator().manual_seed(3))
     assert stats.kstest(drawn.double().numpy(), ref.RefNoise(name, 2.5).cdf).pvalue > 1e-6
+
+
+# -------------------------------------------------------------------------- laws of the user's
+
+
+class Laplace(Noise):
+    """A right one: f = exp(-|a|)/2. It counts how often it is asked for F."""
+
+    asked = 0
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        Laplace.asked += 1
+        tail = torch.exp(-a.abs()) / 2
+        return torch.where(a > 0, 1 - tail, tail)
+
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-a.abs()) / 2
+
+    def _icdf_lower(self, p: torch.Tensor) -> torch.Tensor:
+        return torch.log(2 * p)
+
+
+class WithoutQuantiles(Laplace):
+    """All that straight-through needs."""
+
+    def _icdf_lower(self, p: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class Gumbel(Noise):
+    """Known, and not symmetric: F = exp(-exp(-a))."""
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-torch.exp(-a))
+
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-a - torch.exp(-a))
+
+
+class Shifted(Laplace):
+    """Symmetric about 0.01 instead of 0."""
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        return super()._cdf(a - 0.01)
+
+
+class TwiceTheDensity(Laplace):
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        return 2 * super()._pdf(a)
+
+
+class DensityOfOneSide(Laplace):
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        return torch.where(a > 0, 2.0, 0.0) * super()._pdf(a)
+
+
+class WrongQuantiles(Laplace):
+    def _icdf_lower(self, p: torch.Tensor) -> torch.Tensor:
+        return torch.log(p)
+
+
+class OfLogistic(sbnlib.Logistic):
+    """A subclass of one of ours is not one of ours."""
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        return super()._cdf(a) ** 2
+
+
+WRONG = {
+    Gumbel: "symmetric",
+    Shifted: "symmetric",
+    OfLogistic: "symmetric",
+    TwiceTheDensity: "given with its density",
+    DensityOfOneSide: "given with its density",
+    WrongQuantiles: "given with its quantiles",
+}
+A = torch.zeros(3)
+
+
+@pytest.mark.parametrize("law", WRONG, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 20.0])
+def test_a_law_that_is_none_is_refused_wherever_it_enters(law: type[Noise], scale: float) -> None:
+    for enter in (
+        lambda n: sbnlib.sample_sign(A, n),
+        lambda n: sbnlib.straight_through(A, A, n),
+        lambda n: sbnlib.reinforce(lambda x: x.sum(-1), A, n),
+        lambda n: sbnlib.nn.Sign(n),
+        lambda n: sbnlib.SBN(torch.nn.Linear(2, 2), noise=n),
+        lambda n: sbnlib.nn.BernoulliLinear(2, 2, noise=n),
+    ):
+        with pytest.raises(ValueError, match=rf"noise must be {WRONG[law]}.*; {law.__name__}\("):
+            enter(law(scale))
+
+
+@pytest.mark.parametrize("law", [Laplace, WithoutQuantiles])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 20.0])
+def test_a_law_of_the_users_is_tried_once(law: type[Noise], scale: float) -> None:
+    noise, before = law(scale), torch.random.get_rng_state()
+    sbnlib.straight_through(A, A.sign(), noise)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    tried = Laplace.asked
+    for _ in range(3):
+        sbnlib.straight_through(A, A.sign(), noise)
+    assert Laplace.asked == tried
+    assert set(sbnlib.sample_sign(torch.randn(200), noise).tolist()) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize("scale", [1.0, 0.3, 7.0])
+def test_every_law_of_ours_passes_as_one_of_the_users(name: str, scale: float) -> None:
+    mine = type(f"Mine{name}", (NOISES[name],), {})(scale)
+    assert sbnlib.noise.as_noise(mine) is mine and mine._tried
+    assert not make_noise(name)._tried  # ours are not tried: they have tests
+
+
+def test_a_law_that_forbids_assignment_is_tried_too() -> None:
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Frozen(Laplace):
+        scale: float = 1.0
+
+    assert sbnlib.noise.as_noise(Frozen())._tried
+
+
+def test_bad_generators_are_refused() -> None:
+    noise = make_noise("Logistic")
+    for bad in (3, "cpu", torch.Generator):
+        with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got"):
+            noise.sample((2,), generator=bad)
+
+
+class OnAnotherDevice(torch.Generator):
+    device = torch.device("cuda")
+
+
+def test_a_generator_on_another_device_is_refused() -> None:
+    noise, elsewhere = make_noise("Logistic"), OnAnotherDevice()
+    for draw in (
+        lambda: noise.sample((2,), generator=elsewhere),
+        lambda: sbnlib.sample_sign(A, noise, generator=elsewhere),
+        lambda: sbnlib.concrete(A, noise, tau=0.5, generator=elsewhere),
+        lambda: sbnlib.st_gumbel(A, A.sign(), noise, tau=0.5, generator=elsewhere),
+        lambda: sbnlib.rebar(lambda x: x.sum(-1), A, noise, generator=elsewhere),
+    ):
+        with pytest.raises(ValueError, match="generator must be on cpu.* got one on cuda"):
+            draw()

@@ -175,6 +175,31 @@ def test_a_name_of_another_kind_is_refused_with_the_names_of_the_right_one() -> 
         assert known in str(caught.value)
 
 
+def test_a_function_of_another_kind_is_refused_with_its_kind_and_its_place() -> None:
+    net, a = SBN(torch.nn.Linear(3, 3)), torch.zeros(3)
+    chain_rule = r"must be a chain-rule function \(a, x, noise\)"
+    loss_based = r"must be a loss-based function \(loss, a, noise\)"
+    relaxed = partial(sbnlib.concrete, tau=0.5)
+    for call, wanted, got in (
+        (lambda: Sign(estimator=sbnlib.reinforce), chain_rule, "reinforce of kind 'loss based'"),
+        (lambda: Sign(estimator=partial(sbnlib.reinforce, baseline="loo", num_samples=2)),
+         chain_rule, "reinforce of kind 'loss based': layerwise makes"),
+        (lambda: Sign(estimator=relaxed), chain_rule, "concrete of kind 'relaxation': it stands"),
+        (lambda: Sign(estimator=sbnlib.concrete), chain_rule, "concrete of kind 'relaxation'"),
+        (lambda: SBN(torch.nn.Linear(2, 2), estimator=sbnlib.psa), chain_rule,
+         r"psa of kind 'network': it is called with \(net, inputs, loss\)"),
+        (lambda: Sign()(a, estimator=sbnlib.arm), chain_rule, "arm of kind 'loss based'"),
+        (lambda: net(a, estimator=sbnlib.arm), chain_rule, "arm of kind 'loss based'"),
+        (lambda: setattr(net.sign, "estimator", sbnlib.rebar), chain_rule, "rebar of kind"),
+        (lambda: pathwise(sbnlib.reinforce), chain_rule, "layerwise makes a network estimator"),
+        (lambda: layerwise(zgr), loss_based, "zgr of kind 'chain rule': .* pathwise makes"),
+        (lambda: layerwise(pathwise(zgr)), loss_based, r"pathwise\(zgr\) of kind 'network'"),
+        (lambda: layerwise(relaxed), loss_based, "concrete of kind 'relaxation'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"estimator {wanted}.*{got}"):
+            call()
+
+
 def test_a_name_is_as_good_as_the_function() -> None:
     assert Sign(estimator="zgr").estimator is Sign(estimator=zgr).estimator is zgr
     assert pathwise("zgr").__name__ == pathwise(zgr).__name__

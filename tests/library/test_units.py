@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import reference as ref
@@ -12,8 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
+from torch import nn
+from torch.func import vmap
+from torch.utils.checkpoint import checkpoint
 
-from sbnlib import Logistic, sample_sign
+import sbnlib
+from sbnlib import SBN, Logistic, sample_sign
+from sbnlib.estimators import flips
+from sbnlib.nn import Sign
 
 names = pytest.mark.parametrize("name", NOISES)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -170,3 +181,127 @@ def test_uniforms_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None
 def test_uniforms_that_are_no_tensor_are_refused() -> None:
     with pytest.raises((TypeError, ValueError), match="u"):
         sample_sign(torch.zeros(2), Logistic(), u=[0.1, 0.2])
+
+
+NO_UNIFORMS = [math.nan, -1e-9, 1.0, 2.0, math.inf]
+
+
+@pytest.mark.parametrize("bad", NO_UNIFORMS)
+def test_uniforms_off_the_unit_interval_are_refused(bad: float) -> None:
+    # At u = 1 a unit with F(a) = 1 would be -1
+    a, x, u = torch.zeros(3), torch.ones(3), torch.tensor([0.2, bad, 0.9])
+    for call in (
+        lambda: sample_sign(a, Logistic(), u=u),
+        lambda: Sign()(a, u=u),
+        lambda: SBN(nn.Linear(3, 3))(torch.zeros(3), u=[u]),
+        lambda: sbnlib.concrete(a, Logistic(), tau=0.5, u=u),
+        lambda: sbnlib.st_gumbel(a, x, Logistic(), tau=0.5, u=u),
+        lambda: sbnlib.gumbel_rao(a, x, Logistic(), tau=0.5, num_inner=2, u=u.expand(2, 3)),
+    ):
+        with pytest.raises(ValueError, match=r"u must be on \[0, 1\), got values from"):
+            call()
+
+
+def test_no_uniforms_at_all_are_right_for_no_units() -> None:
+    assert sample_sign(torch.zeros(0), Logistic(), u=torch.zeros(0)).shape == (0,)
+
+
+def test_the_estimators_own_uniforms_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    # ARM compares 1 - u, which is 1 where u is 0
+    ends = lambda shape, like, generator: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
+    monkeypatch.setattr(flips, "uniforms", ends)
+    for estimator in (sbnlib.arm, sbnlib.disarm):
+        assert estimator(lambda x: x.sum(-1), torch.zeros(2, 3), Logistic()).tolist() == [-3, -3]
+
+
+# --------------------------------------------------------------------- layout, vmap, generators
+
+
+@names
+def test_states_keep_the_memory_format_and_their_numbers(name: str) -> None:
+    image = torch.rand(2, 3, 4, 5, generator=seeded(1)) - 0.5
+    last = image.to(memory_format=torch.channels_last).requires_grad_()
+    noise = make_noise(name)
+    x = sample_sign(last, noise, generator=seeded(2))
+    assert torch.equal(x, sample_sign(image, noise, generator=seeded(2)))
+    outputs = [x, Sign(noise)(last, generator=seeded(2))]
+    outputs += [Sign(noise)(last, mode=mode) for mode in ("sign", "mean")]
+    outputs += [Sign(noise, estimator=f)(last, generator=seeded(2))
+                for f in ("zgr", "st_gumbel", "hardtanh", "identity")]  # fmt: skip
+    outputs += [sbnlib.concrete(last, noise, tau=0.5, generator=seeded(2))]
+    for out in outputs:
+        assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_transposed_layer_of_units_keeps_its_strides() -> None:
+    a = torch.rand(7, 5, generator=seeded(1)).T
+    assert sample_sign(a, Logistic(), generator=seeded(2)).stride() == a.stride()
+    assert torch.equal(
+        sample_sign(a, Logistic(), generator=seeded(2)),
+        sample_sign(a.contiguous(), Logistic(), generator=seeded(2)),
+    )
+
+
+def test_vmap_gives_no_warning() -> None:
+    # Of an operation without a batching rule; it is printed once a process, so this asks for all
+    a, u = torch.zeros(4, 3), torch.rand(4, 3, generator=seeded())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vmap(lambda a: Sign()(a), randomness="different")(a)
+        vmap(lambda a, u: Sign()(a, u=u))(a, u)
+        vmap(lambda u: sample_sign(a[0], Logistic(), u=u))(u)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("how", ["global", "uniforms", "generator"])
+def test_activation_checkpointing(how: str, reentrant: bool) -> None:
+    # The second forward pass must draw the numbers of the first: the gradient of c(x) x, with
+    # c random too. A generator handed in has gone on, so it is refused.
+    a = torch.linspace(-2, 2, 50).requires_grad_()
+    u = torch.rand(2, 50, generator=seeded(3))
+    generator = seeded(4)
+
+    def run(a: torch.Tensor) -> torch.Tensor:
+        if how == "uniforms":
+            x = sample_sign(a, Logistic(), u=u[0])
+            out = sbnlib.st_gumbel(a, x, Logistic(), tau=0.5, u=u[1])
+        else:
+            given = generator if how == "generator" else None
+            out = Sign(estimator="st_gumbel")(a, generator=given)
+        return (out + 2).square()
+
+    def gradient(forward: Callable) -> torch.Tensor:
+        torch.manual_seed(7)
+        out = forward(a).sum()
+        torch.rand(5)  # the global generator goes on too
+        return torch.autograd.grad(out, a)[0] if not reentrant else backward(out)
+
+    def backward(out: torch.Tensor) -> torch.Tensor:
+        a.grad = None
+        out.backward()
+        return a.grad
+
+    checkpointed = partial(checkpoint, run, use_reentrant=reentrant)
+    if how == "generator":
+        with pytest.raises(RuntimeError, match="generator must not be drawn from in a backward"):
+            gradient(checkpointed)
+    else:
+        assert torch.equal(gradient(checkpointed), gradient(run))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_network_with_a_generator_is_refused(reentrant: bool) -> None:
+    net, inputs = SBN(nn.Linear(3, 4), nn.Linear(4, 2)), torch.ones(5, 3, requires_grad=True)
+    for unit in (net, SBN(sbnlib.nn.BernoulliLinear(3, 2))):
+        run = partial(unit, generator=seeded(1))
+        out = checkpoint(lambda v, run=run: run(v), inputs, use_reentrant=reentrant)
+        with pytest.raises(RuntimeError, match="hand in u, or use torch's global generator"):
+            out.sum().backward()
+    generator = seeded(1)
+    out = checkpoint(
+        lambda v: sbnlib.concrete(v, Logistic(), tau=0.5, generator=generator),
+        inputs,
+        use_reentrant=reentrant,
+    )
+    with pytest.raises(RuntimeError, match="generator must not"):
+        out.sum().backward()

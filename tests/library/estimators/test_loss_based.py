@@ -210,6 +210,27 @@ def test_saturated_units_give_finite_estimates() -> None:
             assert bool((a.grad[:, [0, 2]] == 0).all()), (noise_name, name)
 
 
+def in_place(loss: Callable) -> Callable:
+    """The same loss, which makes {0, 1} of its argument on the way."""
+
+    def changing(x: torch.Tensor) -> torch.Tensor:
+        x.add_(1).mul_(0.5)
+        return loss(2 * x - 1)
+
+    return changing
+
+
+@every_loss_based
+def test_a_loss_may_change_its_argument_in_place(name: str) -> None:
+    noise, a = one_layer("Logistic")
+    loss = ref.smooth_loss(3).torch
+    pure, changing = (
+        estimates(LOSS_BASED[name], f, noise, a, 50, 3) for f in (loss, in_place(loss))
+    )
+    np.testing.assert_allclose(changing[0], pure[0], rtol=1e-12)
+    np.testing.assert_allclose(changing[1], pure[1], rtol=1e-9, atol=1e-12)
+
+
 # ------------------------------------------------------------------- closed forms by hand
 
 
@@ -708,6 +729,82 @@ def test_relax_takes_a_loss_without_a_derivative_with_a_surrogate_of_its_own() -
     _, g = estimates(f, step, noise, a, 40_000, 1)
     exact = exact_one_layer(lambda x: (x.sum(-1) > 0).astype(float), noise, a)
     assert z_scores(g, exact).max() < z_limit(3)
+
+
+def black_box(x: torch.Tensor) -> torch.Tensor:
+    """A loss by numpy: it must be at states, and torch sees no derivative."""
+    assert bool((x.abs() == 1).all())
+    x = x.numpy()
+    return torch.tensor((x.sum(-1) > 0) + 0.3 * x[..., 0] * x[..., 1])
+
+
+@noises
+def test_black_boxes_with_a_surrogate_or_with_a_control_alone(noise_name: str) -> None:
+    # z-tests, together 1e-6
+    noise, a = one_layer(noise_name)
+    exact = exact_one_layer(lambda x: black_box(torch.tensor(x)).numpy(), noise, a)
+    surrogate = ref.smooth_loss(3).torch
+    variants = {
+        "muprop": partial(muprop, surrogate=surrogate),
+        "rebar": partial(rebar, surrogate=surrogate),
+        "relax": partial(relax, control=bump, surrogate=surrogate),
+        "relax, control alone": partial(relax, control=bump, eta=0.0),
+        "rebar, no control variate": partial(rebar, eta=0),
+    }
+    for seed, (what, f) in enumerate(variants.items()):
+        _, g = estimates(f, black_box, noise, a, 20_000, seed)
+        assert z_scores(g, exact).max() < z_limit(3 * len(variants)), what
+
+
+def test_the_control_alone_is_relaxs_formula() -> None:
+    # [L(x) - r(z')] score + r'(z) - r'(z') dz'/da, with r = 2 z and the uniforms drawn again
+    noise, a = one_layer("Logistic", n=2)
+    _, g = estimates(partial(relax, control=lambda z: 2 * z.sum(-1), eta=0.0), black_box,
+                     noise, a, 100, 4)  # fmt: skip
+    generator = seeded(4)
+    u, v = (torch.rand(100, 2, generator=generator, dtype=torch.float64).numpy() for _ in range(2))
+    x = np.where(u < noise.cdf(a), 1.0, -1.0)
+    explained = x * noise.icdf(v * noise.prob(x, a))
+    moves = 1 - v * noise.pdf(a) / noise.pdf(explained)
+    values = black_box(torch.tensor(x)).numpy() - 2 * (a - explained).sum(1)
+    score = x * noise.pdf(a) / noise.prob(x, a)
+    np.testing.assert_allclose(g, values[:, None] * score + 2 - 2 * moves, rtol=1e-9, atol=1e-12)
+
+
+def test_a_control_can_be_trained_for_a_black_box() -> None:
+    # Second moments of 20 000 estimates before and after, known to a percent or two
+    noise, a = ref.RefNoise("Logistic"), np.array([0.3, -0.5, 0.1])
+    _, _, net = trainable()
+    control = lambda z: net(z)[..., 0]  # noqa: E731
+    adam, generator = torch.optim.Adam(net.parameters(), lr=0.02), seeded(1)
+    for _ in range(100):
+        adam.zero_grad()
+        control_variate_loss(
+            black_box, torch.tensor(a).expand(100, 3), Logistic(), net.parameters(),
+            generator=generator, eta=0.0, control=control,
+        ).backward()  # fmt: skip
+        adam.step()
+    _, plain = estimates(reinforce, black_box, noise, a, 20_000, 2)
+    _, trained = estimates(partial(relax, control=control, eta=0.0), black_box, noise, a, 20_000, 2)
+    assert (trained**2).mean() < 0.7 * (plain**2).mean()
+
+
+@pytest.mark.parametrize("name", CONTROL_VARIATES)
+def test_the_message_of_a_black_box_says_what_to_do(name: str) -> None:
+    with pytest.raises(ValueError, match="hand in a surrogate .* eta=0.0, .* such as disarm"):
+        CONTROL_VARIATES[name](NOT_DIFFERENTIABLE["step"], A, Logistic(), generator=seeded())
+
+
+def test_nothing_to_train_without_a_control_and_without_eta_is_refused() -> None:
+    with pytest.raises(ValueError, match="control must be a function where eta is the number 0"):
+        control_variate_loss(never, A, Logistic(), [torch.zeros(1)], eta=0.0)
+
+
+@pytest.mark.parametrize("name", ["rebar", "relax"])
+@pytest.mark.parametrize("eta", ["1", None, float("nan"), float("inf"), [1.0]], ids=str)
+def test_a_bad_weight_is_refused_before_any_work(name: str, eta: object) -> None:
+    with pytest.raises(ValueError, match="eta must be a finite number or a tensor, got"):
+        CONTROL_VARIATES[name](never, A, Logistic(), eta=eta)
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
