@@ -208,6 +208,11 @@ def check_values(values: object, shape: Sequence[int], *, name: str = "loss") ->
 
 def looking_is_free(a: Tensor) -> bool:
     """Whether looking at values costs no sync and does not break compile or vmap."""
-    if torch.compiler.is_compiling() or a.device.type != "cpu":
+    return a.device.type == "cpu" and looking_is_possible(a)
+
+
+def looking_is_possible(a: Tensor) -> bool:
+    """Whether values can be looked at: not under compile, nor inside a transform such as vmap."""
+    if torch.compiler.is_compiling():
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(a)

@@ -24,6 +24,7 @@ LINES = (
     ("nn",),
     ("network",),
     ("inference",),
+    ("guards",),
     ("exact",),
     ("accuracy",),
     ("figures", "data"),
