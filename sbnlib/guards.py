@@ -2,10 +2,10 @@
 
 An exact sum evaluates a layer at all states at once, and the loss at all of them for every input.
 So what a row gives must depend on that row alone: not on chance, not on the other rows, not on the
-place where it stands. A layer is tried on 64 rows, on the same again, and on 16 of them in another
-order: chance shows in the second call, batch statistics where rows are missing, a table of
-positions where rows have moved. A loss is tried with every second row exchanged for another, then
-with the others. What they change of themselves, or of torch's random numbers, is put back.
+place where it stands. A layer is tried on 64 rows and again on half of them in another order: what
+depends on chance is another number, what depends on the other rows misses some, and what depends on
+the place has moved. A loss is tried again with every second row exchanged. What they change of
+themselves, or of torch's random numbers, is seen and put back.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from sbnlib.contracts import Loss, evaluate, looking_is_possible
+from sbnlib.contracts import Loss, evaluate, is_finite, looking_is_possible
 from sbnlib.inference import _in_evaluation_mode
 from sbnlib.network import SBN
 from sbnlib.nn import _Bernoulli
-from sbnlib.units import deterministic_sign
 
 __all__ = [
     "Watch",
@@ -40,6 +39,9 @@ __all__ = [
     "uniforms",
 ]
 
+#: Widths above this need more memory than a laptop has (2^24 states).
+MAX_WIDTH = 24
+
 #: Rows on which a layer or a loss is tried.
 ROWS = 64
 
@@ -47,7 +49,7 @@ ROWS = 64
 OTHER_NUMBERS = "gives other numbers when it is called again"
 
 #: By how much the same row may differ in two calls, relative to the largest number: products of
-#: matrices with 64 and with 16 rows round differently.
+#: matrices with 64 and with 32 rows round differently.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 #: What an exact sum may take over its estimate.
@@ -72,15 +74,16 @@ def check_layers(net: SBN, inputs: Tensor) -> list[Tensor]:
 
     Raises:
         ValueError: autocast is on, or a layer has random weights, does not map rows to rows, gives
-            half precision, NaN or infinity, or depends on more than the row. It names the layer.
+            half precision, NaN or infinity, depends on more than the row, or has more than 24
+            units. It names the layer.
     """
     device = inputs.device
     if torch.is_autocast_enabled(device.type):
         raise ValueError("exact sums must be taken outside torch.autocast, which is on here and "
                          f"computes in {torch.get_autocast_dtype(device.type)}")  # fmt: skip
-    shuffled = torch.arange(ROWS, device=device) * 37 % ROWS
-    rows = inputs.detach()[shuffled * len(inputs) // ROWS]  # as often each, as far as that goes
-    outputs: list[Tensor] = []
+    some = uniforms(ROWS, like=inputs.new_empty(0, dtype=torch.float64)) * len(inputs)
+    rows = inputs.detach()[some.long()]
+    states, outputs = signs(ROWS, MAX_WIDTH, like=inputs), []
     for k, layer in enumerate(net.layers):
         trial = _Trial(layer, k, rows)
         trial.check_weights()
@@ -88,8 +91,11 @@ def check_layers(net: SBN, inputs: Tensor) -> list[Tensor]:
         if fault:
             raise ValueError("exact sums need layers that treat each row by itself, "
                              f"{trial.name} {fault}{trial.cure()}")  # fmt: skip
+        if out.shape[1] > MAX_WIDTH:
+            raise ValueError(f"exact sums take at most {MAX_WIDTH} units a layer, {trial.name} has "
+                             f"{out.shape[1]}")  # fmt: skip
         outputs.append(out)
-        rows = signs(ROWS, out.shape[1], like=out)
+        rows = states[:, : out.shape[1]].to(out.dtype)
     return outputs
 
 
@@ -121,10 +127,10 @@ class _Trial:
     def run(self) -> tuple[Tensor, str]:
         """What the layer gives, and what is wrong with it; "" if nothing is."""
         with Watch(self.rows.device, self.layer) as watch:
-            out, again, some = (self._at(x) for x in (self.rows, self.rows, _some(self.rows)))
+            out, half = self._at(self.rows), self._at(_half(self.rows))
         fault = watch.drew or self._infinite(out)
-        if not fault and not (same(again, out) and same(some, _some(out))):
-            fault = self._dependence(out, again)
+        if not fault and not same(half, _half(out)):
+            fault = self._dependence(out)
         return out, fault or watch.changed
 
     def cure(self) -> str:
@@ -152,15 +158,15 @@ class _Trial:
         )
 
     def _infinite(self, out: Tensor) -> str:
-        if not looking_is_possible(out) or out.isfinite().all():
+        if not looking_is_possible(out) or is_finite(out):
             return ""
-        bad = [name for name, t in self.layer.state_dict().items() if not t.isfinite().all()]
+        bad = [name for name, t in self.layer.state_dict().items() if not is_finite(t)]
         return "gives NaN or infinity" + (f", which its {', '.join(bad)} holds" if bad else "")
 
-    def _dependence(self, out: Tensor, again: Tensor) -> str:
-        if not same(again, out):
-            return OTHER_NUMBERS
+    def _dependence(self, out: Tensor) -> str:
         with Watch(self.rows.device, self.layer):
+            if not all(same(self._at(self.rows), out) for _ in range(2)):
+                return OTHER_NUMBERS
             coupled = self._moves_others(0, out) or self._moves_others(-1, out)
         return f"depends on {'the other rows' if coupled else 'where a row stands, or how many'}"
 
@@ -170,9 +176,9 @@ class _Trial:
         return not same(self._at(rows)[1:-1], out[1:-1])
 
 
-def _some(rows: Tensor) -> Tensor:
-    """Rows 30, 28, ..., 0."""
-    return rows[: ROWS // 2 : 2].flip(0)
+def _half(rows: Tensor) -> Tensor:
+    """Rows 62, 60, ..., 0: the neighbour of a row is another one."""
+    return rows[::2].flip(0)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -191,13 +197,13 @@ def uniforms(*shape: int, like: Tensor) -> Tensor:
 
     A generator would do, but not inside vmap.
     """
-    i = torch.arange(math.prod(shape), device=like.device)
-    return ((40503 * i * i + 30011 * i) % 65537 / 65537).to(like.dtype).view(shape)
+    i = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu")
+    return (i.square_().mul_(0.6180339887) % 1).to(like.device, like.dtype).view(shape)
 
 
 def signs(*shape: int, like: Tensor) -> Tensor:
     """Random signs, always the same ones, in ``like``'s dtype and on its device."""
-    return deterministic_sign(uniforms(*shape, like=like) - 0.5)
+    return (uniforms(*shape, like=like) < 0.5).to(like.dtype).mul_(2).sub_(1)
 
 
 def every_other(rows: int, columns: int, *, device: torch.device) -> Tensor:
@@ -270,28 +276,28 @@ def check_loss(loss: Loss, batch: int, like: Tensor) -> None:
         ValueError: the loss has the wrong shape, changes x in place, draws random numbers, gives
             NaN or infinity, or couples rows, of the batch or in front of it.
     """
-    x, other = signs(2, 2 + ROWS // batch, batch, like.shape[1], like=like)
+    x = signs(2 + ROWS // batch, batch, like.shape[1], like=like)
     odd = every_other(*x.shape[:2], device=x.device)[..., None]
     modules = [loss] if isinstance(loss, torch.nn.Module) else []
     with Watch(like.device, *modules) as watch, torch.enable_grad():
         values = _values(loss, x)
         check_finite(values)
-        # Each row keeps its x in one of these two calls, in which its neighbours' is another.
-        one, two = (_values(loss, torch.where(m, other, x)) for m in (odd, ~odd))
-        coupled = not same(torch.where(odd[..., 0], two, one), values)
+        # Signs in half of the rows become +1: a tie with what was there cannot be chance.
+        changed = _values(loss, x.masked_fill(odd, 1))
+        coupled = not same(changed.where(~odd[..., 0], values), values)
         repeated = not coupled or same(_values(loss, x), values)
     if watch.drew or not repeated:
         raise ValueError(f"loss must be a function of x, it {watch.drew or OTHER_NUMBERS}")
     if coupled:
         raise ValueError(
-            "loss must give each row of x a value of its own, another row's value changed with it "
+            "loss must give each row of x a value of its own, one changed with another row of x "
             "(a mean, a softmax or batch norm over the batch?)"
         )
 
 
 def check_finite(values: Tensor) -> None:
     """Values of the loss, or their expectation, must be neither NaN nor infinite."""
-    if looking_is_possible(values) and not values.isfinite().all():
+    if looking_is_possible(values) and not is_finite(values):
         found = values[~values.isfinite()][0].item()
         raise ValueError(f"loss must be finite at every state, got {found}")
 
