@@ -488,7 +488,7 @@ def _span(t: Tensor) -> tuple[int, int]:
 def _check_state_only(chain_rule: ChainRule, noise: Noise, like: Tensor) -> None:
     """The factor of a unit must be a function of that unit's own a and x."""
     shape, name = (2, 8, like.shape[1]), name_of(chain_rule)
-    a, other_a = noise.icdf(0.05 + 0.9 * uniforms(*shape, like=like))
+    a, other_a = noise.icdf(0.05 + 0.9 * uniforms(*shape).to(like.device, like.dtype))
     x, other_x = signs(*shape, like=like)
     odd = every_other(*a.shape, device=a.device)
     with Watch(a.device) as watch:

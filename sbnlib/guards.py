@@ -14,6 +14,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,11 @@ def check_layers(net: SBN, inputs: Tensor) -> list[Tensor]:
             half precision, NaN or infinity, depends on more than the row, or has more than 24
             units. It names the layer.
     """
-    device = inputs.device
-    if torch.is_autocast_enabled(device.type):
+    kind = inputs.device.type
+    if torch.is_autocast_enabled(kind):
         raise ValueError("exact sums must be taken outside torch.autocast, which is on here and "
-                         f"computes in {torch.get_autocast_dtype(device.type)}")  # fmt: skip
-    some = uniforms(ROWS, like=inputs.new_empty(0, dtype=torch.float64)) * len(inputs)
-    rows = inputs.detach()[some.long()]
+                         f"computes in {torch.get_autocast_dtype(kind)}")  # fmt: skip
+    rows = inputs.detach()[(uniforms(ROWS) * len(inputs)).long()]
     states, outputs = signs(ROWS, MAX_WIDTH, like=inputs), []
     for k, layer in enumerate(net.layers):
         trial = _Trial(layer, k, rows)
@@ -160,7 +160,8 @@ class _Trial:
     def _infinite(self, out: Tensor) -> str:
         if not looking_is_possible(out) or is_finite(out):
             return ""
-        bad = [name for name, t in self.layer.state_dict().items() if not is_finite(t)]
+        named = chain(self.layer.named_parameters(), self.layer.named_buffers())
+        bad = [name for name, t in named if not is_finite(t)]
         return "gives NaN or infinity" + (f", which its {', '.join(bad)} holds" if bad else "")
 
     def _dependence(self, out: Tensor) -> str:
@@ -192,18 +193,18 @@ def same(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= tolerance)
 
 
-def uniforms(*shape: int, like: Tensor) -> Tensor:
-    """Numbers in [0, 1) that look random, always the same ones; in ``like``'s dtype, on its device.
+def uniforms(*shape: int) -> Tensor:
+    """Numbers in [0, 1) that look random, always the same ones.
 
     A generator would do, but not inside vmap.
     """
     i = torch.arange(math.prod(shape), dtype=torch.float64, device="cpu")
-    return (i.square_().mul_(0.6180339887) % 1).to(like.device, like.dtype).view(shape)
+    return i.square_().mul_(0.6180339887).frac_().view(shape)
 
 
 def signs(*shape: int, like: Tensor) -> Tensor:
     """Random signs, always the same ones, in ``like``'s dtype and on its device."""
-    return (uniforms(*shape, like=like) < 0.5).to(like.dtype).mul_(2).sub_(1)
+    return (uniforms(*shape) < 0.5).to(like.device, like.dtype).mul_(2).sub_(1)
 
 
 def every_other(rows: int, columns: int, *, device: torch.device) -> Tensor:
@@ -232,7 +233,7 @@ class Watch:
             for part in module.modules()
             for own in (part._parameters, part._buffers)
             for name, t in own.items()
-            if t is not None and looking_is_possible(t)
+            if t is not None and t.layout is torch.strided and looking_is_possible(t)
         ]
         return self
 
@@ -249,9 +250,10 @@ class Watch:
                 t.data.copy_(old)
 
     def check_chance(self) -> None:
-        """What draws at some states only is not seen when it is tried on a few."""
+        """What draws at some states only may not be seen when it is tried on a few."""
         if self.drew:
-            raise ValueError(f"exact sums need layers and a loss without chance, one {self.drew}")
+            raise ValueError("exact sums must not depend on chance, at some states a layer, the "
+                             f"loss or the estimator {self.drew}")  # fmt: skip
 
     def _random_states(self) -> list[Tensor]:
         cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
@@ -282,7 +284,7 @@ def check_loss(loss: Loss, batch: int, like: Tensor) -> None:
     with Watch(like.device, *modules) as watch, torch.enable_grad():
         values = _values(loss, x)
         check_finite(values)
-        # Signs in half of the rows become +1: a tie with what was there cannot be chance.
+        # Half of the rows become +1: other random signs could have the mean of those before.
         changed = _values(loss, x.masked_fill(odd, 1))
         coupled = not same(changed.where(~odd[..., 0], values), values)
         repeated = not coupled or same(_values(loss, x), values)
