@@ -702,9 +702,10 @@ def test_integer_inputs_and_other_modules_are_refused(function: Callable) -> Non
 
 @functions
 def test_a_layer_too_wide_to_enumerate_is_refused_before_any_work(function: Callable) -> None:
-    net = SBN(nn.Linear(2, 60))
-    with pytest.raises(ValueError, match="60"):
-        function(net, torch.ones(1, 2), lambda x: x.sum(-1))
+    for width, layers in ((60, [nn.Linear(2, 60)]), (25, [nn.Linear(2, 25), nn.Linear(25, 1)])):
+        match = rf"at most 24 units a layer, layer 0 \(Linear\) has {width}"
+        with pytest.raises(ValueError, match=match):
+            function(SBN(*layers), torch.ones(1, 2), lambda x: x.sum(-1))
 
 
 def test_exact_moments_need_a_differentiable_loss() -> None:

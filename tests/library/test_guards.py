@@ -224,8 +224,11 @@ def table(rows: int) -> nn.Module:
 
 @dtypes
 @places
-@pytest.mark.parametrize("layer", [lambda: table(1000), after_linear(lambda a: a * len(a))],
-                         ids=["a table of positions", "the number of rows"])  # fmt: skip
+@pytest.mark.parametrize("layer", [
+    lambda: table(1000), after_linear(lambda a: a * len(a)),
+    after_linear(lambda a: torch.cat([a[:1] + 1, a[1:]])),
+    after_linear(lambda a: torch.cat([a[:-1], a[-1:] + 1])),
+], ids=["a table of positions", "the number of rows", "the first row", "the last row"])  # fmt: skip
 def test_a_layer_that_looks_at_the_place_of_a_row_is_refused(
     layer: Callable[[], nn.Module], place: int, dtype: torch.dtype
 ) -> None:
@@ -392,7 +395,7 @@ ACCEPTED: dict[str, Callable[[], nn.Module]] = {
     "convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2), nn.Flatten()),
     "layer norm": linear_and(nn.LayerNorm(4)),
     "group norm": linear_and(nn.GroupNorm(2, 4)),
-    "in place": lambda: nn.Sequential(nn.Hardtanh(-0.5, 0.7, inplace=True), nn.Linear(3, 4)),
+    "in place": lambda: Function(lambda self, x: self.parts[0](x.mul_(0.7)), nn.Linear(3, 4)),
     "weight norm": lambda: parametrizations.weight_norm(nn.Linear(3, 4)),
 }
 
