@@ -722,6 +722,28 @@ def test_free_bytes_are_the_least_that_anyone_tells(
     assert guards.free_bytes(torch.device("meta")) == math.inf
 
 
+def test_on_a_gpu_what_torch_keeps_but_does_not_use_is_free_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB)
+    assert guards.free_bytes(torch.device("cuda")) == 4 * GIB
+
+
+def test_the_generator_of_a_gpu_is_watched_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"cuda": torch.tensor([1])}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: state[device.type].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state",
+                        lambda new, device: state.update({device.type: new}))  # fmt: skip
+    with guards.Watch(torch.device("cuda")) as watch:
+        pass
+    assert watch.drew == ""
+    with guards.Watch(torch.device("cuda")) as watch:
+        state["cuda"] = torch.tensor([2])
+    assert watch.drew and state["cuda"].item() == 1
+
+
 def test_numbers_are_read_from_the_system_s_files(tmp_path: Any) -> None:
     file = tmp_path / "stat"
     file.write_text("inactive_anon 7\nanon 4096\nMemAvailable:   123 kB\n")
