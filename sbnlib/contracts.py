@@ -156,9 +156,14 @@ def check_pre_activations(a: Tensor) -> None:
     if not isinstance(a, Tensor) or not a.is_floating_point():
         what = a.dtype if isinstance(a, Tensor) else type(a).__name__
         raise TypeError(f"a must be a floating-point tensor of pre-activations, got {what}")
-    # The sum is finite only if every term is; it can overflow too, hence the second look.
-    if looking_is_free(a) and not math.isfinite(a.detach().sum()) and not a.isfinite().all():
+    if looking_is_free(a) and not is_finite(a):
         raise ValueError("a must be finite, got NaN or infinite pre-activations")
+
+
+def is_finite(a: Tensor) -> bool:
+    """Whether no entry is NaN or infinite."""
+    # The sum is finite only if every term is; it can overflow too, hence the second look.
+    return math.isfinite(a.detach().sum()) or bool(a.isfinite().all())
 
 
 def check_ends_with(name: str, x: Tensor, a: Tensor) -> None:

@@ -12,6 +12,8 @@ import torch
 from bridge import in_order, make_net, random_inputs
 from scipy import stats
 from torch import nn
+from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters, weight_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sbnlib.exact
 from sbnlib import (
@@ -229,6 +231,94 @@ def test_a_layer_used_twice_has_one_gradient_and_no_moments() -> None:
         exact_moments(model, torch.tensor(inputs), loss.torch, "zgr")
 
 
+def test_a_bias_of_two_layers_has_one_gradient_the_sum_over_both() -> None:
+    net, inputs, loss = case((2, 3, 3, 2), "Logistic")
+    net = ref.RefNet(net.weights, (net.biases[0], net.biases[0], net.biases[2]), net.noise)
+    model = make_net(net)
+    model.layers[1].bias = model.layers[0].bias
+    _, grads = exact_gradient(model, torch.tensor(inputs), loss.torch)
+    exact = ref.gradient(net, inputs, loss)
+    both = exact[0, "bias"] + exact[1, "bias"]
+    np.testing.assert_allclose(grads.pop("layers.0.bias").numpy(), both, **CLOSE)
+    assert list(grads) == [f"layers.{k}.{n}" for k in range(3) for n in ("weight", "bias")
+                           if (k, n) not in ((0, "bias"), (1, "bias"))]  # fmt: skip
+    for name, g in grads.items():
+        _, k, kind = name.split(".")
+        np.testing.assert_allclose(g.numpy(), exact[int(k), kind], **CLOSE)
+
+
+def test_a_weight_that_is_another_s_transpose_has_one_gradient_too() -> None:
+    net, inputs, loss = case((2, 3, 3, 3), "Gaussian")
+    weights = (net.weights[0], net.weights[1], net.weights[1].T.copy())
+    net = ref.RefNet(weights, net.biases, net.noise)
+
+    class Transposed(nn.Module):
+        def __init__(self, other: nn.Linear, bias: nn.Parameter) -> None:
+            super().__init__()
+            self.other, self.bias = other, bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.other.weight + self.bias
+
+    plain = make_net(net)
+    tied = Transposed(plain.layers[1], plain.layers[2].bias)
+    model = SBN(plain.layers[0], plain.layers[1], tied, noise=plain.noise)
+    _, grads = exact_gradient(model, torch.tensor(inputs), loss.torch)
+    exact = ref.gradient(net, inputs, loss)
+    both = exact[1, "weight"] + exact[2, "weight"].T
+    np.testing.assert_allclose(grads["layers.1.weight"].numpy(), both, **CLOSE)
+
+
+def test_a_loss_that_uses_a_weight_of_the_network_has_both_parts_of_the_gradient() -> None:
+    net, inputs, _ = case((2, 3, 2), "Logistic", batch=1)
+    model, given = make_net(net), torch.tensor(inputs)
+    weight = model.layers[0].weight
+    value, grads = exact_gradient(model, given, lambda x: (x @ weight[:2]).sum(-1))
+    loss = ref.RefLoss("fixed", lambda x, b: (x @ net.weights[0][:2]).sum(-1),
+                       lambda x, b: np.zeros_like(x), smooth)  # fmt: skip
+    assert value.item() == pytest.approx(ref.expectation(net, inputs, loss).item(), rel=1e-12)
+    xs = ref.paths(net.widths)
+    mean = ref.path_probabilities(net, inputs[0], xs) @ xs[-1]
+    expected = ref.gradient(net, inputs, loss)[0, "weight"].copy()
+    expected[:2] += mean[:, None]
+    np.testing.assert_allclose(grads["layers.0.weight"].numpy(), expected, **CLOSE)
+    with pytest.raises(ValueError, match="loss must not use the network's own layers.0.weight"):
+        exact_moments(model, given, lambda x: (x @ weight[:2]).sum(-1), "zgr")
+
+
+def smooth(x: torch.Tensor) -> torch.Tensor:
+    return torch.exp(x.sum(-1) / 2)
+
+
+def test_the_gradient_is_there_under_no_grad_and_of_no_parameters() -> None:
+    net, inputs, loss = case((2, 3, 2), "Logistic")
+    model, given = make_net(net), torch.tensor(inputs)
+    with torch.no_grad():
+        mean, grads = exact_gradient(model, given, loss.torch)
+    for g, e in zip(grads.values(), in_order(ref.gradient(net, inputs, loss)), strict=True):
+        np.testing.assert_allclose(g.numpy(), e, **CLOSE)
+    assert not mean.requires_grad
+    model.requires_grad_(False)
+    frozen, none = exact_gradient(model, given, loss.torch)
+    assert torch.equal(frozen, mean) and none == {}
+    assert exact_moments(model, given, loss.torch, "zgr") == {}
+
+
+def test_inference_mode_gives_expectations_and_no_gradients() -> None:
+    net, inputs, loss = case((2, 3, 2), "Logistic")
+    model = make_net(net)
+    with torch.inference_mode():
+        given = torch.tensor(inputs)
+        values = exact_expectation(model, given, loss.torch)
+        for function in (exact_gradient, partial(exact_moments, estimator="zgr")):
+            with pytest.raises(ValueError, match="exact_.* outside torch.inference_mode"):
+                function(model, given, loss.torch)
+    np.testing.assert_allclose(values.numpy(), ref.expectation(net, inputs, loss), **CLOSE)
+    _, grads = exact_gradient(model, given, loss.torch)  # with inputs that were made there
+    for g, e in zip(grads.values(), in_order(ref.gradient(net, inputs, loss)), strict=True):
+        np.testing.assert_allclose(g.numpy(), e, **CLOSE)
+
+
 @pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1)])
 def test_frozen_layers_do_not_disturb_the_others(frozen: tuple[int, ...]) -> None:
     net, inputs, loss = case((2, 3, 2, 2), "Logistic")
@@ -250,6 +340,29 @@ def test_all_states_are_all_the_states_once() -> None:
     for n in (0, -1, 60):
         with pytest.raises(ValueError, match="n "):
             all_states(n)
+
+
+class Largest(TorchDispatchMode):
+    """Records the size in bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.bytes = max(self.bytes, out.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("n", [11, 12, 13, 16, 17])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32, torch.float64])
+def test_the_table_of_states_is_made_without_a_larger_one(n: int, dtype: torch.dtype) -> None:
+    with Largest() as largest:
+        x = all_states(n, dtype=dtype)
+    assert largest.bytes <= max(x.nbytes, 8 * 12 * 2**12)  # small ones may be made of integers
+    rows, units = np.arange(2**n)[:, None], np.arange(n - 1, -1, -1)
+    assert np.array_equal(x.double().numpy(), 2 * (rows >> units & 1) - 1)
+    assert x.dtype == dtype and x.is_contiguous()
 
 
 # ------------------------------------------------------------------------------- moments
@@ -351,6 +464,159 @@ def test_estimators_that_draw_noise_have_no_exact_moments(noise_name: str, scale
                       noisy_estimator)  # fmt: skip
 
 
+def test_an_estimator_that_moves_the_global_generator_has_no_exact_moments() -> None:
+    net, inputs, loss = case((2, 2), "Logistic")
+
+    def rarely(a: torch.Tensor, x: torch.Tensor, noise: object) -> torch.Tensor:
+        return straight_through(nn.functional.dropout(a, 1e-6), x, noise)
+
+    model, before = make_net(net), torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"estimator must be .*, rarely draws random numbers"):
+        exact_moments(model, torch.tensor(inputs), loss.torch, rarely)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def through(a: torch.Tensor, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return x + slope.detach() * (a - a.detach())
+
+
+COUPLED = {
+    "a slope of the neighbour": lambda a, x, noise: through(a, x, noise.pdf(a).roll(1, -1)),
+    "a slope of the layer's mean": lambda a, x, noise: through(a, x, noise.pdf(a.mean(-1, True))),
+    "a slope of the other states": lambda a, x, noise: through(a, x, 1 + x.sum(-1, True) + 0 * a),
+    "a scale of the layer": lambda a, x, noise: through(a, x, a.abs().mean(-1, True) + 0 * a),
+    "a value of the layer": lambda a, x, noise: (
+        x + a.mean(-1, True) - a.mean(-1, True).detach() + 0 * a
+    ),
+    "the rows together": lambda a, x, noise: through(a, x, noise.pdf(a - a.mean(0))),
+    "the row before": lambda a, x, noise: through(a, x, noise.pdf(a).roll(1, 0)),
+}
+
+
+@pytest.mark.parametrize("widths", [(2, 3), (2, 2, 3), (2, 5, 5)])
+@pytest.mark.parametrize("name", COUPLED)
+def test_an_estimator_that_couples_units_or_rows_has_no_exact_moments(
+    name: str, widths: tuple[int, ...]
+) -> None:
+    net, inputs, loss = case(widths, "Logistic")
+    with pytest.raises(ValueError, match="estimator must treat each unit by itself"):
+        exact_moments(make_net(net), torch.tensor(inputs), loss.torch, COUPLED[name])
+
+
+def test_an_estimator_with_a_slope_of_its_own_for_each_unit_has_exact_moments() -> None:
+    # Last layer, linear loss c'x: the mean of s_i x' is s_i c_i times the inputs
+    net, inputs, loss = case((2, 3), "Logistic", "linear")
+    slopes = torch.tensor([0.5, 1.0, 2.0]).double()
+    result = exact_moments(make_net(net), torch.tensor(inputs), loss.torch,
+                           lambda a, x, noise: through(a, x, slopes + 0 * a))  # fmt: skip
+    mean, variance = result["layers.0.bias"]
+    expected = slopes.numpy() * loss.gradient(np.ones(3), 0)
+    np.testing.assert_allclose(mean.numpy(), expected, **CLOSE)
+    np.testing.assert_allclose(variance.numpy(), 0, atol=1e-15)
+
+
+def test_an_estimator_without_a_gradient_is_refused() -> None:
+    net, inputs, loss = case((2, 2), "Logistic")
+
+    def nothing(a: torch.Tensor, x: torch.Tensor, noise: object) -> torch.Tensor:
+        return x
+
+    with pytest.raises(ValueError, match="estimator must have a gradient in a, nothing has none"):
+        exact_moments(make_net(net), torch.tensor(inputs), loss.torch, nothing)
+
+
+def tied(change: Callable[[nn.ModuleList], None], widths: tuple[int, ...] = (3, 3, 3)) -> SBN:
+    model = make_net(ref.random_net(widths, ref.RefNoise("Logistic")))
+    change(model.layers)
+    return model
+
+
+def share_bias(layers: nn.ModuleList) -> None:
+    layers[1].bias = layers[0].bias
+
+
+def share_storage(layers: nn.ModuleList) -> None:
+    layers[1].bias = nn.Parameter(layers[0].bias.data)  # another parameter, the same memory
+
+
+def share_transposed(layers: nn.ModuleList) -> None:
+    layers[1].weight = nn.Parameter(layers[0].weight.data.T)
+
+
+def share_a_row(layers: nn.ModuleList) -> None:
+    layers[1].bias = nn.Parameter(layers[0].weight.data[2])
+
+
+def share_a_buffer(layers: nn.ModuleList) -> None:
+    layers[1].register_buffer("copy", layers[0].bias.data[1:])
+
+
+SHARED = {
+    share_bias: ("bias", "bias"),
+    share_storage: ("bias", "bias"),
+    share_transposed: ("weight", "weight"),
+    share_a_row: ("weight", "bias"),
+    share_a_buffer: ("bias", "copy"),
+}
+
+
+@pytest.mark.parametrize("change", SHARED, ids=lambda f: f.__name__)
+def test_shared_parameters_have_no_exact_moments_and_are_named(change: Callable) -> None:
+    first, second = SHARED[change]
+    names = f"layers.0.{first} and layers.1.{second}|layers.1.{second} and layers.0.{first}"
+    with pytest.raises(ValueError, match=f"not shared, ({names}) are on the same memory"):
+        exact_moments(tied(change), torch.ones(1, 3).double(), smooth, "zgr")
+
+
+def test_parameters_side_by_side_in_one_vector_are_not_shared() -> None:
+    net, inputs, loss = case((2, 3, 2), "Logistic")
+    model = make_net(net)
+    vector_to_parameters(parameters_to_vector(model.parameters()), model.parameters())
+    model.first = model.layers[0]  # another name for a layer is no second layer either
+    result = exact_moments(model, torch.tensor(inputs), loss.torch, "zgr")
+    expected = in_order(ref.moments(net, inputs, loss, "zgr"))
+    for pair, theirs in zip(result.values(), expected, strict=True):
+        for mine, e in zip(pair, theirs, strict=True):
+            np.testing.assert_allclose(mine.numpy(), e, rtol=1e-11, atol=1e-12)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+NOT_PLAIN = {
+    "weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(3, 2)), "original0"),
+    "old weight_norm": (lambda: weight_norm(nn.Linear(3, 2)), "weight_g"),
+    "spectral_norm": (lambda: parametrizations.spectral_norm(nn.Linear(3, 2)).eval(), "original"),
+    "another forward": (lambda: Scaled(3, 2), "Scaled of .'bias', 'weight'"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_a_layer_with_another_weight_than_its_parameter_has_no_exact_moments(name: str) -> None:
+    make, match = NOT_PLAIN[name]
+    model = SBN(nn.Linear(2, 3), make()).double()
+    with pytest.raises(ValueError, match=f"exact_moments needs layers W x . b .*layer 1 .*{match}"):
+        exact_moments(model, torch.ones(1, 2).double(), smooth, "zgr")
+
+
+def test_a_hook_that_changes_a_layer_leaves_it_no_exact_moments() -> None:
+    model = SBN(nn.Linear(2, 3)).double()
+    model.layers[0].register_forward_hook(lambda module, args, out: out + 1)
+    with pytest.raises(ValueError, match="exact_moments needs layers W x . b"):
+        exact_moments(model, torch.ones(1, 2).double(), smooth, "zgr")
+
+
+def test_a_parameter_of_no_layer_has_moments_zero() -> None:
+    net, inputs, loss = case((2, 2), "Logistic")
+    model = make_net(net)
+    model.extra = nn.Parameter(torch.ones(3).double())
+    mean, variance = exact_moments(model, torch.tensor(inputs), loss.torch, "zgr")["extra"]
+    assert not mean.any() and not variance.any() and mean.shape == variance.shape == (3,)
+
+
 def test_exact_moments_leave_the_global_generator_alone() -> None:
     net, inputs, loss = case((2, 2), "Logistic")
     model = make_net(net)
@@ -436,13 +702,15 @@ def test_integer_inputs_and_other_modules_are_refused(function: Callable) -> Non
 
 @functions
 def test_a_layer_too_wide_to_enumerate_is_refused_before_any_work(function: Callable) -> None:
-    net = SBN(nn.Linear(2, 60))
-    with pytest.raises(ValueError, match="60"):
-        function(net, torch.ones(1, 2), lambda x: x.sum(-1))
+    for width, layers in ((60, [nn.Linear(2, 60)]), (25, [nn.Linear(2, 25), nn.Linear(25, 1)])):
+        match = rf"at most 24 units a layer, layer 0 \(Linear\) has {width}"
+        with pytest.raises(ValueError, match=match):
+            function(SBN(*layers), torch.ones(1, 2), lambda x: x.sum(-1))
 
 
 def test_exact_moments_need_a_differentiable_loss() -> None:
     net, inputs, _ = case((2, 2), "Logistic")
-    with pytest.raises(ValueError, match="loss"):
-        exact_moments(make_net(net), torch.tensor(inputs), lambda x: (x.sum(-1) > 0).double(),
-                      "zgr")  # fmt: skip
+    head = torch.ones((), dtype=torch.float64, requires_grad=True)
+    for loss in (lambda x: (x.sum(-1) > 0).double(), lambda x: (x.sum(-1) > 0) * head):
+        with pytest.raises(ValueError, match="loss must be differentiable in the states"):
+            exact_moments(make_net(net), torch.tensor(inputs), loss, "zgr")

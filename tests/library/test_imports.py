@@ -25,6 +25,7 @@ LINES = (
     ("network",),
     ("inference",),
     ("costs",),
+    ("guards",),
     ("exact",),
     ("accuracy",),
     ("figures", "data"),
