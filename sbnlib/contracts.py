@@ -25,7 +25,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import torch
@@ -166,6 +166,16 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
     """A number of samples is an integer, not a bool, and at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_number(name: str, value: object, allowed: str, ok: Callable[[float], bool]) -> None:
+    """An option is a number for which ``ok`` holds, or a tensor of one; a bool is none.
+
+    ``allowed`` says in words what ``ok`` asks for.
+    """
+    number = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+    if isinstance(number, bool) or not isinstance(number, Real) or not ok(float(number)):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
 
 def check_tau(tau: float | Tensor) -> None:
