@@ -205,6 +205,16 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 
+def check_number(name: str, value: object, allowed: str, ok: Callable[[float], bool]) -> None:
+    """An option is a number for which ``ok`` holds, or a tensor of one; a bool is none.
+
+    ``allowed`` says in words what ``ok`` asks for.
+    """
+    number = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+    if isinstance(number, bool) or not isinstance(number, Real) or not ok(float(number)):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+
 def check_tau(tau: float | Tensor) -> None:
     """A temperature is > 0 and finite; a tensor is looked at only where looking is free."""
     if isinstance(tau, Tensor):
@@ -239,7 +249,16 @@ def evaluate(
 
     The loss gets a copy: it may change its argument in place, and the states are needed after it.
     """
-    return check_values(loss(x.clone()), x.shape[:-1] if shape is None else shape, name=name)
+    shape = x.shape[:-1] if shape is None else shape
+    try:
+        values = loss(x.clone())
+    except Exception as error:
+        error.add_note(
+            f"{name} was called with states of shape {tuple(x.shape)} and must return one value an "
+            f"input, shape {tuple(shape)}; for classes sbnlib.classification_loss does"
+        )
+        raise
+    return check_values(values, shape, name=name)
 
 
 def check_values(values: object, shape: Sequence[int], *, name: str = "loss") -> Tensor:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import ChainRule, check_tau, check_unit, name_of, with_generator
+from sbnlib.contracts import (
+    ChainRule,
+    check_number,
+    check_tau,
+    check_unit,
+    name_of,
+    with_generator,
+)
 from sbnlib.estimators import attach, concrete, straight_through
-from sbnlib.noise import Logistic, Noise, as_noise
+from sbnlib.noise import NOISES, Logistic, Noise, as_noise
 from sbnlib.registry import as_chain_rule
 from sbnlib.units import deterministic_sign, mean_state, sample_sign
 
@@ -28,6 +36,9 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 #: What a Bernoulli weight can stand for in a forward pass.
 WEIGHT_MODES = ("sample", "mean", "sign", "concrete")
+
+# eta carries its law: a parameter that was saved as it is can be read with weights_only=True.
+torch.serialization.add_safe_globals(list(NOISES.values()))
 
 
 class Sign(torch.nn.Module):
@@ -129,11 +140,12 @@ class _Bernoulli(torch.nn.Module):
     """Weights that are random signs, P(w = +1) = F(eta), with ``eta`` the parameter.
 
     ``eta`` is a *latent* weight: the coordinate of the probability p = F(eta) in which mirror
-    descent is a plain step (chapter 14). After ``backward()`` its ``grad`` holds dE L/dp, that is
-    twice the gradient in the weight that was used, **not** the derivative in eta: hand it to an
-    optimizer of :mod:`sbnlib.optim`. (torch's SGD on it is identity straight-through.)
+    descent is a plain step (chapter 14). After ``backward()`` its ``grad`` holds dE L/dp, **not**
+    the derivative in eta: hand it to an optimizer of :mod:`sbnlib.optim`. (torch's SGD on it is
+    identity straight-through.)
 
-    The state dict holds ``eta`` (and ``bias``), real numbers; :meth:`binary` gives the signs.
+    The layer owns the law of its weights. It names it on ``eta``, for the optimizers, and in the
+    state dict beside ``eta`` (and ``bias``), real numbers; :meth:`binary` gives the signs.
     """
 
     def __init__(
@@ -144,6 +156,7 @@ class _Bernoulli(torch.nn.Module):
         noise: Noise | str | None,
         forward: str,
         tau: float,
+        eps: float,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
@@ -152,7 +165,8 @@ class _Bernoulli(torch.nn.Module):
         if forward not in WEIGHT_MODES:
             raise ValueError(f"forward must be one of {WEIGHT_MODES}, got {forward!r}")
         check_tau(tau)
-        self.mode, self.tau = forward, tau
+        check_number("eps", eps, "a finite number >= 0", lambda v: 0 <= v < math.inf)
+        self.mode, self.tau, self.eps = forward, tau, eps
         self.eta = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         real = torch.zeros(outputs, device=device, dtype=dtype) if bias else None
         self.bias = None if real is None else torch.nn.Parameter(real)
@@ -165,6 +179,53 @@ class _Bernoulli(torch.nn.Module):
             self.eta.copy_(self.noise.icdf(0.25 + 0.5 * u))
             if self.bias is not None:
                 self.bias.zero_()
+
+    # torch drops what is written on a parameter when it makes a new one: on deepcopy, to_empty,
+    # load_state_dict(assign=True). So eta is marked again wherever that can have happened.
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        law = getattr(value, "noise", None) if name == "eta" else None
+        if law is not None and law != self.noise:
+            raise ValueError(f"eta must be of the layer's {self.noise!r}, got one of {law!r}")
+        super().__setattr__(name, value)
+        self._mark()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._mark()
+        return self
+
+    def _mark(self) -> None:
+        """Name on eta what an optimizer must know of its layer."""
+        eta = vars(self).get("_parameters", {}).get("eta")
+        if eta is not None:
+            vars(eta).update(noise=self.noise, eps=self.eps)
+
+    def get_extra_state(self) -> Tensor:
+        """The law as the state dict carries it: the letters of ``Logistic(scale=1.0)``.
+
+        A tensor, since the values of state dicts are cloned, moved and averaged.
+        """
+        law = f"{type(self.noise).__name__}(scale={self.noise.scale!r})"
+        return torch.tensor(list(law.encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing is set: the laws were compared before anything was loaded."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As torch, unless the state is of another law; one from before 0.2.0 names none."""
+        carried = state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        law, own = _letters(carried), _letters(self.get_extra_state())
+        if law == own:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+            self._mark()
+        else:
+            errors = rest[-1]
+            errors.append(f"{prefix}eta must be of the layer's {own}, the state dict's is of {law}")
 
     @property
     def p(self) -> Tensor:
@@ -190,31 +251,52 @@ class _Bernoulli(torch.nn.Module):
         generator: torch.Generator | None = None,
         u: Tensor | None = None,
     ) -> Tensor:
-        """The weight of one forward pass, with gradient 2 in ``eta`` in every mode.
+        r"""The weight of one forward pass, with a gradient in ``eta`` that stands for dw/dp.
+
+        It is 2, and in mode ``"concrete"`` the relaxed weight's own slope,
+        :math:`(1 - w^2 + \epsilon)\,/\,2\tau\big(f(\eta) + \tfrac14\epsilon\big)`.
 
         Args:
             mode: one of :data:`WEIGHT_MODES`; default the layer's own.
             generator, u: the randomness of ``"sample"`` and ``"concrete"``.
+
+        Raises:
+            ValueError: unknown ``mode``.
         """
         mode = self.mode if mode is None else mode
         if mode not in WEIGHT_MODES:
             raise ValueError(f"mode must be one of {WEIGHT_MODES}, got {mode!r}")
         eta = self.eta.detach()
+        if mode == "concrete":
+            w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)
+            return attach(w, self.eta, self._relaxed_slope(eta, w))
         if mode == "sample":
             w = sample_sign(eta, self.noise, generator=generator, u=u)
         elif mode == "sign":
             w = deterministic_sign(eta)
-        elif mode == "mean":
-            w = 2 * self.noise.cdf(eta) - 1
         else:
-            w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)
-        if torch.is_grad_enabled():  # BayesBiNN's step needs the relaxed weight of its gradient
-            used = w if mode == "concrete" else None
-            self.eta.used = used  # type: ignore[attr-defined]  # a Parameter takes any attribute
+            w = 2 * self.noise.cdf(eta) - 1
         return attach(w, self.eta, torch.full_like(w, 2))
+
+    def _relaxed_slope(self, eta: Tensor, w: Tensor) -> Tensor:
+        """dw/deta over dp/deta of the relaxed weight, with the constant of the released code."""
+        wide = torch.promote_types(eta.dtype, torch.float32)
+        eta, w = eta.to(wide), w.to(wide)
+        if isinstance(self.noise, Logistic):  # 4 f as the released code has it: chapter 15
+            four_f = (1 - torch.tanh(eta / (2 * self.noise.scale)).square()) / self.noise.scale
+        else:  # at the end of a bounded support the density inside
+            inside = eta.clamp(*self.noise.support) * (1 - torch.finfo(wide).eps)
+            four_f = 4 * self.noise.pdf(inside)
+        slope = 2 * (1 - w.square() + self.eps) / (self.tau * (four_f + self.eps))
+        # A factor that is not finite would spoil the value that it is attached to; 0/0 is 0
+        return slope.to(self.eta.dtype).nan_to_num(nan=0.0)
 
     def _law_repr(self) -> str:
         return f"noise={self.noise!r}, forward={self.mode!r}"
+
+
+def _letters(codes: Tensor) -> str:
+    return bytes(codes.to("cpu", torch.uint8).tolist()).decode()
 
 
 class BernoulliLinear(_Bernoulli):
@@ -229,16 +311,26 @@ class BernoulliLinear(_Bernoulli):
         forward: what W is in a forward pass: ``"sample"`` a draw, ``"mean"`` 2F(eta) - 1,
             ``"sign"`` the more probable sign, ``"concrete"`` tanh((eta - Z)/2 tau).
         tau: temperature of ``"concrete"``.
+        eps: the constant >= 0 in the gradient of ``"concrete"``; :meth:`weight` has it. 1e-10 is
+            that of the code released with BayesBiNN, where at small tau it *is* the estimator
+            (chapter 15); 0 gives the exact gradient.
 
-    ``eta.grad`` is :math:`\partial\mathbb{E}L/\partial p \approx 2\,\partial L/\partial w`, see
-    the module's :meth:`weight`; exact in expectation for losses multilinear in the weights
-    (chapter 13).
+    In every mode ``eta.grad`` estimates :math:`\partial\mathbb{E}L/\partial p`: it is
+    :math:`2\,\partial L/\partial w`, exact in expectation for losses multilinear in the weights
+    (chapter 13), and for ``"concrete"`` the gradient of the relaxed loss, exact in expectation for
+    every smooth loss. Keep eta in float32 or float64, the optimizers refuse less: half precision
+    is for ``torch.autocast``, or for a network that is not trained any more.
+
+    The layer owns the law: the state dict carries it, with the key ``_extra_state``, and a state
+    of another law is refused, as is an optimizer for another law.
 
     Raises:
-        ValueError: unknown ``forward``, ``tau <= 0``.
+        ValueError: unknown ``forward``, ``tau <= 0``, ``eps < 0``.
         TypeError: ``noise`` is not a noise model.
+        RuntimeError: from ``load_state_dict``, for a state of another law.
 
-    Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880); chapters 13 and 14.
+    Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880); Meng, Bachmann & Khan 2020 (ICML) for
+    ``"concrete"``; chapters 13 to 15.
     """
 
     def __init__(
@@ -252,9 +344,10 @@ class BernoulliLinear(_Bernoulli):
         noise: Noise | str | None = None,
         forward: str = "sample",
         tau: float = 1.0,
+        eps: float = 1e-10,
     ) -> None:
         shape = (out_features, in_features)
-        super().__init__(shape, out_features, bias, noise, forward, tau, device, dtype)
+        super().__init__(shape, out_features, bias, noise, forward, tau, eps, device, dtype)
         self.in_features, self.out_features = in_features, out_features
 
     def extra_repr(self) -> str:
@@ -281,7 +374,7 @@ class BernoulliConv2d(_Bernoulli):
             padding_mode, device, dtype: as ``torch.nn.Conv2d``, in its order.
         pad_value: what ``padding_mode="zeros"`` adds around the image. 0 is not a state; with +1
             or -1 every input of the layer stays a sign.
-        noise, forward, tau: as :class:`BernoulliLinear`.
+        noise, forward, tau, eps: as :class:`BernoulliLinear`.
 
     Raises:
         ValueError: as ``torch.nn.Conv2d``; ``pad_value`` is not -1, 0 or 1, or is not 0 with
@@ -306,6 +399,7 @@ class BernoulliConv2d(_Bernoulli):
         noise: Noise | str | None = None,
         forward: str = "sample",
         tau: float = 1.0,
+        eps: float = 1e-10,
     ) -> None:
         # Torch's own layer checks the options and brings them into form; nothing of it is kept.
         form = torch.nn.Conv2d(
@@ -318,7 +412,7 @@ class BernoulliConv2d(_Bernoulli):
                 f"{pad_value!r} with padding_mode={padding_mode!r}"
             )
         shape = tuple(form.weight.shape)
-        super().__init__(shape, out_channels, bias, noise, forward, tau, device, dtype)
+        super().__init__(shape, out_channels, bias, noise, forward, tau, eps, device, dtype)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding = form.kernel_size, form.stride, form.padding
         self.dilation, self.groups, self.padding_mode = form.dilation, groups, padding_mode

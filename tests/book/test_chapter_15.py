@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from chapters import as_in_the_book, chapter, containing, define, printed, tagged
+from chapters import as_in_the_book, chapter, containing, define, printed, tagged, tex
 from scipy import integrate
 
 from sbnlib import optim
@@ -52,8 +52,10 @@ def unroll(step: Callable[[Array, Array], Array], start: Array = START) -> Array
     return np.array(path)
 
 
-def library(forward: str, noise: object, make: Callable, start: Array = START, tau=1.0) -> Array:
-    layer = BernoulliLinear(N, 1, bias=False, noise=noise, forward=forward, tau=tau)
+def library(
+    forward: str, noise: object, make: Callable, start: Array = START, **options: float
+) -> Array:
+    layer = BernoulliLinear(N, 1, bias=False, noise=noise, forward=forward, **options)
     layer.eta.data.copy_(torch.tensor(start))
     optimizer, path = make(layer.parameters()), []
     for u in DRAWS:
@@ -236,9 +238,7 @@ def test_eq_15_bayes(tau: float) -> None:
 
     found = library(
         "concrete", Logistic(),
-        lambda q: optim.BayesBiNN(
-            q, 0.002, tau=tau, train_set_size=3.0, prior=0.3, stale_mean=True
-        ),
+        lambda q: optim.BayesBiNN(q, 0.002, train_set_size=3.0, prior=0.3, stale_mean=True),
         tau=tau,
     )  # fmt: skip
     np.testing.assert_allclose(found, 2 * unroll(step, START / 2), rtol=1e-9, atol=1e-9)
@@ -280,6 +280,60 @@ def test_prop_15_cold_is_the_gradient_of_the_relaxed_mean_loss() -> None:
     assert math.isclose(left, (ends[0] - ends[1]) / 2e-5, rel_tol=1e-6)
 
 
+NATURAL = (
+    r"\eta\leftarrow\eta-\alpha N\,\bigl(g_\tau+\tfrac1N\,\eta\bigr), \qquad "
+    r"g_\tau=2\,s\,\partial L(w), \qquad "
+    r"\mathbb{E}\,g_\tau=\nabla_p\,\mathbb{E}L(w) ."
+)
+
+
+@pytest.mark.parametrize("size", [3.0, 50.0])
+def test_eq_15_natural(size: float) -> None:
+    """As it is printed: the released step, the step in g_tau, mirror descent on ``eta.grad``."""
+    assert tex(PATH, "eq-15-natural") == NATURAL
+    alpha, tau = 0.002, 0.5
+
+    def scaled(lam: Array, u: Array) -> tuple[Array, Array]:
+        w = np.tanh((lam + np.log(u / (1 - u)) / 2) / tau)
+        return (1 - w * w) / (tau * (1 - np.tanh(lam) ** 2)), slope(w)
+
+    def released(lam: Array, u: Array) -> Array:
+        s, dL = scaled(lam, 1 - u)
+        return (1 - alpha) * lam - alpha * size * s * dL
+
+    def natural(eta: Array, u: Array) -> Array:
+        s, dL = scaled(eta / 2, 1 - u)
+        g = 2 * s * dL
+        return eta - alpha * size * (g + eta / size)
+
+    agree(2 * unroll(released, START / 2), unroll(natural))
+    rate, decay = alpha * size, 1 / size
+    for make in (
+        lambda q: optim.MirrorDescent(q, rate, kl=decay),
+        lambda q: optim.BayesBiNN(q, alpha, train_set_size=size),
+    ):
+        found = library("concrete", Logistic(), make, tau=tau, eps=0.0)
+        np.testing.assert_allclose(found, unroll(natural), rtol=1e-10, atol=1e-10)
+
+
+def test_eq_15_natural_holds_on_average() -> None:
+    """E g_tau of the layer against a difference quotient in p; one weight, L = w^3/3 - w."""
+    tau, p = 0.5, 0.7
+    node, weight = np.polynomial.legendre.leggauss(2000)
+    u, measure = (1 + node) / 2, weight / 2
+
+    def relaxed_loss(p: float) -> float:
+        w = np.tanh((np.log(p / (1 - p)) + np.log(u / (1 - u))) / (2 * tau))
+        return float(measure @ (w**3 / 3 - w))
+
+    layer = BernoulliLinear(1, 1, bias=False, forward="concrete", tau=tau, eps=0)
+    torch.nn.init.constant_(layer.eta, math.log(p / (1 - p)))
+    w = layer.weight(u=torch.tensor(u)[:, None, None]).flatten()
+    (torch.tensor(measure) * (w**3 / 3 - w)).sum().backward()
+    quotient = (relaxed_loss(p + 1e-5) - relaxed_loss(p - 1e-5)) / 2e-5
+    assert math.isclose(layer.eta.grad.item(), quotient, rel_tol=1e-7)
+
+
 @pytest.mark.parametrize("tau", [1e-10, 1e-8])
 @pytest.mark.parametrize("lam", [0.0, 2.0, 10.0])
 def test_eq_15_float(tau: float, lam: float) -> None:
@@ -288,13 +342,15 @@ def test_eq_15_float(tau: float, lam: float) -> None:
     factor = (1e-10 / tau) / (float(np.float32(1) - mu * mu) + 1e-10)
     if lam == 10:
         assert math.isclose(factor, 1 / tau)
-    lr = 0.25 / factor
-    p = torch.full((1,), 2 * lam, dtype=torch.float32, requires_grad=True)
-    p.used = torch.tanh(torch.tensor([lam + 0.3], dtype=torch.float32) / tau)
-    p.grad = torch.full((1,), 2.0, dtype=torch.float32)
-    assert (1 - p.used**2).item() == 0
-    optim.BayesBiNN([p], lr, tau=tau).step()
-    assert math.isclose((2 * lam * (1 - lr) - p.item()) / (2 * lr), factor, rel_tol=2e-5)
+    lr = min(0.25 / factor, 1.0)
+    layer = BernoulliLinear(1, 1, False, dtype=torch.float32, forward="concrete", tau=tau)
+    torch.nn.init.constant_(layer.eta, 2 * lam)
+    w = layer.weight(u=torch.full((1, 1), 0.3))  # w = tanh((lam + 0.42)/tau)
+    assert (1 - w**2).item() == 0
+    w.sum().backward()
+    optim.BayesBiNN(layer.parameters(), lr).step()
+    found = (2 * lam * (1 - lr) - layer.eta.item()) / (2 * lr)
+    assert math.isclose(found, factor, rel_tol=2e-5)
 
 
 # ---------------------------------------------------------------------- ProxQuant, PARQ, Adam

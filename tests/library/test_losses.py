@@ -104,3 +104,8 @@ def test_a_naive_cross_entropy_is_pointed_here() -> None:
         exact_gradient(
             net, torch.rand(4, 2), lambda x: nn.functional.cross_entropy(layer(x[0]), TARGETS)
         )
+    with pytest.raises(ValueError, match="batch_size") as torchs_own:
+        exact_gradient(
+            net, torch.rand(4, 2), lambda x: nn.functional.cross_entropy(layer(x), TARGETS)
+        )
+    assert "sbnlib.classification_loss" in "".join(torchs_own.value.__notes__)

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import math
+import pickle
 import weakref
 from collections.abc import Callable
 
@@ -17,7 +18,16 @@ from bridge import make_noise, z_limit
 from torch import Tensor, nn
 
 import sbnlib
-from sbnlib import SBN, Uniform, exact_expectation, exact_gradient, exact_moments, pathwise
+from sbnlib import (
+    SBN,
+    Gaussian,
+    Logistic,
+    Uniform,
+    exact_expectation,
+    exact_gradient,
+    exact_moments,
+    pathwise,
+)
 from sbnlib.nn import WEIGHT_MODES, BernoulliConv2d, BernoulliLinear
 
 Array = np.ndarray
@@ -132,12 +142,14 @@ def test_in_mean_mode_a_multilinear_loss_has_the_exact_derivative(
 @noises
 @layers
 @pytest.mark.parametrize("mode", WEIGHT_MODES)
-def test_the_gradient_is_twice_that_of_the_weight_used(
+def test_the_gradient_is_the_stated_factor_times_that_of_the_weight_used(
     kind: str, noise_name: str, mode: str
 ) -> None:
-    layer, x = make_layer(kind, noise_name, tau=0.4)
+    """2; for a relaxed weight its own slope over the density, both with the constant."""
+    tau, eps, law = 0.4, 1e-3, ref.RefNoise(noise_name)
+    layer, x = make_layer(kind, noise_name, tau=tau, eps=eps)
     eta, u = layer.eta.detach().numpy(), np.random.default_rng(5).uniform(size=layer.eta.shape)
-    p = ref.RefNoise(noise_name).cdf(eta)
+    p = law.cdf(eta)
     w = {
         "sample": np.where(u < p, 1.0, -1.0),
         "mean": 2 * p - 1,
@@ -146,9 +158,67 @@ def test_the_gradient_is_twice_that_of_the_weight_used(
     }[mode]
     given = {"u": torch.tensor(u)} if mode in ("sample", "concrete") else {}
     np.testing.assert_allclose(layer.weight(mode, **given).detach().numpy(), w, rtol=1e-12)
-    bias = layer.bias.detach().numpy()
-    expected = 2 * loss_slope(w, x, bias)
+    factor = 2.0
+    if mode == "concrete":
+        factor = (1 - w**2 + eps) / (2 * tau * (law.pdf(eta) + eps / 4))
+    expected = factor * loss_slope(w, x, layer.bias.detach().numpy())
     np.testing.assert_allclose(gradient(layer, x, mode=mode, **given), expected, rtol=1e-11)
+
+
+@noises
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+@pytest.mark.parametrize("tau", [0.5, 0.1])
+def test_a_relaxed_weights_gradient_is_that_of_the_relaxed_loss_in_p(
+    noise_name: str, scale: float, tau: float
+) -> None:
+    """Without the constant, of L = w^3/3 - w, which is not multilinear.
+
+    Both means over u by Gauss-Legendre, in panels that are cut where the weight turns.
+    """
+    law, eta = ref.RefNoise(noise_name, scale), 0.3 * scale
+    cuts = np.unique(law.cdf(eta + tau * np.array([-np.inf, -8, -3, -1, 0, 1, 3, 8, np.inf])))
+    node, weight = np.polynomial.legendre.leggauss(300)
+    half = np.diff(cuts)[:, None] / 2
+    u, measure = (
+        (half * node + (cuts[:-1] + cuts[1:])[:, None] / 2).ravel(),
+        (half * weight).ravel(),
+    )
+
+    def relaxed_loss(p: float) -> float:
+        w = np.tanh((law.icdf(p) - law.icdf(u)) / (2 * tau))
+        return float(measure @ (w**3 / 3 - w))
+
+    noise = make_noise(noise_name, scale)
+    layer = BernoulliLinear(1, 1, False, noise=noise, forward="concrete", tau=tau, eps=0).double()
+    nn.init.constant_(layer.eta, eta)
+    w = layer.weight(u=torch.tensor(u)[:, None, None])
+    (torch.tensor(measure)[:, None, None] * (w**3 / 3 - w)).sum().backward()
+    p, h = float(law.cdf(eta)), 1e-4
+    difference = (relaxed_loss(p + h) - relaxed_loss(p - h)) / (2 * h)
+    assert math.isclose(layer.eta.grad.item(), difference, rel_tol=2e-6)
+
+
+def test_at_the_end_of_a_bounded_support_the_density_is_that_inside() -> None:
+    layer = BernoulliLinear(3, 1, False, noise=Uniform(0.5), forward="concrete", eps=0).double()
+    with torch.no_grad():
+        layer.eta.copy_(torch.tensor([[-0.5, 0.5, 0.4]]))
+    w = layer.weight(u=torch.tensor([[0.3, 0.6, 0.2]]))
+    w.sum().backward()
+    torch.testing.assert_close(layer.eta.grad, (1 - w.detach() ** 2) / 2, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_factor_that_is_not_finite_leaves_the_relaxed_weight_as_it_is(dtype: torch.dtype) -> None:
+    """0/0 at a certain weight gives 0; what overflows gives a gradient that optimizers refuse."""
+    certain = BernoulliLinear(1, 1, False, dtype=dtype, forward="concrete", tau=1e-3, eps=0)
+    nn.init.constant_(certain.eta, 80.0)
+    w = certain.weight()
+    w.sum().backward()
+    assert w.item() == 1 and certain.eta.grad.item() == 0
+    cold = BernoulliLinear(1, 1, False, dtype=dtype, forward="concrete", tau=1e-320, eps=1e-3)
+    w = cold.weight()
+    (4 * w).sum().backward()
+    assert w.item() in (-1, 1) and cold.eta.grad.isinf()
 
 
 @noises
@@ -293,7 +363,7 @@ def test_dtypes_are_kept(kind: str, mode: str, dtype: torch.dtype) -> None:
 def test_a_checkpoint_holds_latent_weights_and_gives_the_same_signs(kind: str) -> None:
     layer, _ = make_layer(kind)
     state = layer.state_dict()
-    assert list(state) == ["eta", "bias"]
+    assert list(state) == ["eta", "bias", "_extra_state"]
     assert bool((state["eta"].abs() != 1).all()), "the checkpoint is latent, not binary"
     file = io.BytesIO()
     torch.save(state, file)
@@ -318,6 +388,141 @@ def test_layers_can_be_copied_after_use(kind: str, mode: str) -> None:
     with torch.no_grad():
         twin.eta.add_(1)
     assert not torch.equal(twin.eta, layer.eta)
+
+
+# ---------------------------------------------------------------------- the law on eta
+
+LAW = Gaussian(0.3)
+
+
+def loaded(layer: nn.Module, **options: object) -> nn.Module:
+    fresh = BernoulliLinear(3, 2, noise=LAW, eps=1e-4)
+    fresh.load_state_dict(layer.state_dict(), **options)
+    return fresh
+
+
+def with_swaps(change: Callable[[], nn.Module]) -> nn.Module:
+    """The way in which torch may change parameters instead of making new ones."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return change()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def through_a_file(layer: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def with_another_eta(layer: nn.Module) -> nn.Module:
+    layer.eta = nn.Parameter(torch.zeros(2, 3))
+    return layer
+
+
+def parameterless(layer: nn.Module) -> nn.Module:
+    replica = layer._replicate_for_data_parallel()  # what DataParallel makes of a module
+    replica.eta = layer.eta * 1
+    replica.bias = layer.bias
+    replica(torch.ones(1, 3)).sum().backward()
+    return layer
+
+
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "as made": lambda m: m,
+    "deepcopy": copy.deepcopy,
+    "deepcopy of a net": lambda m: copy.deepcopy(nn.Sequential(m, nn.Tanh()))[0],
+    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    "file": through_a_file,
+    "load": loaded,
+    "assign": lambda m: loaded(m, assign=True),
+    "swap": lambda m: with_swaps(lambda: loaded(m)),
+    "to_empty": lambda m: m.to_empty(device="cpu"),
+    "from meta": lambda m: m.to("meta").to_empty(device="cpu"),
+    "double": lambda m: m.double(),
+    "half": lambda m: m.half(),
+    "bfloat16 by swap": lambda m: with_swaps(lambda: m.to(torch.bfloat16)),
+    "requires_grad_": lambda m: m.requires_grad_(False),
+    "another eta": with_another_eta,
+    "a replica": parameterless,
+    "average": lambda m: torch.optim.swa_utils.AveragedModel(m).module,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_law_stays_on_eta_whatever_torch_does(way: str) -> None:
+    layer = WAYS[way](BernoulliLinear(3, 2, noise=LAW, eps=1e-4))
+    assert layer.noise == LAW and isinstance(layer.eta, nn.Parameter)
+    assert layer.eta.noise == LAW and layer.eta.eps == 1e-4
+    layer.noise, layer.eps = Uniform(), 1e-3
+    assert layer.eta.noise == Uniform() and layer.eta.eps == 1e-3
+
+
+def test_a_saved_eta_can_be_read_back_as_weights_only() -> None:
+    file = io.BytesIO()
+    torch.save(list(BernoulliLinear(3, 2, noise=LAW).parameters()), file)
+    file.seek(0)
+    eta, _ = torch.load(file, weights_only=True)
+    assert eta.noise == LAW
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize(
+    "other, words",
+    [(Uniform(), r"Uniform\(scale=1.0\)"), (Gaussian(0.30000001), r"Gaussian\(scale=0.30000001\)")],
+)
+def test_a_state_of_another_law_is_refused(
+    other: object, words: str, assign: bool, strict: bool
+) -> None:
+    net = nn.Sequential(nn.Linear(3, 3), BernoulliLinear(3, 2, noise=LAW))
+    before = copy.deepcopy(net[1].state_dict())
+    state = nn.Sequential(nn.Linear(3, 3), BernoulliLinear(3, 2, noise=other)).state_dict()
+    match = rf"1.eta must be of the layer's Gaussian\(scale=0.3\), the state dict's is of {words}"
+    with pytest.raises(RuntimeError, match=match):
+        net.load_state_dict(state, strict=strict, assign=assign)
+    assert all(torch.equal(v, before[k]) for k, v in net[1].state_dict().items())
+    assert net[1].eta.noise == LAW
+
+
+@layers
+def test_a_state_from_before_states_named_the_law_is_taken(kind: str) -> None:
+    layer, _ = make_layer(kind)
+    fresh, _ = make_layer(kind, seed=50)
+    old = {k: layer.state_dict()[k] for k in ("eta", "bias")}
+    found = fresh.load_state_dict(old, strict=True)
+    assert not found.missing_keys and not found.unexpected_keys
+    assert torch.equal(fresh.eta, layer.eta) and list(old) == ["eta", "bias"]
+    net = nn.Sequential(fresh)
+    net.load_state_dict({f"0.{k}": v for k, v in old.items()}, strict=True)
+    with pytest.raises(RuntimeError, match="Missing key.*0.bias"):
+        net.load_state_dict({"0.eta": old["eta"]})
+
+
+def test_what_people_do_with_the_values_of_a_state_dict_leaves_the_law() -> None:
+    layer = BernoulliLinear(3, 2, noise=LAW)
+    first, second = layer.state_dict(), BernoulliLinear(3, 2, noise=LAW).state_dict()
+    layer.load_state_dict({k: v.clone().cpu() for k, v in first.items()})
+    layer.load_state_dict({k: v.half() for k, v in first.items()})
+    layer.load_state_dict({k: (v + second[k]) / 2 for k, v in first.items()})
+
+
+def test_one_eta_cannot_be_of_two_laws() -> None:
+    first, second = BernoulliLinear(3, 2, noise=LAW), BernoulliLinear(3, 2, noise="uniform")
+    before = second.eta
+    with pytest.raises(ValueError, match=r"eta must be of the layer's Uniform.*, got one of Gauss"):
+        second.eta = first.eta
+    assert second.eta is before and first.eta.noise == LAW
+    third = BernoulliLinear(3, 2, noise=LAW)
+    third.eta = first.eta
+
+
+def test_nothing_is_kept_on_eta_by_a_forward_pass() -> None:
+    layer = BernoulliLinear(3, 2, forward="concrete")
+    layer(torch.ones(1, 3)).sum().backward()
+    assert set(vars(layer.eta)) == {"noise", "eps"} and layer.eta.noise == Logistic()
 
 
 def test_a_layer_says_what_it_is() -> None:
@@ -443,6 +648,9 @@ def test_bad_options_are_refused(make: Callable) -> None:
     for tau in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="tau"):
             make(2, 2, tau=tau)
+    for eps in (-1e-10, float("nan"), float("inf"), None, True):
+        with pytest.raises(ValueError, match=f"eps must be a finite number >= 0, got {eps}"):
+            make(2, 2, eps=eps)
 
 
 @layers

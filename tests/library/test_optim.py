@@ -7,86 +7,42 @@ same uniforms handed in.
 
 from __future__ import annotations
 
-import copy
-import io
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference as ref
 import torch
 from bridge import make_noise
-from discovered import NOISES, OPTIMIZERS
-from reference import RefNoise
+from discovered import NOISES
+from reference import Array, RefNoise
+from regression import (
+    INPUTS,
+    START,
+    STEPS,
+    UNIFORMS,
+    WIDTH,
+    agree,
+    loss_of,
+    make_layer,
+    one_step,
+    slope,
+    train,
+    unroll,
+)
 from scipy import integrate, optimize
-from torch import nn
+from torch import distributed, multiprocessing, nn
 from updates import CASES, MAPS, Case, bayes_bi_nn, mirror_case, sign
 
-from sbnlib import Gaussian, Logistic, Uniform, optim
+from sbnlib import Uniform, optim
 from sbnlib.nn import BernoulliLinear
 from sbnlib.optim import BayesBiNN, BinaryConnect, Bop, MirrorDescent, Proximal, parq, proxquant
 
-Array = np.ndarray
 noises = pytest.mark.parametrize("noise_name", NOISES)
 cases = pytest.mark.parametrize("name", CASES)
-STEPS, WIDTH = 100, 6
-
-# ------------------------------------------------ a regression, L(w) = mean_b (w x_b - y_b)^2
-
-RNG = np.random.default_rng(12)
-INPUTS, TARGETS = RNG.normal(size=(9, WIDTH)), 3 * RNG.normal(size=9)
-UNIFORMS = RNG.uniform(size=(STEPS, WIDTH))
-START = RNG.uniform(-0.9, 0.9, size=WIDTH)
-
-
-def slope(w: Array) -> Array:
-    """dL/dw at the weights used."""
-    return 2 / len(TARGETS) * INPUTS.T @ (INPUTS @ w - TARGETS)
-
-
-def make_layer(forward: str, start: Array = START, **options: object) -> BernoulliLinear:
-    layer = BernoulliLinear(WIDTH, 1, bias=False, forward=forward, **options).double()
-    with torch.no_grad():
-        layer.eta.copy_(torch.tensor(start)[None])
-    return layer
-
-
-def loss_of(layer: BernoulliLinear, u: Array) -> torch.Tensor:
-    """The loss at the weight that the layer makes of the uniforms, if its mode draws one."""
-    dtype = layer.eta.dtype
-    random = {"u": torch.tensor(u)[None]} if layer.mode in ("sample", "concrete") else {}
-    out = layer(torch.tensor(INPUTS, dtype=dtype), **random)[:, 0]
-    return (out - torch.tensor(TARGETS, dtype=dtype)).square().mean()
-
-
-def one_step(layer: BernoulliLinear, optimizer: torch.optim.Optimizer, u: Array) -> None:
-    """Zero, forward, ``loss.backward()``, step: the loop of any torch user."""
-    optimizer.zero_grad()
-    loss_of(layer, u).backward()
-    optimizer.step()
-
-
-def train(layer: BernoulliLinear, optimizer: torch.optim.Optimizer, us: Array = UNIFORMS) -> Array:
-    """Latent weights after every step, (steps, width)."""
-    path = []
-    for u in us:
-        one_step(layer, optimizer, u)
-        path.append(layer.eta.detach().double().numpy()[0].copy())
-    return np.array(path)
-
-
-def unroll(step: Callable[[Array, Array], Array], start: Array = START) -> Array:
-    """The same for a reference update ``step(state, uniforms)``."""
-    path = []
-    for u in UNIFORMS:
-        path.append(start := step(start, u))
-    return np.array(path)
-
-
-def agree(first: Array, second: Array) -> None:
-    np.testing.assert_allclose(first, second, rtol=1e-12, atol=1e-12)
-
 
 # ------------------------------------------------------------------- the published updates
 
@@ -424,6 +380,111 @@ def test_the_stale_mean_matters() -> None:
     assert np.abs(last[0] - last[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize("size", [3.0, 1000.0])
+def test_bayesbinn_is_mirror_descent_at_alpha_n_with_decay_one_over_n(size: float) -> None:
+    """On the layer's gradient, which is that of the relaxed loss; each step from the same eta."""
+    alpha, layer, twin = 0.02, make_layer("concrete", tau=0.3), make_layer("concrete", tau=0.3)
+    bayes = BayesBiNN(layer.parameters(), alpha, train_set_size=size)
+    mirror = MirrorDescent(twin.parameters(), alpha * size, kl=1 / size)
+    for u in UNIFORMS:
+        twin.load_state_dict(layer.state_dict())
+        one_step(layer, bayes, u)
+        one_step(twin, mirror, u)
+        torch.testing.assert_close(twin.eta, layer.eta, rtol=2e-14, atol=1e-14)
+
+
+def _late_and_now(memory: dict[str, Array], eta: Array, stale: bool) -> Array:
+    late = memory.get("mu", np.tanh(eta / 2)) if stale else np.tanh(eta / 2)
+    memory["mu"] = np.tanh(eta / 2)
+    return late
+
+
+TAU, ALPHA, SIZE = 0.3, 0.01, 5.0
+
+
+def paper(eta: Array, draws: Array, memory: dict[str, Array], stale: bool) -> Array:
+    """Meng et al. 2020 with several draws: their steps s dL/dw are averaged."""
+    mean = _late_and_now(memory, eta, stale)
+    total = np.zeros_like(eta)
+    for u in draws:
+        w = np.tanh((eta + np.log((1 - u) / u)) / (2 * TAU))
+        total += (1 - w * w + 1e-10) / (TAU * (1 - mean * mean + 1e-10)) * slope(w)
+    lam = eta / 2
+    return 2 * ((1 - ALPHA) * lam - ALPHA * SIZE * total / len(draws))
+
+
+def two_backwards(layers: list[BernoulliLinear], draws: Array) -> None:
+    for u in draws:
+        (loss_of(layers[0], u) / 2).backward()
+
+
+def two_forwards(layers: list[BernoulliLinear], draws: Array) -> None:
+    sum(loss_of(layers[0], u) / 2 for u in draws).backward()
+
+
+def two_ranks(layers: list[BernoulliLinear], draws: Array) -> None:
+    """What data-parallel training does: every rank its own draw, then the mean of the gradients."""
+    for layer, u in zip(layers, draws, strict=True):
+        loss_of(layer, u).backward()
+    mean = sum(layer.eta.grad for layer in layers) / 2
+    for layer in layers:
+        layer.eta.grad.copy_(mean)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("way", [two_backwards, two_forwards, two_ranks])
+def test_bayesbinn_is_right_when_a_step_has_more_than_one_draw(way: Callable, stale: bool) -> None:
+    """Every step against the paper from the same eta; the ranks stay equal to the last bit."""
+    layers = [make_layer("concrete", tau=TAU) for _ in range(2)]
+    options = {"train_set_size": SIZE, "stale_mean": stale}
+    optimizers = [BayesBiNN(layer.parameters(), ALPHA, **options) for layer in layers]
+    memory: dict[str, Array] = {}
+    for draws in UNIFORMS[:40].reshape(20, 2, WIDTH):
+        expected = paper(layers[0].eta.detach().numpy()[0].copy(), draws, memory, stale)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        way(layers, draws)
+        for optimizer in optimizers:
+            optimizer.step()
+        np.testing.assert_allclose(layers[0].eta.detach()[0], expected, rtol=1e-11, atol=1e-12)
+        assert way is not two_ranks or torch.equal(layers[0].eta, layers[1].eta)
+
+
+def _rank(rank: int, folder: str) -> None:
+    """One process of two: ten steps under DistributedDataParallel, then the latent weights."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    layer = make_layer("concrete", tau=TAU)
+    parallel = nn.parallel.DistributedDataParallel(layer)
+    optimizer = BayesBiNN(layer.parameters(), ALPHA, train_set_size=SIZE)
+    for draws in UNIFORMS[:20].reshape(10, 2, WIDTH):
+        optimizer.zero_grad()
+        out = parallel(torch.tensor(INPUTS), u=torch.tensor(draws[rank])[None])
+        out.square().mean().backward()
+        optimizer.step()
+    torch.save(layer.state_dict(), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has threads")
+def test_bayesbinn_keeps_two_processes_together_and_equal_to_accumulation(tmp_path: Path) -> None:
+    multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt")["eta"] for rank in range(2))
+    layer = make_layer("concrete", tau=TAU)
+    optimizer = BayesBiNN(layer.parameters(), ALPHA, train_set_size=SIZE)
+    for draws in UNIFORMS[:20].reshape(10, 2, WIDTH):
+        optimizer.zero_grad()
+        for u in draws:
+            out = layer(torch.tensor(INPUTS), u=torch.tensor(u)[None])
+            (out.square().mean() / 2).backward()
+        optimizer.step()
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, layer.eta.detach(), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("tau", [1e-10, 1e-8])
 def test_in_float32_bayesbinns_scale_is_its_added_constant(tau: float) -> None:
     """(1e-10/tau)/(1 - mu^2 + 1e-10) times identity-ST on sign(lambda + delta), mu one step late.
@@ -432,7 +493,7 @@ def test_in_float32_bayesbinns_scale_is_its_added_constant(tau: float) -> None:
     """
     layer = make_layer("concrete", tau=tau).float()
     lr = 1e-3 * tau / 1e-10
-    optimizer = BayesBiNN(layer.parameters(), lr, tau=tau, stale_mean=True)
+    optimizer = BayesBiNN(layer.parameters(), lr, stale_mean=True)
     memory: dict[str, Array] = {}
 
     def step(lam: Array, u: Array) -> Array:
@@ -443,42 +504,42 @@ def test_in_float32_bayesbinns_scale_is_its_added_constant(tau: float) -> None:
 
     found = train(layer, optimizer)
     np.testing.assert_allclose(found, 2 * unroll(step, START / 2), rtol=2e-5, atol=2e-5)
-    assert set(np.unique(layer.eta.used.numpy())) == {-1, 1}
+    for u in UNIFORMS:
+        assert set(layer.weight(u=torch.tensor(u)[None]).unique().tolist()) <= {-1, 1}
 
 
-def test_at_a_certain_weight_the_released_factor_is_ten_to_the_ten() -> None:
-    """lambda_0 = 10 in float32: mu = 1, and the step is 1e10 times identity-ST."""
-    p = torch.full((1,), 20.0, requires_grad=True)
-    p.used, p.grad = torch.ones(1), torch.full((1,), 2.0)  # dL/dw = 1
-    BayesBiNN([p], 1e-12, tau=1e-10).step()
-    assert math.isclose(20 - p.item(), 2 * 1e-12 * 1e10, rel_tol=1e-4)
+@pytest.mark.parametrize("eps", [1e-10, 1e-6])
+def test_at_a_certain_weight_the_released_factor_is_ten_to_the_ten(eps: float) -> None:
+    """lambda_0 = 10 in float32: mu = 1, and the step is 1/tau = 1e10 times identity-ST."""
+    layer = BernoulliLinear(1, 1, False, forward="concrete", tau=1e-10, eps=eps)
+    nn.init.constant_(layer.eta, 20)
+    layer.weight().sum().backward()  # dL/dw = 1
+    BayesBiNN(layer.parameters(), 1e-12).step()
+    assert math.isclose(20 - layer.eta.item(), 2 * 1e-12 * 1e10, rel_tol=1e-4)
 
 
-def test_bayesbinn_needs_the_last_forward_to_be_concrete() -> None:
-    for modes in ([], ["sample"], ["concrete", "sample"], ["concrete", "sign"]):
-        layer = make_layer("concrete", tau=0.5)
-        optimizer = BayesBiNN(layer.parameters(), 0.1, tau=0.5)
+def test_a_late_mean_is_late_with_the_layers_own_constant() -> None:
+    """(1 - mu^2 + eps)/(1 - mu_before^2 + eps), where eps is the larger part of it."""
+    layer = BernoulliLinear(1, 1, False, forward="concrete", eps=1e-2).double()
+    optimizer = BayesBiNN(layer.parameters(), 0.5, stale_mean=True)
+    for before, eta in ((8.0, 8.0), (8.0, 4.0)):
+        nn.init.constant_(layer.eta, eta)
         layer.eta.grad = torch.ones_like(layer.eta)
-        for mode in modes:
-            layer.weight(mode)
-        before = layer.eta.detach().clone()
-        with pytest.raises(ValueError, match="concrete.*parameter 0 of group 0"):
-            optimizer.step()
-        assert torch.equal(before, layer.eta)
+        optimizer.step()
+        now, late = (1 - math.tanh(v / 2) ** 2 + 1e-2 for v in (eta, before))
+        assert math.isclose(layer.eta.item(), 0.5 * eta - 0.5 * now / late, rel_tol=1e-12)
 
 
 def test_an_evaluation_before_the_step_does_not_disturb_bayesbinn() -> None:
     paths = []
     for evaluate in (False, True):
         layer = make_layer("concrete", tau=0.5)
-        optimizer = BayesBiNN(layer.parameters(), 0.02, tau=0.5)
+        optimizer = BayesBiNN(layer.parameters(), 0.02)
         for u in UNIFORMS[:5]:
             optimizer.zero_grad()
-            out = layer(torch.tensor(INPUTS), u=torch.tensor(u)[None])
-            out.square().mean().backward()
+            loss_of(layer, u).backward()
             if evaluate:
-                with torch.no_grad():
-                    layer(torch.tensor(INPUTS)), layer(torch.tensor(INPUTS), mode="sign")
+                layer(torch.tensor(INPUTS), mode="sign")
             optimizer.step()
         paths.append(layer.eta.detach().clone())
     assert torch.equal(*paths)
@@ -519,241 +580,6 @@ def test_parq_with_infinite_slope_is_the_sign() -> None:
     eta = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 5.0])
     parq(eta, math.inf)
     assert eta.tolist() == [1, 1, 1, -1, 1]
-
-
-@pytest.mark.parametrize("lazy", [False, True])
-def test_a_proximal_closure_gives_the_gradient_at_the_mapped_weight(lazy: bool) -> None:
-    paths = []
-    for closed in (False, True):
-        layer = make_layer("mean")
-        optimizer = Proximal(torch.optim.SGD(layer.parameters(), 0.01), parq, 1.5, lazy=lazy)
-
-        def closure(layer: nn.Module = layer, optimizer: Proximal = optimizer) -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = layer(torch.tensor(INPUTS)).square().mean()
-            loss.backward()
-            return loss
-
-        for _ in range(5):
-            loss = optimizer.step(closure) if closed else (closure(), optimizer.step())[0]
-            assert loss.requires_grad
-        paths.append(layer.eta.detach().clone())
-    assert torch.equal(*paths)
-
-
-def test_a_schedule_of_the_proximal_optimizer_reaches_its_base() -> None:
-    p = torch.zeros(2, requires_grad=True)
-    optimizer = Proximal(torch.optim.SGD([p], 1.0), proxquant, 0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5**t)
-    for _ in range(3):
-        p.grad = -torch.ones(2)
-        optimizer.step()
-        schedule.step()
-    assert p.tolist() == [1.75, 1.75]
-
-
-# ----------------------------------------------------------------------- states and groups
-
-
-#: Cases whose optimizer remembers what another case's does; the rest go through this part.
-AS_ANOTHER = {
-    "mirror proximal", "mirror uniform", "mirror lazy", "binary connect sign",
-    "bop without threshold", "bayesbinn", "proxquant", "parq",
-}  # fmt: skip
-STATES = [name for name in CASES if name not in AS_ANOTHER]
-states = pytest.mark.parametrize("name", STATES)
-LATENT = [name for name in STATES if CASES[name].optimizer != "Proximal"]
-
-
-def made(name: str) -> tuple[BernoulliLinear, torch.optim.Optimizer]:
-    layer = CASES[name].layer(START)
-    return layer, CASES[name].make(layer.parameters())
-
-
-@states
-def test_a_run_continued_from_a_checkpoint_is_the_uninterrupted_run(name: str) -> None:
-    layer, optimizer = made(name)
-    train(layer, optimizer, UNIFORMS[:8])
-    file = io.BytesIO()
-    torch.save({"layer": layer.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    expected = train(layer, optimizer, UNIFORMS[8:20])
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    again, other = made(name)
-    again.load_state_dict(saved["layer"])
-    other.load_state_dict(saved["optimizer"])
-    assert np.array_equal(train(again, other, UNIFORMS[8:20]), expected)
-
-
-@pytest.mark.parametrize("name", LATENT)
-def test_an_optimizer_copied_with_its_layer_goes_on_alike(name: str) -> None:
-    layer, optimizer = made(name)
-    train(layer, optimizer, UNIFORMS[:4])
-    twin, other = copy.deepcopy((layer, optimizer))
-    expected = train(layer, optimizer, UNIFORMS[4:10])
-    assert np.array_equal(train(twin, other, UNIFORMS[4:10]), expected)
-
-
-@states
-def test_groups_are_stepped_each_with_its_own_rate(name: str) -> None:
-    case = CASES[name]
-    layers, alone = ([case.layer(START), case.layer(-START)] for _ in range(2))
-    together = case.make([{"params": [layers[0].eta]}, {"params": [layers[1].eta], "lr": 0.003}])
-    apart = [
-        case.make([{"params": [m.eta], "lr": group["lr"]}])
-        for m, group in zip(alone, together.param_groups, strict=True)
-    ]
-    for u in UNIFORMS[:10]:
-        for m, o in zip(alone, apart, strict=True):
-            one_step(m, o, u)
-        for m in layers:  # gradients of both, then one step
-            m.zero_grad()
-            loss_of(m, u).backward()
-        together.step()
-    for m, n in zip(layers, alone, strict=True):
-        assert torch.equal(m.eta, n.eta)
-
-
-@states
-def test_single_precision_is_kept(name: str) -> None:
-    layer = CASES[name].layer(START).float()
-    optimizer = CASES[name].make(layer.parameters())
-    train(layer, optimizer, UNIFORMS[:3])
-    tensors = [v for v in optimizer.state[layer.eta].values() if isinstance(v, torch.Tensor)]
-    assert layer.eta.dtype == torch.float32 and bool(layer.eta.isfinite().all())
-    assert all(v.dtype == torch.float32 for v in tensors if v.dim())
-
-
-@states
-def test_parameters_without_a_gradient_are_skipped(name: str) -> None:
-    layer, idle = CASES[name].layer(START), torch.full((2,), 0.3, requires_grad=True)
-    train(layer, CASES[name].make([idle, layer.eta]), UNIFORMS[:3])
-    assert idle.tolist() == torch.full((2,), 0.3).tolist()
-
-
-@states
-def test_gradients_are_left_as_they_are(name: str) -> None:
-    layer, optimizer = made(name)
-    for u in UNIFORMS[:3]:
-        one_step(layer, optimizer, u)
-    kept = layer.eta.grad.clone()
-    optimizer.step()
-    assert torch.equal(layer.eta.grad, kept)
-
-
-@pytest.mark.parametrize("make", [lambda p: MirrorDescent(p, 0.1), lambda p: Bop(p, 0.1)])
-def test_a_closure_is_run_with_gradients_and_its_loss_returned(make: Callable) -> None:
-    p = torch.tensor([0.5], requires_grad=True)
-    optimizer = make([p])
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = 3 * p.sum()
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure).item() == 1.5
-    assert p.item() != 0.5 and optimizer.step() is None
-
-
-# ------------------------------------------------------------------------------- bad input
-
-
-@pytest.fixture
-def p() -> torch.Tensor:
-    return torch.tensor([0.5, -0.5], requires_grad=True)
-
-
-@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "Proximal"])  # its base has one
-def test_bad_rates_are_refused(p: torch.Tensor, name: str) -> None:
-    make = OPTIMIZERS[name]
-    for lr in (-0.1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"lr.*{lr}"):
-            make([p], lr)
-        with pytest.raises(ValueError, match=f"lr.*{lr}"):
-            make([{"params": [p], "lr": lr}], 0.1)
-        optimizer = make([p], 0.1)
-        with pytest.raises(ValueError, match=f"lr.*{lr}"):
-            optimizer.add_param_group({"params": [torch.ones(1, requires_grad=True)], "lr": lr})
-
-
-BAD_OPTIONS = [
-    (MirrorDescent, {"kl": -0.1}, "kl"),
-    (MirrorDescent, {"kl": math.inf}, "kl"),
-    (MirrorDescent, {"momentum": 1.0}, "momentum"),
-    (MirrorDescent, {"momentum": -0.1}, "momentum"),
-    (MirrorDescent, {"betas": (0.9, 1.0)}, "betas"),
-    (MirrorDescent, {"betas": (-0.1, 0.9)}, "betas"),
-    (MirrorDescent, {"betas": (0.9,)}, "betas"),
-    (Bop, {"lr": 1.5}, "lr.*gamma"),
-    (Bop, {"threshold": -1e-9}, "threshold"),
-    (Bop, {"threshold": math.nan}, "threshold"),
-    (BayesBiNN, {"tau": 0.0}, "tau"),
-    (BayesBiNN, {"tau": -1.0}, "tau"),
-    (BayesBiNN, {"tau": math.nan}, "tau"),
-]
-
-
-@pytest.mark.parametrize("make, options, match", BAD_OPTIONS)
-def test_bad_options_are_refused_for_all_and_for_one_group(
-    p: torch.Tensor, make: Callable, options: dict, match: str
-) -> None:
-    with pytest.raises(ValueError, match=match):
-        make([p], **({"lr": 0.1} | options))
-    with pytest.raises(ValueError, match=match):
-        make([{"params": [p], **options}], lr=0.1)
-
-
-def test_noise_is_a_noise_model_and_one_for_all_groups(p: torch.Tensor) -> None:
-    for wrong in (Logistic, 1.0):
-        with pytest.raises(TypeError, match="noise"):
-            MirrorDescent([p], 0.1, noise=wrong)
-    with pytest.raises(ValueError, match="noise"):
-        MirrorDescent([{"params": [p], "noise": Uniform()}], 0.1)
-
-
-@pytest.mark.parametrize("name", LATENT)
-def test_nan_gradients_are_refused_by_name_before_anything_changes(name: str) -> None:
-    layer, other = CASES[name].layer(START), CASES[name].layer(START)
-    optimizer = CASES[name].make([{"params": [layer.eta]}, {"params": [torch.ones(1), other.eta]}])
-    for m in (layer, other):
-        m(torch.tensor(INPUTS)).sum().backward()
-    optimizer.step()
-    before = [layer.eta.detach().clone(), other.eta.detach().clone()]
-    state = copy.deepcopy(optimizer.state_dict()["state"])
-    other.eta.grad[0, 2] = math.nan
-    with pytest.raises(ValueError, match=r"gradient of parameter 1 of group 1, shape \(1, 6\)"):
-        optimizer.step()
-    assert torch.equal(layer.eta, before[0]) and torch.equal(other.eta, before[1])
-    after = optimizer.state_dict()["state"]
-    for k, values in state.items():
-        assert all(np.array_equal(v, after[k][n]) for n, v in values.items())
-
-
-def test_named_parameters_are_named_in_errors() -> None:
-    layer = make_layer("sample")
-    optimizer = MirrorDescent(layer.named_parameters(), 0.1)
-    layer.eta.grad = torch.full_like(layer.eta, math.nan)
-    with pytest.raises(ValueError, match="parameter eta of group 0"):
-        optimizer.step()
-
-
-@pytest.mark.parametrize("noise_name", ref.BOUNDED)
-def test_latent_weights_outside_a_bounded_support_are_refused_unless_lazy(noise_name: str) -> None:
-    inside = torch.tensor([0.5], requires_grad=True)
-    outside = torch.tensor([0.2, -1.01], requires_grad=True)
-
-    def step(noise: object, **options: object) -> None:
-        inside.grad, outside.grad = torch.ones(1), torch.ones(2)
-        MirrorDescent([inside, outside], 0.1, noise=noise, **options).step()
-
-    with pytest.raises(ValueError, match=r"parameter 1.*support \[-1, 1\] of .*lazy"):
-        step(make_noise(noise_name))
-    assert inside.item() == 0.5, "an earlier parameter was changed"
-    step(make_noise(noise_name, 2.0))
-    step(make_noise(noise_name), lazy=True)
-    step(Gaussian())
-    assert outside[1].item() < -1.2
 
 
 # ------------------------------------------------------------------------------- the flip ratio

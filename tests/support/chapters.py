@@ -128,6 +128,14 @@ def equations(text: str) -> list[str]:
     return _labelled(text, "math") + DOLLARS.findall(text)
 
 
+def tex(path: Path, label: str) -> str:
+    """The TeX of the labelled equation of a page, as it is printed, in one line."""
+    dollars = rf"\$\$\n((?:(?!\$\$).)*?)\n\$\$ \({label}\)"
+    block = rf"```\{{math\}}\n:label: {label}\n(.*?)\n```"
+    (found,) = re.findall(f"{dollars}|{block}", prose(path), re.DOTALL)
+    return " ".join("".join(found).split())
+
+
 def statements(text: str) -> list[str]:
     """Labels of definitions, theorems and the like."""
     return _labelled(text, "prf:")

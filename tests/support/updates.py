@@ -165,7 +165,7 @@ MAPS: Named[RefMap] = Named(
 )
 
 #: Names of ``sbnlib.optim`` that are neither an optimizer nor a proximal map.
-NO_UPDATE: frozenset[str] = frozenset({"FlipRatio"})
+NO_UPDATE = frozenset({"FlipRatio", "split"})
 
 # -------------------------------------------------------------------- how sbnlib's are made
 
@@ -251,11 +251,11 @@ def _bop(gamma: float, threshold: float) -> Case:
 
 def _bayes(tau: float, prior: float, stale: bool) -> Case:
     # At larger rates mu rounds to 1 and 1/(1 - mu^2) makes rounding errors visible.
-    lr, options = 0.002, {"tau": tau, "prior": prior, "eps": 1e-10}
+    lr, options = 0.002, {"prior": prior}
     return Case(
         "BayesBiNN",
         lambda p: optim.BayesBiNN(p, lr, train_set_size=3.0, stale_mean=stale, **options),
-        lambda: bayes_bi_nn(lr, size=3.0, stale=stale, **options),
+        lambda: bayes_bi_nn(lr, tau, size=3.0, stale=stale, **options),
         mode="concrete",
         tau=tau,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import statistics
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from places import MEASUREMENTS
 
-from sbnlib import data
+from sbnlib import data, optim
 from sbnlib.experiments import measurement, training, weights
 from sbnlib.experiments.protocol import SEARCH_SEED
 
@@ -209,3 +210,35 @@ def test_a_stored_row_can_be_repeated(digits: data.Dataset) -> None:
     assert {k: again[k] for k in ("lr", "other", "seed")} == {
         k: row[k] for k in ("lr", "other", "seed")
     }
+
+
+# ------------------------------------------------- what the docstrings of sbnlib.optim say of rates
+
+OPTIMIZERS = {
+    "mirror": optim.MirrorDescent, "adam": optim.MirrorDescent, "bop": optim.Bop,
+    "bc_stochastic": optim.BinaryConnect, "bc_deterministic": optim.BinaryConnect,
+    "bayesbinn": optim.BayesBiNN, "proxquant": optim.Proximal,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", OPTIMIZERS)
+def test_the_rates_in_the_docstrings_are_those_of_the_stored_search(method: str) -> None:
+    rows = [r for r in measurement.read(FILE)["rows"] if r.get("method") == method]
+    rates = [r["lr"] for r in rows if r["part"] == "search"]
+    (best,) = {(r["lr"], r["other"]) for r in rows if r["part"] == "final"}
+    words = " ".join((OPTIMIZERS[method].__doc__ or "").split())
+    said = re.escape(f"of {min(rates):g} to {max(rates):g}")
+    assert re.search(rf"(?<![\d.]){re.escape(f'{best[0]:g}')} (was best )?{said}\b", words)
+    if method in ("bop", "bayesbinn"):
+        assert re.search(rf"\b{re.escape(f'{best[1]:g}')}\.", words)
+
+
+@pytest.mark.slow
+def test_a_rate_of_one_is_small_because_the_gradient_is(digits: data.Dataset) -> None:
+    model, layers = weights._build(weights.METHODS["mirror"], 0, digits, (100, 100))
+    inputs, labels = digits.train.inputs[:50].double(), digits.train.labels[:50]
+    model(inputs, labels, torch.Generator().manual_seed(0)).mean().backward()
+    sizes = [layer.latent[0].grad.square().mean().sqrt().item() for layer in layers]
+    assert all(0.0006 < size < 0.0009 for size in sizes)
+    assert "0.0007 at the start" in (optim.__doc__ or "")
+    assert weights.train("mirror", (1.0, 0.0), SEARCH_SEED, digits)["validation"] < 0.5
