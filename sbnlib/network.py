@@ -174,7 +174,8 @@ def network_estimator(estimator: str | NetworkEstimator) -> NetworkEstimator:
     through :func:`layerwise`; with one of kind ``"relaxation"`` every unit is relaxed.
 
     Raises:
-        ValueError: unknown name; the message lists the known ones.
+        ValueError: unknown name, the message lists the known ones; or a function of another kind,
+            the message says what makes a network estimator of it.
         TypeError: neither a name nor a function.
     """
     if isinstance(estimator, str):
@@ -182,7 +183,41 @@ def network_estimator(estimator: str | NetworkEstimator) -> NetworkEstimator:
         return _TO_NETWORK[entry.kind](entry.function)
     if not callable(estimator):
         raise TypeError(f"estimator must be a registry name or a function, got {estimator!r}")
+    _check_arguments(estimator)
     return with_generator(estimator)
+
+
+#: The first arguments of the other kinds, and what makes a network estimator of such a function.
+_CURES = {
+    ("a", "x", "noise"): "; use pathwise({})",
+    ("loss", "a", "noise"): "; use layerwise({})",
+    ("a", "noise"): "; give a relaxation by its name in the registry",
+}
+
+
+def _check_arguments(estimator: Callable[..., Tensor]) -> None:
+    """A network estimator is called with (net, inputs, loss); other kinds name other arguments."""
+    try:
+        signature = inspect.signature(estimator)
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return
+    names = tuple(signature.parameters)
+    cure = next((cure for first, cure in _CURES.items() if names[: len(first)] == first), "")
+    options = {"generator": None} if "generator" in names else {}
+    if cure or not _can_be_called(signature, *[None] * 3, **options):
+        name = name_of(estimator.func if isinstance(estimator, functools.partial) else estimator)
+        raise ValueError(
+            "estimator must be a network estimator (net, inputs, loss, *, generator), got "
+            f"{name}({', '.join(names)}){cure.format(name)}"
+        )
+
+
+def _can_be_called(signature: inspect.Signature, *args: Any, **options: Any) -> bool:
+    try:
+        signature.bind(*args, **options)
+    except TypeError:
+        return False
+    return True
 
 
 def pathwise(estimator: ChainRule | str) -> NetworkEstimator:
