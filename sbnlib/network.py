@@ -9,6 +9,7 @@ The real-valued head belongs to the loss: a 784-200-200-10 classifier is
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
