@@ -166,8 +166,9 @@ def exact_moments(
     for out in {out.shape[1]: out for out in outputs}.values():
         _check_state_only(chain_rule, net.noise, out)
     _check_memory(_numbers_of_moments, outputs, len(inputs))
-    check_loss(loss, len(inputs), outputs[-1])
-    _check_derivative(loss, net, len(inputs), outputs[-1])
+    with torch.enable_grad():
+        check_loss(loss, len(inputs), outputs[-1], slopes=True)
+        _check_derivative(loss, net, len(inputs), outputs[-1])
     with torch.no_grad(), Watch(inputs.device) as watch:
         moments = _Moments(net, layers, inputs, loss, chain_rule).run()
     watch.check_chance()
@@ -438,10 +439,9 @@ def trainable(net: SBN) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-@torch.enable_grad()
 def _check_derivative(loss: Loss, net: SBN, batch: int, like: Tensor) -> None:
     """The loss must depend on x by differentiable operations, and on x alone."""
-    x = signs(batch, like.shape[1], like=like).requires_grad_()
+    x = signs(1, batch, like.shape[1], like=like).requires_grad_()
     total, parameters = evaluate(loss, x).sum(), trainable(net)
     wanted = [x, *parameters.values()]
     slopes = total.requires_grad and torch.autograd.grad(total, wanted, allow_unused=True)

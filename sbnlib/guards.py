@@ -267,21 +267,23 @@ def _identical(a: Tensor, b: Tensor) -> bool:
 # ---- losses --------------------------------------------------------------------------------------
 
 
-def check_loss(loss: Loss, batch: int, like: Tensor) -> None:
+def check_loss(loss: Loss, batch: int, like: Tensor, *, slopes: bool = False) -> None:
     """The value of a row must depend on that row of x alone.
 
     Args:
         loss: states ``(..., batch, n)`` to values ``(..., batch)``; may close over targets.
         like: a tensor of n columns, in the states' dtype and on their device.
+        slopes: whether x will require a gradient.
 
     Raises:
         ValueError: the loss has the wrong shape, draws random numbers, gives NaN or infinity, or
             couples rows, of the batch or in front of it.
     """
     x = signs(2 + ROWS // batch, batch, like.shape[1], like=like)
+    x = x.requires_grad_() if slopes else x
     odd = every_other(*x.shape[:2], device=x.device)[..., None]
     modules = [loss] if isinstance(loss, torch.nn.Module) else []
-    with Watch(like.device, *modules) as watch, torch.enable_grad():
+    with Watch(like.device, *modules) as watch:
         values = evaluate(loss, x).detach()
         check_finite(values)
         # Half of the rows become +1: other random signs could have the mean of those before.

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 import sbnlib
 from sbnlib import SBN, Logistic, Triangular, layerwise, network_estimator, pathwise, zgr
-from sbnlib.contracts import check_values, takes, with_generator
+from sbnlib.contracts import (
+    check_values,
+    is_finite,
+    is_traced,
+    looking_is_free,
+    takes,
+    with_generator,
+)
 from sbnlib.nn import BernoulliLinear, Sign
 from sbnlib.noise import NOISES, as_noise
 from sbnlib.optim import MirrorDescent
@@ -353,3 +360,24 @@ def test_every_noise_has_a_name() -> None:
 def test_values_of_a_loss_are_one_number_an_input(values: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         check_values(values, (2,))
+
+
+# -------------------------------------------------------------------------- looking at values
+
+
+def test_looking_costs_nothing_on_a_cpu_and_is_not_possible_inside_vmap() -> None:
+    assert looking_is_free(A) and not is_traced(A)
+    elsewhere = torch.empty(2, device="meta")
+    assert not looking_is_free(elsewhere) and not is_traced(elsewhere)
+    seen = []
+    torch.func.vmap(lambda a: seen.append((looking_is_free(a), is_traced(a))) or a)(A)
+    assert seen == [(False, True)]
+
+
+def test_a_sum_that_overflows_does_not_make_its_terms_infinite() -> None:
+    large = torch.full((4,), 3e38)
+    assert large.sum().isinf() and is_finite(large)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        assert not is_finite(torch.tensor([1.0, bad]))
+        assert not is_finite(torch.tensor([bad, -bad]))
+    assert is_finite(torch.empty(0)) and is_finite(torch.tensor([True, False]))

@@ -476,6 +476,17 @@ def test_an_estimator_that_moves_the_global_generator_has_no_exact_moments() -> 
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_an_estimator_with_a_generator_of_its_own_has_no_exact_moments() -> None:
+    net, inputs, loss = case((2, 2), "Logistic")
+    draws = torch.Generator()
+
+    def noisy(a: torch.Tensor, x: torch.Tensor, noise: object) -> torch.Tensor:
+        return through(a, x, torch.rand(a.shape, generator=draws) + 0 * a)
+
+    with pytest.raises(ValueError, match="noisy gives other numbers when it is called again"):
+        exact_moments(make_net(net), torch.tensor(inputs), loss.torch, noisy)
+
+
 def through(a: torch.Tensor, x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
     return x + slope.detach() * (a - a.detach())
 

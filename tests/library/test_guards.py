@@ -269,8 +269,19 @@ def test_a_layer_that_draws_at_one_state_only_is_noticed_in_the_sum() -> None:
         return self.parts[0](x) + float((x > 0).all(1).any() and torch.rand(()) < 2)
 
     net = SBN(nn.Linear(3, 12), Function(rarely, nn.Linear(12, 1))).double()
-    with nothing_changes(net), pytest.raises(ValueError, match="draws random numbers"):
+    with nothing_changes(net), pytest.raises(ValueError, match="must not depend on chance"):
         exact_expectation(net, some_inputs(), smooth)
+
+
+def test_a_loss_that_draws_at_one_state_only_is_noticed_in_the_sum() -> None:
+    def rarely(x: Tensor) -> Tensor:
+        return smooth(x) + float((x < 0).all(-1).any() and torch.rand(()) < 2)
+
+    net = SBN(nn.Linear(3, 12)).double()
+    for function in (exact_expectation, exact_moments):
+        extra = ("zgr",) if function is exact_moments else ()
+        with nothing_changes(net), pytest.raises(ValueError, match="must not depend on chance"):
+            function(net, some_inputs(), rarely, *extra)
 
 
 # ------------------------------------------------------- layers that do not map rows to rows
@@ -285,10 +296,11 @@ def test_a_layer_that_draws_at_one_state_only_is_noticed_in_the_sum() -> None:
         (nn.RNN(3, 4), r"\(RNN\) must map rows of 3 .* made tuple"),
         (nn.Sequential(nn.Linear(3, 4), nn.Flatten(0)), r"of Linear, Flatten\) .* made \(256,\)"),
         (after_linear(lambda a: a[1:])(), r"from \(64, 3\) it made \(63, 4\)"),
+        (after_linear(lambda a: a[:, None])(), r"from \(64, 3\) it made \(64, 1, 4\)"),
         (after_linear(lambda a: a.bfloat16())(), "it gives torch.bfloat16"),
         (nn.LazyLinear(4), "has no weights yet"),
     ],
-    ids=["width", "Conv2d", "RNN", "flat", "a row less", "half precision", "lazy"],
+    ids=["width", "Conv2d", "RNN", "flat", "a row less", "an axis more", "half precision", "lazy"],
 )
 def test_what_does_not_map_rows_to_rows_is_refused(
     layer: nn.Module, match: str, place: int
@@ -430,6 +442,13 @@ def test_rounding_is_no_dependence(width: int, dtype: torch.dtype) -> None:
         assert [out.shape[1] for out in outputs] == [20, 24]
 
 
+def test_rounding_that_differs_with_the_number_of_rows_is_no_dependence() -> None:
+    for dtype in (torch.float32, torch.float64):
+        eps = torch.finfo(dtype).eps / 4
+        layer = after_linear(lambda a: a * (1 + eps * len(a)))()  # noqa: B023
+        guards.check_layers(net_with(layer, 1, dtype), some_inputs(dtype=dtype))
+
+
 def test_a_hook_that_changes_what_a_layer_gives_belongs_to_it() -> None:
     net = net_with(nn.Linear(3, 4), 1)
     net.layers[1].register_forward_hook(lambda module, args, out: 2 * out + args[0].sum(1)[:, None])
@@ -467,6 +486,9 @@ def test_exact_sums_stand_inside_transforms_of_torch() -> None:
     both = {name: torch.stack([p, 2 * p]) for name, p in named.items()}
     stacked = vmap(lambda p: functional_call(mean, p, inputs))(both)
     assert stacked[0].item() == pytest.approx(exact_gradient(net, inputs, smooth)[0].item())
+    heads = torch.eye(2).double()
+    by_head = vmap(lambda h: exact_expectation(net, inputs, lambda x: x @ h))(heads)
+    torch.testing.assert_close(by_head[1], exact_expectation(net, inputs, lambda x: x[..., 1]))
 
 
 # ------------------------------------------------------------------------------------- losses
@@ -523,6 +545,29 @@ def test_any_other_function_of_a_row_is_taken(name: str) -> None:
         expected = enumerated(net, some_inputs(), BLACK_BOXES[name])
         values = exact_expectation(net, some_inputs(), BLACK_BOXES[name])
     torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_loss_is_tried_with_gradients_as_it_will_be_used() -> None:
+    net, inputs = net_with(nn.Linear(3, 4), 1), some_inputs()
+    weight = torch.linspace(-1, 1, 4).double().requires_grad_()
+
+    def by_numpy(x: Tensor) -> Tensor:  # raises where a gradient is wanted
+        return torch.from_numpy((x @ weight).numpy())
+
+    def penalty(x: Tensor) -> Tensor:  # raises where none is
+        (slope,) = torch.autograd.grad(smooth(x).sum(), x, create_graph=True)
+        return slope.square().sum(-1)
+
+    def plain(x: Tensor) -> Tensor:  # the same, by hand
+        w = torch.linspace(-1, 1.5, 4, dtype=x.dtype)
+        return (0.5 * smooth(x)).square() * w.square().sum()
+
+    with torch.no_grad():
+        values = exact_expectation(net, inputs, by_numpy)
+        torch.testing.assert_close(values, exact_expectation(net, inputs, lambda x: x @ weight))
+        mine, theirs = (exact_moments(net, inputs, loss, "zgr") for loss in (penalty, plain))
+    for name in theirs:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-10, atol=1e-12)
 
 
 def over_axis(axis: int, how: str) -> Loss:
@@ -693,7 +738,7 @@ PEAKS = [
     ("gradient", 8, 1, (18, 2), 84), ("value", 8, 1, (18, 2), 61),
     ("gradient", 8, 64, (12, 10), 113), ("value", 8, 64, (12, 10), 40),
     ("gradient", 8, 1, (18, 10), 487), ("gradient", 8, 1, (14, 14, 14), 169),
-    ("gradient", 8, 1, (20, 1), 243), ("gradient", 8, 1000, (5, 12), 226),
+    ("gradient", 8, 1, (12, 12, 12, 12, 12), 43), ("gradient", 8, 1, (20, 1), 243), ("gradient", 8, 1000, (5, 12), 226),
     ("moments", 8, 1, (12, 12), 193), ("moments", 8, 4, (12, 10), 132),
     ("moments", 8, 16, (10, 10), 135), ("moments", 4, 1, (14,), 70),
     ("moments", 8, 1, (14, 6), 173), ("moments", 8, 1, (6, 14), 148),
