@@ -75,7 +75,7 @@ from sbnlib.noise import NOISES, as_noise, is_positive
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["MODELS", "Config", "run", "summarize", "train"]
+__all__ = ["MODELS", "CacheError", "Config", "run", "summarize", "train"]
 
 
 def __dir__() -> list[str]:  # what completion offers

@@ -56,8 +56,8 @@ def add_resume_dir(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("runs"),
         metavar="FOLDER",
-        help="where a folder with the finished runs, and the state of the one under way after "
-        "each epoch, is kept until the measurement is written (default: runs)",
+        help="where finished runs, and after each epoch the one under way, are kept until the "
+        "measurement is written (default: runs)",
     )
 
 

@@ -357,7 +357,8 @@ def _parser() -> argparse.ArgumentParser:
         parser, "seeds", 5, "number of runs at a method's chosen setting, with the seeds 0, 1, ..."
     )
     add_option(parser, "epochs", 20, "length of a run, in passes through the training images")
-    add_option(parser, "methods", tuple(METHODS), "what to train, each once", choices=list(METHODS))
+    words = "optimizers to compare, each once; real is the twin with real-valued weights"
+    add_option(parser, "methods", tuple(METHODS), words, choices=list(METHODS))
     add_out(parser)
     add_resume_dir(parser)
     return parser

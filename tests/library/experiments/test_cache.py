@@ -148,7 +148,7 @@ def test_the_key_follows_the_content_of_the_data(digits: data.Dataset) -> None:
 def test_the_key_follows_the_code(
     digits: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its commit; by its content where changes are not committed, or there is no git."""
+    """By its commit, by its content where that is not committed; and torch by its version."""
     package = tmp_path / "sbnlib" / "experiments"
     package.mkdir(parents=True)
     monkeypatch.setattr(cache, "__file__", str(package / "cache.py"))
@@ -162,6 +162,7 @@ def test_the_key_follows_the_code(
     for known in ("abc-dirty", "unknown"):
         assert code(known, "a") == code(known, "a") != code(known, "b")
         assert code(known, "a").startswith(known)
+    assert make_key("e", {}, digits)["torch"] == torch.__version__
 
 
 # The experiments ---------------------------------------------------------------------------------
@@ -286,8 +287,8 @@ def small_weights(folder: Path | None) -> list[dict]:
 def test_killed_at_twenty_random_points_an_experiment_ends_with_the_same_rows(
     experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before or after any file is put in its place; at most the epoch under way is done again."""
-    rng, kills, trained = random.Random(0), 0, 0
+    """Before or after any file is put in its place; only an epoch that was not kept is repeated."""
+    rng, kills, lost, trained = random.Random(0), 0, 0, 0
     replace, epoch = os.replace, training._train_epoch
 
     def count(*args: Any) -> None:
@@ -295,13 +296,14 @@ def test_killed_at_twenty_random_points_an_experiment_ends_with_the_same_rows(
         trained += 1
         epoch(*args)
 
-    def replace_and_die(*args: Any) -> None:
-        nonlocal kills
+    def replace_and_die(part: Path, path: Path) -> None:
+        nonlocal kills, lost
         before, after = (kills < 20 and rng.random() < 0.4 for _ in range(2))
         kills += before or after
+        lost += before and path.suffix == ".ckpt"
         if before:
             raise Killed
-        replace(*args)
+        replace(part, path)
         if after:
             raise Killed
 
@@ -313,7 +315,7 @@ def test_killed_at_twenty_random_points_an_experiment_ends_with_the_same_rows(
         with suppress(Killed):
             rows = experiment(tmp_path)
     assert rows == whole and kills == 20
-    assert needed <= trained <= needed + kills
+    assert trained == needed + lost and lost > 0
 
 
 # What is broken ----------------------------------------------------------------------------------
@@ -386,6 +388,20 @@ def test_nothing_in_a_checkpoint_is_run(trained: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="cannot be read"):
         classify.train(CONFIG, "sbn", 0.03, 3.0, 0, checkpoint=file)
     assert not sprung.exists()
+
+
+def test_every_reading_of_a_checkpoint_is_of_weights_only(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, load, given = Path(shutil.copy(trained, tmp_path)), torch.load, []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        given.append(options["weights_only"])
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", spy)
+    classify.train(CONFIG, "sbn", 0.03, 3.0, 0, checkpoint=file)
+    assert given and all(given)
 
 
 def test_someone_elses_file_is_no_checkpoint_and_stays(tmp_path: Path) -> None:
