@@ -147,7 +147,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "list": lambda v: isinstance(v, list),
 }
 _TRAINED = {"lr": "number", "seed": "count"}
-_CLASSIFIED = _TRAINED | {"model": "text", "gain": "number", "validation": "shares"}
+_CLASSIFIED = _TRAINED | {"model": "text", "init_gain": "number", "validation": "shares"}
 _SUMMARY = {"model": "text", "prediction": "text", "mean": "number", "se": "number or null"}
 _TIMED = {"seconds": "number", "spread": "number"}
 _RATIO = _TIMED | {"elements": "count", "copy_seconds": "number", "ratio": "number"}
@@ -523,7 +523,7 @@ def _settings(parts: Mapping[str, list[Row]]) -> str:
         tried = sum(row["model"] == model for row in parts["search"]) or 1
         words.append(
             f"{model}: {tried} tried, chosen learning rate {setting(chosen['lr'])}, "
-            f"gain {setting(chosen['gain'])}"
+            f"initial gain {setting(chosen['init_gain'])}"
         )
     return "; ".join(words)
 

@@ -36,10 +36,11 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from sbnlib import registry
 from sbnlib.accuracy import measure
-from sbnlib.contracts import Loss, NetworkEstimator, linear_layers
+from sbnlib.contracts import Loss, NetworkEstimator, check_count, linear_layers
 from sbnlib.estimators import disarm, local_expectation, reinforce, straight_through, zgr
 from sbnlib.exact import all_states, exact_gradient
 from sbnlib.experiments import measurement
+from sbnlib.experiments.command import add_option, add_out, refusing, repeat
 from sbnlib.experiments.training import Classifier
 from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.nn import Sign
@@ -731,13 +732,16 @@ def run(names: Sequence[str], quick: bool, threads: int) -> tuple[list[Row], str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """1 if the two sides of a row differ; a missed target is printed and no more."""
-    options = _parser().parse_args(argv)
-    if options.threads < 1:
-        _parser().error(f"--threads: got {options.threads}, must be at least 1")
-    names = [name for name in options.only or ROWS if not (options.quick and ROWS[name][2] is None)]
+    parser = _parser()
+    options = parser.parse_args(argv)
+    with refusing(parser, ValueError):
+        check_count("threads", options.threads)
+        if options.out:
+            measurement.check_writable(options.out)
+    asked = dict.fromkeys(options.only or ROWS)
+    names = [name for name in asked if not (options.quick and ROWS[name][2] is None)]
     rows, device = run(names, options.quick, options.threads)
-    words = " ".join(sys.argv[1:] if argv is None else argv)
-    result = as_measurement(rows, f"python -m sbnlib.experiments.bench {words}".strip(), device)
+    result = as_measurement(rows, repeat("bench", argv), device)
     if options.out:
         measurement.write(options.out, result)
         print(f"written to {options.out}")
@@ -748,10 +752,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sbnlib.experiments.bench", description="The speed of sbnlib, as ratios."
     )
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions, no long row")
-    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=", ".join(ROWS))
-    parser.add_argument("--out", type=Path, help="measurement file to write; default none")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of both sides")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer repetitions, without the rows that take long (default: off)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=ROWS,
+        metavar="NAME",
+        help=f"rows to measure (default: all of {', '.join(ROWS)})",
+    )
+    add_option(parser, "threads", 1, "number of CPU threads torch may use, on both sides")
+    add_out(parser)
     return parser
 
 

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
+import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -34,9 +34,28 @@ from torch.nn.functional import nll_loss
 
 from sbnlib import data as datasets
 from sbnlib import registry
+from sbnlib.contracts import check_count
 from sbnlib.data import Dataset, Split
 from sbnlib.experiments import measurement
-from sbnlib.experiments.protocol import Row, Runs, resume_folder, search_and_final, summary
+from sbnlib.experiments.cache import (
+    Cache,
+    CacheError,
+    Checkpoint,
+    Key,
+    Row,
+    as_checkpoint,
+    folder_of,
+    make_key,
+)
+from sbnlib.experiments.command import (
+    add_option,
+    add_out,
+    add_resume_dir,
+    as_typed,
+    refusing,
+)
+from sbnlib.experiments.measurement import MeasurementError, check_writable
+from sbnlib.experiments.protocol import Runs, search_and_final, summary
 from sbnlib.experiments.training import (
     EVALUATION,
     WEIGHTS,
@@ -51,12 +70,12 @@ from sbnlib.experiments.training import (
 )
 from sbnlib.extras import extra
 from sbnlib.network import SBN, network_estimator
-from sbnlib.noise import NOISES, as_noise
+from sbnlib.noise import NOISES, as_noise, is_positive
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["MODELS", "Config", "run", "summarize", "train"]
+__all__ = ["MODELS", "CacheError", "Config", "run", "summarize", "train"]
 
 
 def __dir__() -> list[str]:  # what completion offers
@@ -81,10 +100,10 @@ class Config:
         seeds: how many runs at the chosen setting.
         epochs, batch_size: length of a run and size of a step.
         lr: learning rates to choose from.
-        gain: factors to choose from, on the initial weights and biases of the binary layers (1:
-            torch's default, which leaves logistic units close to coin flips). Because F is applied
-            to a / scale, a gain does what a smaller noise scale does, at the same learning rate
-            relative to the weights.
+        init_gain: factors to choose from, on the initial weights and biases of the binary layers
+            (1: torch's default, which leaves logistic units close to coin flips). Because F is
+            applied to a / scale, a gain does what a smaller noise scale does, at the same learning
+            rate relative to the weights.
         schedule: "cosine" or "constant".
         dtype: "float32" or "float64".
         accelerator, devices: where to run, for Lightning Fabric.
@@ -103,7 +122,7 @@ class Config:
     epochs: int = 40
     batch_size: int = 50
     lr: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
-    gain: tuple[float, ...] = (1.0, 3.0, 9.0)
+    init_gain: tuple[float, ...] = (1.0, 3.0, 9.0)
     schedule: str = "cosine"
     dtype: str = "float64"
     accelerator: str = "cpu"
@@ -111,8 +130,6 @@ class Config:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "lr", "gain"):
-            object.__setattr__(self, name, _several(name, getattr(self, name)))
         _one_of("data", self.data, datasets.DATASETS)
         _one_of("estimator", self.estimator, registry.ESTIMATORS)
         _one_of("noise", str(self.noise).lower(), NOISES)
@@ -120,12 +137,11 @@ class Config:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("accelerator", self.accelerator, ("cpu", "cuda", "gpu", "mps", "auto"))
         for name in ("seeds", "epochs", "batch_size", "devices", "threads"):
-            _whole(name, getattr(self, name))
-        for value in self.hidden:
-            _whole("hidden", value)
-        for name in ("lr", "gain"):
-            for value in getattr(self, name):
-                _positive(name, value)
+            check_count(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "hidden", _widths(self.hidden))
+        for name in ("lr", "init_gain"):
+            object.__setattr__(self, name, _choices(name, getattr(self, name)))
         if self.batch_size % self.devices:
             raise ValueError(
                 f"batch_size: got {self.batch_size}, must be a multiple of the "
@@ -137,27 +153,28 @@ class Config:
         """The command line that repeats this experiment."""
         always = ("data", "estimator", "noise", "hidden", "seeds")
         shown = [f for f in fields(self) if f.name in always or getattr(self, f.name) != f.default]
-        words = [f"--{f.name.replace('_', '-')} {_words(getattr(self, f.name))}" for f in shown]
+        words = [f"--{f.name.replace('_', '-')} {as_typed(getattr(self, f.name))}" for f in shown]
         return " ".join(["python -m sbnlib.experiments.classify", *words])
 
 
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _one_of(name: str, value: Any, known: Any) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: got {value!r}, known are {', '.join(known)}")
 
 
-def _whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, must be a whole number, at least 1")
+def _widths(values: Any) -> tuple[int, ...]:
+    for value in _several("hidden", values):
+        check_count("hidden", value)
+    return tuple(map(int, values))
 
 
-def _positive(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: got {value!r}, must be a positive number")
+def _choices(name: str, values: Any) -> tuple[float, ...]:
+    for value in _several(name, values):
+        if isinstance(value, bool) or not is_positive(value):
+            raise ValueError(f"{name}: got {value!r}, must be a positive number")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}: got {values!r}, must have each number once")
+    return tuple(map(float, values))
 
 
 def _several(name: str, values: Any) -> tuple[Any, ...]:
@@ -173,24 +190,24 @@ def train(
     config: Config,
     model: str,
     lr: float,
-    gain: float,
+    init_gain: float,
     seed: int,
     *,
     fabric: Fabric | None = None,
     data: Dataset | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     after_epoch: Callable[[], Any] = lambda: None,
 ) -> Row:
     """Train ``model`` ("sbn" or "tanh") once; a row with its accuracies in [0, 1].
 
     Seed s gives both models the same order of images and, up to the gain, the same initial weights.
-    The row: model, lr, gain, seed, ``validation`` and ``test`` (accuracy of each prediction) and
-    ``validation_loss`` (mean negative log-likelihood of the prediction in ``MODELS``).
+    The row: model, lr, init_gain, seed, ``validation`` and ``test`` (accuracy of each prediction)
+    and ``validation_loss`` (mean negative log-likelihood of the prediction in ``MODELS``).
 
     Args:
         config: the experiment.
         model: "sbn" or "tanh".
-        lr, gain: the setting.
+        lr, init_gain: the setting.
         seed: of the initial weights, the order of the images and the noise.
         fabric, data: made from ``config`` if they are not given.
         checkpoint: a file; the state is kept there after each epoch, and taken up again.
@@ -198,35 +215,35 @@ def train(
 
     Raises:
         ValueError: unknown ``model``.
+        CacheError: the checkpoint is of another run: any argument, the code or torch differs.
     """
     _one_of("model", model, MODELS)
     fabric = fabric or launch(config)
-    data = _on_device(config, fabric, data or load(config))
-    net = build(config, model, data, gain, seed)
+    data = data or load(config)
+    which = {"model": model, "lr": float(lr), "init_gain": float(init_gain), "seed": int(seed)}
+    file = as_checkpoint(checkpoint, partial(_key, config, data, run=which))
+    data = _on_device(config, fabric, data)
+    net = build(config, model, data, init_gain, seed)
     adam = torch.optim.Adam(net.parameters(), lr=lr)
     recipe = Recipe(seed, config.epochs, config.batch_size, config.schedule == "cosine")
     with threads(config.threads):
-        fit(fabric, net, data.train, [adam], recipe, checkpoint=checkpoint, after_epoch=after_epoch)
+        fit(fabric, net, data.train, [adam], recipe, checkpoint=file, after_epoch=after_epoch)
         draw = generator(fabric.device, seed, EVALUATION)
         validation, loss = evaluate(net, model, data.validation, draw)
         test, _ = evaluate(net, model, data.test, draw)
-    return {
-        "model": model,
-        "lr": lr,
-        "gain": gain,
-        "seed": seed,
-        "validation": validation,
-        "validation_loss": loss,
-        "test": test,
-    }
+    return which | {"validation": validation, "validation_loss": loss, "test": test}
 
 
-def build(config: Config, model: str, data: Dataset, gain: float, seed: int) -> Classifier:
+def _key(config: Config, data: Dataset, **run: Any) -> Key:
+    return make_key("classify", asdict(config) | run, data)
+
+
+def build(config: Config, model: str, data: Dataset, init_gain: float, seed: int) -> Classifier:
     """An untrained model on ``data``'s device."""
     inputs, dtype = data.train.inputs, DTYPES[config.dtype]
     draw = generator("cpu", seed, WEIGHTS)
     sizes = [inputs.shape[1], *config.hidden]
-    layers = [linear(m, n, gain, draw, dtype) for m, n in zip(sizes, sizes[1:], strict=False)]
+    layers = [linear(m, n, init_gain, draw, dtype) for m, n in zip(sizes, sizes[1:], strict=False)]
     head = linear(sizes[-1], data.num_classes, 1.0, draw, dtype)
     if model == "tanh":
         return Classifier(TanhNet(*layers), head, backprop).to(inputs.device)
@@ -303,7 +320,7 @@ def run(
     *,
     fabric: Fabric | None = None,
     data: Dataset | None = None,
-    folder: Path | None = None,
+    folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Row:
     """Search, train ``config.seeds`` seeds of both models, test: a measurement.
@@ -315,13 +332,23 @@ def run(
             epoch; called again, the experiment goes on where it was and ends with the same numbers
             (bit for bit on a CPU).
         progress: whether to show a progress bar.
+
+    Raises:
+        CacheError: the folder is in use, or belongs to another configuration, data set, code or
+            torch; before any work.
+        MeasurementError: the folder cannot be written to.
     """
     data = data or load(config)
     fabric = fabric or launch(config)
-    data = _on_device(config, fabric, data)
-    trials = [(lr, gain) for gain in config.gain for lr in config.lr]
+    with Cache(fabric, _key(config, data), folder) as cache:
+        return _run(config, data, cache, progress)
+
+
+def _run(config: Config, data: Dataset, cache: Cache, progress: bool) -> Row:
+    data = _on_device(config, cache.fabric, data)
+    trials = [(lr, gain) for gain in config.init_gain for lr in config.lr]
     count = len(MODELS) * (len(trials) * (len(trials) > 1) + config.seeds)
-    with Runs(fabric, folder, count=count, epochs=config.epochs, progress=progress) as runs:
+    with Runs(cache, count=count, epochs=config.epochs, progress=progress) as runs:
         found = {
             model: search_and_final(
                 trials, partial(_one, config, data, runs, model), seeds=config.seeds, score=_score
@@ -329,17 +356,16 @@ def run(
             for model in MODELS
         }
     search, final = ({model: rows[k] for model, rows in found.items()} for k in (0, 1))
-    return _measurement(config, fabric, search, final)
+    return _measurement(config, cache.fabric, search, final)
 
 
 def _one(
     config: Config, data: Dataset, runs: Runs, model: str, trial: tuple[float, float], seed: int
 ) -> Row:
     """One training run, or its row if it is known from before."""
-    lr, gain = trial
-    compute = partial(train, config, model, lr, gain, seed, fabric=runs.fabric, data=data)
-    words = f"{model} lr {lr:g} gain {gain:g} seed {seed}"
-    return runs.row(f"{model}-{lr}-{gain}-{seed}", words, compute)
+    fabric, (lr, gain) = runs.cache.fabric, trial
+    compute = partial(train, config, model, lr, gain, seed, fabric=fabric, data=data)
+    return runs.row({"model": model, "lr": lr, "init_gain": gain, "seed": seed}, compute)
 
 
 def _score(row: Row) -> tuple[float, float]:
@@ -400,35 +426,36 @@ def _measurement(
 # The command -------------------------------------------------------------------------------------
 
 
+#: What each option does, for ``--help``.
+HELP = {
+    "data": f"data set: {', '.join(datasets.DATASETS)}",
+    "estimator": f"estimator that trains the network: {', '.join(registry.ESTIMATORS)}",
+    "noise": f"noise of the binary units, at scale 1: {', '.join(NOISES)}",
+    "hidden": "number of units of each binary layer, from the input up",
+    "seeds": "number of runs at the chosen setting, with the seeds 0, 1, ...; these are tested",
+    "epochs": "length of a run, in passes through the training images",
+    "batch_size": "training images a step, over all devices together",
+    "lr": "learning rates of Adam in the first epoch, among which the search chooses",
+    "init_gain": "factors on torch's initial weights and biases of the binary layers, among which "
+    "the search chooses",
+    "schedule": "learning rate over the epochs: cosine (half a cosine, down to 0) or constant",
+    "dtype": "floating-point type of weights and images: float32 or float64",
+    "accelerator": "kind of device: cpu, cuda, gpu, mps or auto",
+    "devices": "number of devices; a batch is shared out evenly",
+    "threads": "number of CPU threads torch may use",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sbnlib.experiments.classify",
         usage="%(prog)s --data NAME --estimator NAME --noise NAME [options]",
         description="Train a stochastic binary network beside its tanh twin, and measure both.",
-        epilog="Killed? Give the same command again: it goes on where it was.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    known: dict[str, Iterable[str]] = {
-        "data": datasets.DATASETS,
-        "estimator": registry.ESTIMATORS,
-        "noise": NOISES,
-    }
     for field in fields(Config):
-        default = getattr(Config, field.name)
-        many = isinstance(default, tuple)
-        kind = type(default[0]) if many else type(default)
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            default=default,
-            type=kind,
-            nargs="+" if many else None,
-            metavar=field.name.upper(),
-            help=", ".join(known.get(field.name, ())) or " ",
-        )
-    parser.add_argument("--out", type=Path, help="the measurement file (runs/classify-DATA.json)")
-    parser.add_argument(
-        "--resume-dir", type=Path, default=Path("runs"), help="where unfinished runs are kept"
-    )
+        add_option(parser, field.name, field.default, HELP[field.name])
+    add_out(parser, "runs/classify-DATA.json")
+    add_resume_dir(parser)
     return parser
 
 
@@ -448,18 +475,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = vars(parser.parse_args(argv))
     out, parent = options.pop("out"), options.pop("resume_dir")
-    try:
+    with refusing(parser, ValueError, RuntimeError):  # DataError, and Fabric's "no such device"
         config = Config(**options)
+        out = out or Path("runs") / f"classify-{config.data}.json"
+        check_writable(out)
         data, fabric = load(config), launch(config)
-    except (ValueError, RuntimeError) as error:  # DataError, and Fabric's "no such device"
-        parser.error(str(error))
-    out = out or Path("runs") / f"classify-{config.data}.json"
-    folder = resume_folder(parent, "classify", asdict(config))
-    result = run(config, fabric=fabric, data=data, folder=folder, progress=True)
-    if fabric.is_global_zero:
-        measurement.write(out, result)
-        shutil.rmtree(folder)  # what is worth keeping is in the measurement file
-        print(report(result), f"written to {out}", sep="\n")
+    key = _key(config, data)
+    with (
+        refusing(parser, CacheError, MeasurementError),
+        Cache(fabric, key, folder_of(parent, key)) as cache,
+    ):
+        result = _run(config, data, cache, progress=True)
+        if fabric.is_global_zero:
+            measurement.write(out, result)
+            cache.clear()
+            print(report(result), f"written to {out}", sep="\n")
     return 0
 
 

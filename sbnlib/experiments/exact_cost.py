@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sbnlib.contracts import Loss, linear_layers
+from sbnlib.contracts import Loss, check_count, linear_layers
 from sbnlib.exact import all_states, exact_expectation
 from sbnlib.experiments import measurement
+from sbnlib.experiments.command import add_option, add_out, refusing
+from sbnlib.experiments.training import threads
 from sbnlib.network import SBN
 
 __all__ = ["enumeration", "layers", "main", "problem", "run", "terms"]
@@ -139,22 +140,25 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write; 1 if two ways differ."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sbnlib.experiments.exact_cost", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--most", type=int, default=1 << 22, help="terms a way may have")
-    parser.add_argument("--out", type=Path, help="measurement file to write; default none")
+    add_option(parser, "most", 1 << 22, "largest number of terms a way may have, at least 16")
+    add_out(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 1 if two ways differ."""
+    parser = _parser()
     options = parser.parse_args(argv)
-    if options.most < 16:
-        parser.error(f"--most: got {options.most}, must be at least 16")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with refusing(parser, ValueError):
+        check_count("most", options.most, least=16)
+        if options.out:
+            measurement.check_writable(options.out)
+    with threads(1):
         found, device = run(options.most), measurement.describe_device()
-    finally:
-        torch.set_num_threads(threads)
     for row in found["rows"]:
         print("{layers} x {width:2d}  {way:12}{terms:9d} terms {seconds:10.6f} s".format(**row))
     command = f"python -m sbnlib.experiments.exact_cost --most {options.most}"

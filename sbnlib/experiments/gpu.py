@@ -45,6 +45,7 @@ from sbnlib.contracts import Loss
 from sbnlib.estimators import straight_through
 from sbnlib.exact import exact_gradient
 from sbnlib.experiments import measurement
+from sbnlib.experiments.command import add_option, add_out, refusing, repeat
 from sbnlib.network import SBN
 from sbnlib.noise import Logistic, Noise
 from sbnlib.units import sample_sign
@@ -612,10 +613,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sbnlib.experiments.gpu",
         description="Check and time sbnlib on a GPU; write a measurement file.",
     )
-    parser.add_argument("--budget", type=float, default=480.0, help="seconds in all (480)")
-    parser.add_argument("--out", type=Path, help="file to write (gpu-DEVICE-DATE.json)")
-    parser.add_argument("--device", type=_device, default="cuda", help="cuda or cuda:1")
-    parser.add_argument("--commit", default="", help="commit of the code, where git cannot tell")
+    add_option(parser, "budget", 480.0, "time for all sections, in seconds")
+    add_out(parser, "gpu-DEVICE-DATE.json, in the folder $OUT if that is set")
+    add_option(parser, "device", "cuda", "device to measure, such as cuda or cuda:1", type=_device)
+    add_option(parser, "commit", "", "commit of the code, to be recorded where git cannot tell it")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -624,16 +625,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     device = options.device
-    if not options.budget > 0:
+    if not 0 < options.budget < math.inf:
         parser.error(f"--budget must be a number of seconds > 0, got {options.budget}")
     if missing := _missing(device):
         print(f"gpu: no CUDA device: {missing}; nothing was run", file=sys.stderr)
         return 2
-    command = " ".join(
-        ["python -m sbnlib.experiments.gpu", *(sys.argv[1:] if argv is None else argv)]
-    )
     out = options.out or default_out(device)
-    sizes = TINY if options.tiny else FULL
+    with refusing(parser, ValueError):
+        measurement.check_writable(out)
+    sizes, command = TINY if options.tiny else FULL, repeat("gpu", argv)
     found = run(device, options.budget, sizes, out, command=command, commit=options.commit)
     return report(found, out)
 

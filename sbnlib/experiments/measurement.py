@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 __all__ = [
     "SCHEMA",
     "MeasurementError",
+    "check_writable",
     "commit",
     "describe_device",
     "read",
@@ -78,8 +80,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+#: Fields of rows that older files call otherwise: kind -> the old name -> the name they have now.
+RENAMED = {"classify": {"gain": "init_gain"}}
+
+
 class MeasurementError(ValueError):
-    """A measurement file is cut off, not JSON, not finite, or not of the form of ``SCHEMA``."""
+    """A measurement file is cut off, not JSON, not finite, or not of the form of ``SCHEMA``; or a
+    file could not be written."""
 
 
 class _NotFinite(Exception):
@@ -121,7 +128,7 @@ def _object_problems(value: dict[str, Any], schema: Any, where: str) -> list[str
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The measurement in ``path``.
+    """The measurement in ``path``, the fields of its rows under the names they have now.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -143,7 +150,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     found = problems(content)
     if found:
         raise MeasurementError(f"{path}: not a measurement file: {'; '.join(found)}")
-    return content
+    names = RENAMED.get(content["kind"], {})
+    rows = [{names.get(name, name): v for name, v in row.items()} for row in content["rows"]]
+    return content | {"rows": rows}
 
 
 def _refused(constant: str) -> NoReturn:
@@ -214,12 +223,44 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """Put ``text`` in ``path`` at one stroke: whoever looks sees the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    part = _part(path)
     with part.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, path)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Try what :func:`write_whole` will do with ``path``, before any work; leaves nothing behind.
+
+    Raises:
+        MeasurementError: there is something else than a file, or it cannot be made there.
+    """
+    path = Path(path)
+    missing: list[Path] = []
+    try:
+        if path.exists() and not path.is_file():
+            raise MeasurementError(f"{path} cannot be written: it is no file")
+        if files := [p for p in path.parents if p.is_file()]:
+            raise MeasurementError(f"{path} cannot be written: {files[0]} is no folder")
+        missing += [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = _part(path).exists()
+        _part(path).open("ab").close()
+        if not there:
+            _part(path).unlink()
+    except OSError as error:
+        raise MeasurementError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        for folder in missing:  # the innermost first
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _part(path: Path) -> Path:
+    """Where a file is written before it is put in its place."""
+    return path.with_name(f"{path.name}.part")
 
 
 def commit() -> str:

@@ -1,40 +1,21 @@
 """How contenders are compared: a search by validation, then fresh seeds, then a summary.
 
 Every contender gets its trials with one fixed seed, the best by validation is trained anew for the
-reported seeds, and only those runs are tested. A finished run is kept as a row in a folder, the one
-under way as a checkpoint, so that an experiment killed at any time goes on where it was.
+reported seeds, and only those runs are tested.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-import torch
-
-from sbnlib.experiments.measurement import commit, write_whole
+from sbnlib.experiments.cache import Cache, Checkpoint, Row
 from sbnlib.extras import extra
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+__all__ = ["SEARCH_SEED", "Runs", "mean_se", "search_and_final", "summary"]
 
-__all__ = [
-    "SEARCH_SEED",
-    "Row",
-    "Runs",
-    "cached",
-    "mean_se",
-    "resume_folder",
-    "search_and_final",
-    "summary",
-]
-
-Row = dict[str, Any]
 Trial = TypeVar("Trial")
 SEARCH_SEED = 1_000_000  # none of the seeds 0, 1, ... that are reported
 
@@ -42,30 +23,25 @@ SEARCH_SEED = 1_000_000  # none of the seeds 0, 1, ... that are reported
 class Compute(Protocol):
     """A training run: its row, from a file for the state and a call after each epoch."""
 
-    def __call__(self, *, checkpoint: Path | None, after_epoch: Callable[[], Any]) -> Row: ...
+    def __call__(self, *, checkpoint: Checkpoint | None, after_epoch: Callable[[], Any]) -> Row: ...
 
 
 class Runs:
     """The training runs of one experiment, under one progress bar that counts epochs.
 
     Args:
-        fabric: where they run.
-        folder: where rows and checkpoints are kept; None for nowhere.
-        count: how many runs there will be.
+        cache: what is known of them.
+        count: how many there will be.
         epochs: how long each is.
         progress: whether to show the bar.
     """
 
-    def __init__(
-        self, fabric: Fabric, folder: Path | None, *, count: int, epochs: int, progress: bool
-    ) -> None:
+    def __init__(self, cache: Cache, *, count: int, epochs: int, progress: bool) -> None:
         with extra("experiments"):
             from tqdm import tqdm
 
-        self.fabric, self.folder, self.epochs = fabric, folder, epochs
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        hidden = not progress or not fabric.is_global_zero
+        self.cache, self.epochs = cache, epochs
+        hidden = not progress or not cache.fabric.is_global_zero
         self.bar = tqdm(total=count * epochs, unit="epoch", disable=hidden)
 
     def __enter__(self) -> Runs:
@@ -74,58 +50,20 @@ class Runs:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def row(self, name: str, words: str, compute: Compute) -> Row:
+    def row(self, run: Mapping[str, Any], compute: Compute) -> Row:
         """The row of one run, or what is known of it from before.
 
         Args:
-            name: of its files in the folder.
-            words: what the bar says meanwhile.
+            run: its names and values, which the bar shows meanwhile; see :meth:`Cache.row`.
             compute: the run.
         """
         seen = self.bar.n
-        self.bar.set_description(words)
-        row = cached(
-            self.fabric,
-            self.folder,
-            name,
-            lambda checkpoint: compute(checkpoint=checkpoint, after_epoch=self.bar.update),
+        self.bar.set_description(" ".join(f"{name} {value}" for name, value in run.items()))
+        row = self.cache.row(
+            run, lambda file: compute(checkpoint=file, after_epoch=self.bar.update)
         )
         self.bar.update(seen + self.epochs - self.bar.n)
         return row
-
-
-def resume_folder(parent: Path, name: str, settings: Any) -> Path:
-    """A folder for this experiment only: same name, settings, commit and torch."""
-    key = json.dumps([settings, commit(), torch.__version__])
-    return parent / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def cached(
-    fabric: Fabric, folder: Path | None, name: str, compute: Callable[[Path | None], Row]
-) -> Row:
-    """The row ``compute(checkpoint)`` returns, kept as ``folder/name.json`` once it is known.
-
-    A row that is there already is read instead; one cut off by a kill is computed again. All
-    devices get the row of the first.
-    """
-    if folder is None:
-        return fabric.broadcast(compute(None))
-    path = folder / f"{name}.json"
-    row = fabric.broadcast(_stored(path) if fabric.is_global_zero else None)
-    if row is None:
-        checkpoint = folder / f"{name}.ckpt"
-        row = fabric.broadcast(compute(checkpoint))
-        if fabric.is_global_zero:
-            write_whole(path, json.dumps(row, allow_nan=False))
-            checkpoint.unlink(missing_ok=True)
-    return row
-
-
-def _stored(path: Path) -> Row | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # not there, or cut off
-        return None
 
 
 def search_and_final(

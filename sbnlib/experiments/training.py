@@ -9,19 +9,18 @@ save, on any number of devices.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sbnlib.contracts import NetworkEstimator
+from sbnlib.contracts import NetworkEstimator, check_count
 from sbnlib.data import Split
+from sbnlib.experiments.cache import Checkpoint
 from sbnlib.losses import classification_loss
 
 if TYPE_CHECKING:
@@ -82,6 +81,9 @@ class Recipe:
         epochs, batch_size: length of the run and size of a step.
         cosine: whether the learning rates are brought down to 0 along a half cosine.
         keys: the dtype of the random keys by which the images are put in order.
+
+    Raises:
+        ValueError: ``epochs`` or ``batch_size`` is no whole number, or is below 1.
     """
 
     seed: int
@@ -89,6 +91,10 @@ class Recipe:
     batch_size: int
     cosine: bool = True
     keys: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        check_count("epochs", self.epochs)
+        check_count("batch_size", self.batch_size)
 
     def decay(self, epoch: int) -> float:
         """The factor on every learning rate in this epoch."""
@@ -131,7 +137,7 @@ def fit(
     optimizers: Sequence[torch.optim.Optimizer],
     recipe: Recipe,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     after_epoch: Callable[[], Any] = lambda: None,
 ) -> None:
     """Train ``model`` in place on ``data``, which lies on fabric's device.
@@ -139,16 +145,25 @@ def fit(
     Each step is one of every optimizer, on the same gradient; the learning rates they come with are
     those of the first epoch. With ``checkpoint`` the state is written there after every epoch, and
     training goes on from it if it exists.
+
+    Raises:
+        ValueError: the batch is larger than ``data``.
+        CacheError: the checkpoint is of another run.
     """
+    if recipe.batch_size > len(data):
+        raise ValueError(
+            f"batch_size must be at most the {len(data)} training images, got {recipe.batch_size}"
+        )
     rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
     wrapped, *moving = fabric.setup(model, *optimizers)
     state = {"model": wrapped} | {f"optimizer {k}": o for k, o in enumerate(moving)}
-    start = _restore(fabric, checkpoint, state)
+    start = checkpoint.restore(fabric, state) if checkpoint else 0
     for epoch in range(recipe.epochs):
         if epoch >= start:
             _set_rates(moving, rates, recipe.decay(epoch))
             _train_epoch(fabric, wrapped, moving, data, recipe, epoch)
-            _save(fabric, checkpoint, state | {"epoch": epoch + 1})
+            if checkpoint:
+                checkpoint.save(fabric, state | {"epoch": epoch + 1})
         after_epoch()
 
 
@@ -186,21 +201,3 @@ def _train_epoch(
 def _order(count: int, recipe: Recipe, epoch: int) -> Tensor:
     draw = generator("cpu", recipe.seed, epoch, ORDER)
     return torch.rand(count, generator=draw, dtype=recipe.keys).argsort()
-
-
-def _restore(fabric: Fabric, checkpoint: Path | None, state: dict[str, Any]) -> int:
-    """Fill ``state`` from the checkpoint; the number of epochs it has seen, 0 without one."""
-    if checkpoint is None or not fabric.broadcast(checkpoint.exists()):
-        return 0
-    return fabric.load(checkpoint, state)["epoch"]
-
-
-def _save(fabric: Fabric, checkpoint: Path | None, state: dict[str, Any]) -> None:
-    """Write beside the checkpoint, then rename: a kill leaves the old one or the new one."""
-    if checkpoint is None:
-        return
-    part = checkpoint.with_name(f"{checkpoint.name}.part")
-    fabric.save(part, state)
-    if fabric.is_global_zero:
-        os.replace(part, checkpoint)
-    fabric.barrier()

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import shutil
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,9 +26,22 @@ from torch import Tensor
 
 from sbnlib import data as datasets
 from sbnlib import optim
+from sbnlib.contracts import check_count
 from sbnlib.data import Dataset, Split
 from sbnlib.experiments import measurement
-from sbnlib.experiments.protocol import Row, Runs, resume_folder, search_and_final, summary
+from sbnlib.experiments.cache import (
+    Cache,
+    CacheError,
+    Checkpoint,
+    Key,
+    Row,
+    as_checkpoint,
+    folder_of,
+    make_key,
+)
+from sbnlib.experiments.command import add_option, add_out, add_resume_dir, refusing
+from sbnlib.experiments.measurement import MeasurementError, check_writable
+from sbnlib.experiments.protocol import Runs, search_and_final, summary
 from sbnlib.experiments.training import WEIGHTS, Classifier, Recipe, fit, generator, threads
 from sbnlib.extras import extra
 from sbnlib.network import SBN, network_estimator
@@ -147,7 +159,7 @@ def train(
     epochs: int = 20,
     batch_size: int = 50,
     fabric: Fabric | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     after_epoch: Callable[[], Any] = lambda: None,
 ) -> Row:
     """Train once; a row with method, lr, other, seed, validation and test accuracy in [0, 1].
@@ -164,26 +176,34 @@ def train(
         after_epoch: called after each epoch.
 
     Raises:
-        ValueError: unknown ``method``; the message lists the known ones.
+        ValueError: unknown ``method``; the message lists the known ones. ``epochs`` or
+            ``batch_size`` below 1, or a batch larger than the training data.
+        CacheError: the checkpoint is of another run: any argument, the code or torch differs.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
+    recipe = Recipe(seed, epochs, batch_size, keys=torch.float32)
+    which = _named(method, setting, seed)
+    settings = {"hidden": list(hidden), "epochs": epochs, "batch_size": batch_size, "run": which}
+    file = as_checkpoint(checkpoint, lambda: make_key("weights", settings, data))
     model, layers = _build(METHODS[method], seed, data, hidden)
     latent = [layer.latent[0] for layer in layers]
     rest = [p for p in model.parameters() if all(p is not q for q in latent)]
     moving = [METHODS[method].optimizer(latent, *setting), torch.optim.Adam(rest, 0.01)]
     split = Split(data.train.inputs.double(), data.train.labels)
-    recipe = Recipe(seed, epochs, batch_size, keys=torch.float32)
     fit(
         fabric or launch(), model, split, moving, recipe,
-        checkpoint=checkpoint, after_epoch=after_epoch,
+        checkpoint=file, after_epoch=after_epoch,
     )  # fmt: skip
     _settle(model.net, layers, split)
-    return {
-        "method": method, "lr": setting[0], "other": setting[1], "seed": seed,
+    return which | {
         "validation": _accuracy(model, data.validation),
         "test": _accuracy(model, data.test),
-    }  # fmt: skip
+    }
+
+
+def _named(method: str, setting: tuple[float, float], seed: int) -> Row:
+    return {"method": method, "lr": setting[0], "other": setting[1], "seed": int(seed)}
 
 
 def _build(
@@ -236,10 +256,10 @@ def run(
     *,
     methods: Sequence[str] = tuple(METHODS),
     epochs: int = 20,
-    folder: Path | None = None,
+    folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Row:
-    """Search, train, test every method: a measurement.
+    """Search, train, test every method, on one thread: a measurement.
 
     Args:
         data: name of the data set.
@@ -251,23 +271,32 @@ def run(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: ``seeds`` or ``epochs`` below 1, unknown or repeated method, unknown data set,
+        ValueError: ``seeds`` or ``epochs`` no whole number or below 1, unknown or repeated method,
+            unknown data set; before any work.
+        CacheError: the folder is in use, or belongs to other arguments, data, code or torch;
             before any work.
+        MeasurementError: the folder cannot be written to.
     """
-    _check(seeds, methods, epochs)
+    settings = _checked(data, seeds, methods, epochs)
     loaded, fabric = datasets.load(data), launch()
+    with Cache(fabric, make_key("weights", settings, loaded), folder) as cache, threads(1):
+        return _run(settings, loaded, cache, progress)
+
+
+def _run(settings: Key, data: Dataset, cache: Cache, progress: bool) -> Row:
+    methods, seeds, epochs = (settings[name] for name in ("methods", "seeds", "epochs"))
     count = sum(len(METHODS[m].trials) + seeds for m in methods)
     rows: list[Row] = []
-    with Runs(fabric, folder, count=count, epochs=epochs, progress=progress) as runs:
+    with Runs(cache, count=count, epochs=epochs, progress=progress) as runs:
         for method in methods:
-            one = partial(_one, runs, method, loaded, epochs)
+            one = partial(_one, runs, method, data, epochs)
             search, final = search_and_final(
                 METHODS[method].trials, one, seeds=seeds, score=lambda row: row["validation"]
             )
             rows += search + final
     return measurement.record(
         kind="binary weights",
-        command=_command(data, seeds, methods, epochs),
+        command=_command(**settings),
         device=measurement.describe_device(),
         seeds=range(seeds),
         checks={"same_number_of_trials": len({len(METHODS[m].trials) for m in methods}) == 1},
@@ -275,30 +304,27 @@ def run(
     )
 
 
-def _check(seeds: int, methods: Sequence[str], epochs: int) -> None:
-    for name, value in (("seeds", seeds), ("epochs", epochs)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value!r}")
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown:
+def _checked(data: str, seeds: int, methods: Iterable[str], epochs: int) -> Key:
+    """The settings of an experiment, in plain numbers and lists."""
+    check_count("seeds", seeds)
+    check_count("epochs", epochs)
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        raise ValueError(f"methods must be a list of names, got {methods!r}")
+    names = list(methods)
+    if unknown := [m for m in names if m not in list(METHODS)]:
         raise ValueError(f"methods must be among {sorted(METHODS)}, got {unknown}")
-    if not methods or len(set(methods)) < len(methods):
-        raise ValueError(f"methods must name each method once, got {list(methods)}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"methods must name each method once, got {names}")
+    return {"data": data, "seeds": int(seeds), "methods": names, "epochs": int(epochs)}
 
 
 def _one(
-    runs: Runs,
-    method: str,
-    data: Dataset,
-    epochs: int,
-    setting: tuple[float, float],
-    seed: int,
+    runs: Runs, method: str, data: Dataset, epochs: int, setting: tuple[float, float], seed: int
 ) -> Row:
     """One training run, or its row if it is known from before."""
-    lr, other = setting
-    compute = partial(train, method, setting, seed, data, epochs=epochs, fabric=runs.fabric)
-    words = f"{method} lr {lr:g}, {other:g} seed {seed}"
-    return runs.row(f"{method}-{lr}-{other}-{seed}", words, compute)
+    fabric = runs.cache.fabric
+    compute = partial(train, method, setting, seed, data, epochs=epochs, fabric=fabric)
+    return runs.row(_named(method, setting, seed), compute)
 
 
 def _command(data: str, seeds: int, methods: Sequence[str], epochs: int) -> str:
@@ -320,40 +346,44 @@ def summarize(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
     ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sbnlib.experiments.weights",
         description=(__doc__ or "").split("\n")[0],
-        epilog="Killed? Give the same command again: it goes on where it was.",
     )
-    parser.add_argument("--data", default="digits", choices=sorted(datasets.DATASETS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--out", type=Path, help="measurement file to write")
-    parser.add_argument(
-        "--resume-dir", type=Path, default=Path("runs"), help="where unfinished runs are kept"
+    known = ", ".join(datasets.DATASETS)
+    add_option(parser, "data", "digits", f"data set: {known}", choices=sorted(datasets.DATASETS))
+    add_option(
+        parser, "seeds", 5, "number of runs at a method's chosen setting, with the seeds 0, 1, ..."
     )
-    options = parser.parse_args(argv)
-    try:
-        _check(options.seeds, options.methods, options.epochs)
-    except ValueError as error:
-        parser.error(str(error))
-    settings = [options.data, options.seeds, options.methods, options.epochs]
-    folder = resume_folder(options.resume_dir, "weights", settings)
-    with threads(1):
-        result = run(
-            options.data,
-            options.seeds,
-            methods=options.methods,
-            epochs=options.epochs,
-            folder=folder,
-            progress=True,
-        )
-    print(report(result))
-    if options.out:
-        measurement.write(options.out, result)
-    shutil.rmtree(folder)  # what is worth keeping is in the measurement file
+    add_option(parser, "epochs", 20, "length of a run, in passes through the training images")
+    words = "optimizers to compare, each once; real is the twin with real-valued weights"
+    add_option(parser, "methods", tuple(METHODS), words, choices=list(METHODS))
+    add_out(parser)
+    add_resume_dir(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = vars(parser.parse_args(argv))
+    out, parent = options.pop("out"), options.pop("resume_dir")
+    with refusing(parser, ValueError, RuntimeError):  # DataError
+        settings = _checked(**options)
+        if out:
+            check_writable(out)
+        data, fabric = datasets.load(settings["data"]), launch()
+    key = make_key("weights", settings, data)
+    with (
+        refusing(parser, CacheError, MeasurementError),
+        Cache(fabric, key, folder_of(parent, key)) as cache,
+        threads(1),
+    ):
+        result = _run(settings, data, cache, progress=True)
+        print(report(result))
+        if out:
+            measurement.write(out, result)
+        cache.clear()  # what is worth keeping is in the measurement file
     return 0
 
 

@@ -1004,14 +1004,14 @@ def test_the_search_was_as_told(rows: list[dict]) -> None:
         search = [r for r in rows if r["part"] == "search" and r["model"] == model]
         final = [r for r in rows if r["part"] == "final" and r["model"] == model]
         assert len(search) == 15 and len({r["seed"] for r in search}) == 1
-        assert len({r["lr"] for r in search}) == 5 and len({r["gain"] for r in search}) == 3
+        assert len({r["lr"] for r in search}) == 5 and len({r["init_gain"] for r in search}) == 3
         assert len({r["seed"] for r in final}) == 5
         assert not {r["seed"] for r in final} & {r["seed"] for r in search}
         key = "ten" if model == "sbn" else "tanh"
         best = max(r["validation"][key] for r in search)
-        chosen = {(r["lr"], r["gain"]) for r in final}
+        chosen = {(r["lr"], r["init_gain"]) for r in final}
         assert len(chosen) == 1
-        assert chosen <= {(r["lr"], r["gain"]) for r in search if r["validation"][key] == best}
+        assert chosen <= {(r["lr"], r["init_gain"]) for r in search if r["validation"][key] == best}
     digits, config = data.load("digits"), classify.Config()
     assert (config.epochs, config.schedule) == (40, "cosine")
     sizes = [len(part.labels) for part in (digits.train, digits.validation, digits.test)]

@@ -64,6 +64,15 @@ def test_every_cut_is_noticed(record, tmp_path):
             measurement.read(path)
 
 
+def test_a_field_of_an_older_file_is_read_under_its_name_of_today(record, tmp_path):
+    path = tmp_path / "x.json"
+    for kind, name in (("classify", "init_gain"), ("binary weights", "gain")):
+        measurement.write(path, record | {"kind": kind, "rows": [{"gain": 3.0, "lr": 0.1}, {}]})
+        before = path.read_bytes()
+        assert measurement.read(path)["rows"] == [{name: 3.0, "lr": 0.1}, {}]
+        assert path.read_bytes() == before
+
+
 def test_missing_file_is_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         measurement.read(tmp_path / "none.json")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import statistics
-from functools import partial
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from places import MEASUREMENTS
@@ -29,8 +27,14 @@ def digits() -> data.Dataset:
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        ({"seeds": 0}, "seeds must be at least 1, got 0"),
-        ({"epochs": -3}, "epochs must be at least 1, got -3"),
+        ({"seeds": 0}, "seeds must be an integer >= 1, got 0"),
+        ({"seeds": True}, "seeds must be an integer >= 1, got True"),
+        ({"seeds": "2"}, "seeds must be an integer >= 1, got '2'"),
+        ({"epochs": -3}, "epochs must be an integer >= 1, got -3"),
+        ({"epochs": 1.5}, "epochs must be an integer >= 1, got 1.5"),
+        ({"methods": "bop"}, "methods must be a list of names, got 'bop'"),
+        ({"methods": None}, "methods must be a list of names, got None"),
+        ({"methods": [["bop"]]}, r"methods must be among .*got \[\['bop'\]\]"),
         ({"methods": []}, "each method once, got"),
         ({"methods": ["bop", "bop"]}, r"each method once, got \['bop', 'bop'\]"),
         ({"methods": ["sgd"]}, r"methods must be among .*bop.*, got \['sgd'\]"),
@@ -55,61 +59,45 @@ def test_the_command_refuses_unknown_names(capsys: pytest.CaptureFixture) -> Non
         (["--data", "mnist"], "invalid choice: 'mnist'"),
         (["--methods", "sgd"], "invalid choice: 'sgd'"),
         (["--seeds", "few"], "invalid int value: 'few'"),
-        (["--epochs", "-3"], "epochs must be at least 1, got -3"),
+        (["--epochs", "-3"], "epochs must be an integer >= 1, got -3"),
+        (["--methods", "bop", "bop"], "methods must name each method once"),
     ):
         with pytest.raises(SystemExit) as stop:
             weights.main(arguments)
         assert stop.value.code == 2 and complaint in capsys.readouterr().err
 
 
-def test_the_stored_command_repeats_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_numbers_of_numpy_are_taken_as_plain_ones() -> None:
+    settings = weights._checked("digits", np.int64(2), ("bop",), np.int32(3))
+    assert settings == {"data": "digits", "seeds": 2, "methods": ["bop"], "epochs": 3}
+    assert type(settings["seeds"]) is type(settings["epochs"]) is int
+
+
+@pytest.mark.parametrize(
+    "length, complaint",
+    [
+        ({"epochs": -3}, "epochs must be an integer >= 1, got -3"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": 2000}, "batch_size must be at most the 1078 training images, got 2000"),
+    ],
+)
+def test_a_run_without_a_step_is_refused(
+    length: dict, complaint: str, digits: data.Dataset
 ) -> None:
-    asked = {"data": "digits", "seeds": 2, "methods": ["bop", "real"], "epochs": 1}
-    given = []
-
-    def stub(data: str, seeds: int, **options: object) -> dict:
-        given.append({"data": data, "seeds": seeds} | options)
-        options["folder"].mkdir(parents=True)
-        return {"rows": []}
-
-    command = weights._command(**asked).split()
-    monkeypatch.setattr(weights, "run", stub)
-    weights.main([*command[3:], "--resume-dir", str(tmp_path)])
-    assert command[:3] == ["python", "-m", "sbnlib.experiments.weights"]
-    assert {key: given[0][key] for key in asked} == asked
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=complaint):
+        weights.train("bop", (0.01, 1e-5), 0, digits, **SMALL | length)
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = {"seeds": 1, "methods": ["bop", "proxquant", "bayesbinn"], "epochs": 2}
-    monkeypatch.setattr(weights, "train", partial(weights.train, **SMALL | {"epochs": 2}))
-    for m in short["methods"]:
-        method = dataclasses.replace(weights.METHODS[m], trials=weights.METHODS[m].trials[:2])
-        monkeypatch.setitem(weights.METHODS, m, method)
-    whole = weights.run(**short)["rows"]
-    save, count = training._save, 0
-
-    def save_and_die(*arguments: object) -> None:
-        nonlocal count
-        save(*arguments)
-        count += 1
-        if count % 3 == 1:
-            raise Killed
-
-    monkeypatch.setattr(training, "_save", save_and_die)
-    kills = 0
-    while True:
-        try:
-            rows = weights.run(**short, folder=tmp_path)["rows"]
-            break
-        except Killed:
-            kills += 1
-    assert kills == 6 and rows == whole
+def test_a_run_from_python_is_on_one_thread_as_its_command_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = {"method": "bop", "validation": 0.5, "test": 0.5, "lr": 1, "other": 1, "seed": 0}
+    used = set()
+    monkeypatch.setattr(weights, "train", lambda *_, **__: used.add(torch.get_num_threads()) or row)
+    with training.threads(2):
+        found = weights.run(seeds=1, methods=["bop"])
+        assert torch.get_num_threads() == 2
+    assert used == {1} and found["device"].endswith(", 1 thread")
 
 
 def test_every_method_has_six_different_trials() -> None:

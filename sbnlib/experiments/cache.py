@@ -1,0 +1,324 @@
+"""A folder that keeps the training runs of one experiment, so that a killed one goes on.
+
+A folder belongs to one key: the experiment's name, all its settings, the data, the code and the
+version of torch. Every file says which key, and which run, it is of:
+
+    key.json            the key
+    RUN.json            the row of a finished run
+    RUN.ckpt            the state of the run under way, written after each epoch
+    held-by.txt, lock   who works here; the system frees the lock when that process ends
+
+A file of another key or run is refused by name. One that cannot be read is renamed NAME.corrupt,
+with a warning, and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from filelock import FileLock, Timeout
+
+from sbnlib.data import Dataset
+from sbnlib.experiments.measurement import check_writable, commit, write_whole
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = [
+    "Cache",
+    "CacheError",
+    "Checkpoint",
+    "Key",
+    "Row",
+    "as_checkpoint",
+    "folder_of",
+    "make_key",
+]
+
+Key = dict[str, Any]
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+class CacheError(RuntimeError):
+    """A folder or a checkpoint belongs to other runs, or is in use; the message names it."""
+
+
+# What decides the numbers -------------------------------------------------------------------------
+
+
+def make_key(experiment: str, settings: Mapping[str, Any], data: Dataset) -> Key:
+    """All that decides the numbers of an experiment, in the form in which a file gives it back."""
+    sources = {"data_sha256": _content(data), "code": _code(), "torch": torch.__version__}
+    return json.loads(json.dumps({"experiment": experiment, **settings, **sources}))
+
+
+def _content(data: Dataset) -> str:
+    """A hash of the data set: its name, the classes, and dtype, shape and values of each tensor."""
+    found = hashlib.sha256(repr((data.name, data.image_shape, data.num_classes)).encode())
+    for split in (data.train, data.validation, data.test):
+        for tensor in (split.inputs, split.labels):
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _code() -> str:
+    """The commit, and where that does not say what the code is, a hash of it."""
+    found = commit()
+    if found != "unknown" and not found.endswith("-dirty"):
+        return found
+    package = Path(__file__).parent.parent
+    sources = b"\0".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
+    return f"{found} {hashlib.sha256(sources).hexdigest()}"
+
+
+def _check(path: Path, there: Key, here: Key) -> None:
+    if found := _difference(there, here):
+        raise CacheError(
+            f"{path} belongs to another run ({found}); delete it, or name another place"
+        )
+
+
+def _difference(there: Key, here: Key) -> str:
+    """The first entry of ``here`` that is another one there; nothing if there is none."""
+    for name, value in here.items():
+        other = there.get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            if inner := _difference(other, value):
+                return f"{name} {inner}"
+        elif other != value:
+            return f"{name}: {other!r} there, {value!r} here"
+    return ""
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file that keeps the state of a run, and the key of that run."""
+
+    path: Path
+    key: Key
+
+    def restore(self, fabric: Fabric, state: dict[str, Any]) -> int:
+        """Fill ``state`` from the file; the number of epochs it has seen, 0 without a file.
+
+        Raises:
+            CacheError: the file is of another run.
+            MeasurementError: it could not be written later.
+        """
+        if not on_first(fabric, self._is_there):
+            return 0
+        return fabric.load(self.path, state, weights_only=True)["epoch"]
+
+    def _is_there(self) -> bool:
+        check_writable(self.path)
+        if not self.path.exists():
+            return False
+        try:
+            with zipfile.ZipFile(self.path) as archive:  # torch does not look at the checksums
+                if broken := archive.testzip():
+                    raise ValueError(f"{broken} is damaged")
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch has no one error for what it cannot read
+            _set_aside(self.path, error)
+            return False
+        _check(self.path, _key_in(found), self.key)
+        return True
+
+    def save(self, fabric: Fabric, state: dict[str, Any]) -> None:
+        """Write beside the file, then rename: a kill leaves the old one or the new one."""
+        part = self.path.with_name(f"{self.path.name}.part")
+        fabric.save(part, state | {"key": self.key})
+        if fabric.is_global_zero:
+            os.replace(part, self.path)
+        fabric.barrier()
+
+
+def as_checkpoint(
+    file: str | os.PathLike[str] | Checkpoint | None, key: Callable[[], Key]
+) -> Checkpoint | None:
+    """A file with the key of its run, which is made only if it is needed."""
+    if file is None or isinstance(file, Checkpoint):
+        return file
+    return Checkpoint(Path(file), key())
+
+
+def _read(path: Path) -> Any:
+    """What the JSON file holds; None if it is not there, or was broken and is set aside."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _set_aside(path, error)
+        return None
+
+
+def _key_in(content: Any) -> Key:
+    """The key in a file's content, an empty one if it is not one of ours."""
+    found = content.get("key") if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    aside = path.with_name(f"{path.name}.corrupt")
+    os.replace(path, aside)
+    reason = str(error).strip().partition("\n")[0]
+    warnings.warn(f"{path} cannot be read ({reason}); it is now {aside.name}", stacklevel=2)
+
+
+# The folder ---------------------------------------------------------------------------------------
+
+
+def folder_of(parent: Path, key: Key) -> Path:
+    """The folder in ``parent`` for the runs of this key alone."""
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    return parent / f"{key['experiment']}-{name}"
+
+
+def on_first(fabric: Fabric, function: Callable[[], T]) -> T:
+    """What ``function`` returns or raises on the first device, on all of them."""
+    found: T | None = None
+    error: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            found = function()
+        except Exception as raised:  # the others would wait for it for ever
+            error = raised
+    found, error = fabric.broadcast((found, error))
+    if error is not None:
+        raise error
+    return cast(T, found)
+
+
+class Cache:
+    """The known runs of one experiment. Entering it takes hold of the folder, leaving lets go.
+
+    Args:
+        fabric: where the runs are.
+        key: what decides their numbers, see :func:`make_key`.
+        folder: where rows and checkpoints are kept; None for nowhere.
+
+    Raises:
+        CacheError: on entering, if the folder is in use or belongs to another key.
+        MeasurementError: on entering, if it cannot be written to.
+    """
+
+    def __init__(
+        self, fabric: Fabric, key: Key, folder: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.fabric, self.key = fabric, key
+        self.folder = None if folder is None else Path(folder)
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> Cache:
+        on_first(self.fabric, self._open)
+        return self
+
+    def _open(self) -> None:
+        if self.folder is None:
+            return
+        check_writable(self.folder / "key.json")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _hold(self.folder)
+        try:
+            for path in sorted(self.folder.glob("*.json")):
+                if found := _key_in(_read(path)):
+                    _check(path, found, self.key)
+        except BaseException:
+            self._let_go()
+            raise
+        if not (self.folder / "key.json").exists():
+            _write(self.folder / "key.json", {"key": self.key})
+
+    def __exit__(self, *error: object) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.folder is not None and self._lock is not None:
+            (self.folder / "held-by.txt").unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+    def row(self, run: Mapping[str, Any], compute: Callable[[Checkpoint | None], Row]) -> Row:
+        """The row of ``run``: from its file if it is known, else what ``compute`` returns.
+
+        All devices get the row of the first.
+
+        Args:
+            run: what the run differs in from the others of this key; it names the file.
+            compute: is given the file for the run's state.
+
+        Raises:
+            CacheError: a file of this name is of another run.
+        """
+        if self.folder is None:
+            return self.fabric.broadcast(compute(None))
+        name = "-".join(map(str, run.values()))
+        path, own = self.folder / f"{name}.json", self.key | {"run": dict(run)}
+        row = on_first(self.fabric, lambda: _row_in(path, own))
+        if row is None:
+            checkpoint = Checkpoint(self.folder / f"{name}.ckpt", own)
+            row = self.fabric.broadcast(compute(checkpoint))
+            if self.fabric.is_global_zero:
+                _write(path, {"key": own, "row": row})
+                checkpoint.path.unlink(missing_ok=True)
+        return row
+
+    def clear(self) -> None:
+        """Delete the folder, which is still held: its rows are now in a measurement file."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _row_in(path: Path, own: Key) -> Row | None:
+    content = _read(path)
+    if content is None:
+        return None
+    _check(path, _key_in(content), own)
+    return content["row"]
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(content, allow_nan=False))
+
+
+def _hold(folder: Path) -> FileLock:
+    """Lock the folder and leave a note by whom."""
+    lock, note = FileLock(folder / "lock", thread_local=False), folder / "held-by.txt"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CacheError(
+            f"{folder} is in use by {_said(note)}; wait until it has ended, or name another place"
+        ) from None
+    except OSError as error:
+        raise CacheError(f"{folder} cannot be locked: {error}") from error
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    command = shlex.join(sys.orig_argv)
+    write_whole(note, f"process {os.getpid()} on {platform.node()} since {since}: {command}")
+    return lock
+
+
+def _said(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8")
+    except OSError:  # its writer has just come, or is just leaving
+        return "another process"
