@@ -429,7 +429,7 @@ def test_a_checkpoint_that_could_not_be_written_is_refused_before_the_first_epoc
 def test_a_second_run_is_told_who_works_in_the_folder(fabric: Any, tmp_path: Path) -> None:
     key = {"experiment": "e"}
     with Cache(fabric, key, tmp_path):
-        words = rf"{tmp_path} is in use by process {os.getpid()} on \S+ since 20\S+: .*pytest"
+        words = rf"{tmp_path} is in use by process {os.getpid()} on \S+ since 20\S+: .*python"
         with pytest.raises(CacheError, match=words):
             keep(fabric, tmp_path, key)
         assert (tmp_path / "held-by.txt").exists()  # the one that was refused took nothing away
