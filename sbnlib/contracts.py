@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -286,7 +287,8 @@ def differential(a: Tensor, *, twice: bool = False) -> Tensor:
     a, traced = finite(a), is_traced(a)
     da = a - a.detach()
     if da.requires_grad and not (twice or traced):
-        da.register_hook(_refuse_graph)
+        da._backward_hooks = _HOOKS  # register_hook at a fifth of its cost: no handle
+        da.grad_fn._register_hook_dict(da)  # type: ignore[union-attr]
     return da
 
 
@@ -295,8 +297,10 @@ def finite(a: Tensor) -> Tensor:
 
     Where looking is free, infinite pre-activations have been refused; elsewhere inf - inf is NaN.
     """
+    if looking_is_free(a):
+        return a
     ends = torch.finfo(a.dtype)
-    return a if looking_is_free(a) else a.clamp(ends.min, ends.max)
+    return a.clamp(ends.min, ends.max)
 
 
 def _refuse_graph(gradient: Tensor) -> None:
@@ -306,6 +310,9 @@ def _refuse_graph(gradient: Tensor) -> None:
             "estimate whose factor is a constant to torch; only identity and proxy(function=...) "
             "can be differentiated twice"
         )
+
+
+_HOOKS: dict[int, Callable[[Tensor], Tensor | None]] = OrderedDict({0: _refuse_graph})
 
 
 def looking_is_free(a: Tensor) -> bool:

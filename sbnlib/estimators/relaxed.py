@@ -144,7 +144,7 @@ def _relaxed_slope(
         raise ValueError(f"u must have shape {shape}, got {got}")
     else:
         check_uniforms(u)
-    a0 = widened(finite(a.detach()))
+    a0 = finite(a.detach())
     z = noise_given_state(a0, x.detach(), noise, u)
     slope = sech2((a0 - z) / (2 * tau)) / (2 * tau)
     return attach(x, a, slope.mean(dim=0) if draws else slope)
@@ -158,8 +158,8 @@ def sech2(v: Tensor) -> Tensor:
 def noise_given_state(a: Tensor, x: Tensor, noise: Noise, u: Tensor) -> Tensor:
     """Z given sign(a - Z) = x, from a uniform: x Z has the law of Z below x a.
 
-    Differentiable in ``a`` at fixed ``u``, and on the right side of ``a`` whatever the rounding. In
-    at least float32.
+    Differentiable in ``a`` at fixed ``u``, and on the right side of ``a`` whatever the rounding; in
+    at least float32, whatever the dtype of ``a``.
     """
     xa = x * widened(a)
     return x * torch.minimum(noise.icdf(inside(u, xa) * noise.cdf(xa)), xa)

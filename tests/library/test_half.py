@@ -110,9 +110,10 @@ def test_a_proxy_is_right_to_one_rounding(name: str, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("name", PROXIES)
 def test_a_proxy_keeps_its_tail_in_single_precision(name: str) -> None:
-    # 1 - tanh^2 is 0 from 9 on. One rounding of the point moves log h by at most a^2 2^-24 (erf)
-    a = torch.linspace(-20, 20, 81).requires_grad_()
-    (c,) = torch.autograd.grad(sbnlib.proxy(a, torch.ones(81), name=name).sum(), a)
+    # 1 - tanh^2 is 0 from 9 on, and 90 for a slope of 1/10. One rounding of the point moves log h
+    # by at most a^2 2^-24 (erf, up to 12) or 5 |a| 2^-24 (swish)
+    a = torch.linspace(-110, 110, 441).requires_grad_()
+    (c,) = torch.autograd.grad(sbnlib.proxy(a, torch.ones(441), name=name).sum(), a)
     exact = SLOPES[name].slope(a.detach().double().numpy())
     np.testing.assert_allclose(c.double().numpy(), exact, rtol=1e-4, atol=1e-30)
 
