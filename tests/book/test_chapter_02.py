@@ -363,7 +363,7 @@ def test_command_writes_a_measurement(tmp_path, capsys) -> None:
     assert found["command"].endswith("--most 64")
     with pytest.raises(SystemExit):
         exact_cost.main(["--most", "2"])
-    assert "must be at least 16" in capsys.readouterr().err
+    assert "must be an integer >= 16" in capsys.readouterr().err
 
 
 def test_stored_times_bear_out_what_the_text_says() -> None:
