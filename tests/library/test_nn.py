@@ -84,12 +84,6 @@ def flip_expectation(p: Array, loss: Callable[[Array], float]) -> Array:
     return (configurations * others * values[:, None]).sum(0).reshape(p.shape)
 
 
-def icdf(noise_name: str, p: Array) -> Array:
-    if noise_name != "FastSigmoid":
-        return ref.RefNoise(noise_name).scipy().ppf(p)
-    return np.where(p < 0.5, 1 - 0.5 / p, 0.5 / (1 - p) - 1)
-
-
 def exact_flip(layer: nn.Module, noise_name: str, x: Array) -> Array:
     p = ref.RefNoise(noise_name).cdf(layer.eta.detach().numpy())
     bias = layer.bias.detach().numpy()
@@ -154,7 +148,7 @@ def test_the_gradient_is_the_stated_factor_times_that_of_the_weight_used(
         "sample": np.where(u < p, 1.0, -1.0),
         "mean": 2 * p - 1,
         "sign": np.where(eta >= 0, 1.0, -1.0),
-        "concrete": np.tanh((eta - icdf(noise_name, u)) / 0.8),
+        "concrete": np.tanh((eta - ref.RefNoise(noise_name).icdf(u)) / 0.8),
     }[mode]
     given = {"u": torch.tensor(u)} if mode in ("sample", "concrete") else {}
     np.testing.assert_allclose(layer.weight(mode, **given).detach().numpy(), w, rtol=1e-12)
