@@ -5,7 +5,7 @@ input. With g the exact gradient of a parameter, \hat g a sample, \bar g the mea
 s^2 their variance:
 
 * bias2 = \|E \hat g - g\|^2, estimated by \|\bar g - g\|^2 - s^2 / M: the squared error of a mean
-  holds its variance too, and would never be 0 at finite M;
+  holds its variance too, so that at finite M its expectation is not 0 without bias;
 * variance = E\|\hat g - E\hat g\|^2; mse = bias2 + variance = E\|\hat g - g\|^2;
 * cosine = E cos(\hat g, g), the mean direction of single samples;
 * cosine_of_mean = cos(E \hat g, g), the direction many averaged samples point in, estimated by
@@ -13,9 +13,11 @@ s^2 their variance:
   makes the mean too long, as it makes the bias too large.
 
 Samples stream: chunks are drawn, reduced in float64 and forgotten, so that memory does not depend
-on M. Standard errors are by the jackknife over 32 groups of samples, NaN where there are too few.
-On average a jackknife never understates (Efron & Stein 1981), and that of bias2 overstates, by up
-to a factor 1.5, where the bias is 0; a single one can be short, see :func:`measure`.
+on M. Standard errors are by the jackknife over 32 groups of samples, NaN where there are too few
+samples. On average the *square* of a jackknife's error is not too small, for groups of one size and
+a variance that falls like 1/G or faster (Efron & Stein 1981; for cosine_of_mean only about so), and
+that of bias2 overstates, by a factor 1.4 to 1.6, where the bias is 0. A single error can be short,
+and with heavy tails most are: see :func:`measure`.
 """
 
 from __future__ import annotations
@@ -86,8 +88,9 @@ class Accuracy:
         cosine: :math:`\mathbb{E}\cos(\hat g, g)`, the mean direction of single samples, with
             :math:`\cos(0, g) = 0`.
         cosine_of_mean: :math:`\cos(\mathbb{E}\hat g, g)`, where many averaged samples point, free
-            of the noise across g; it may come out above 1. NaN where the samples do not tell the
-            mean from 0: where :math:`\|\bar g\|^2 - s^2/M` is less than its standard error.
+            of the noise across g; it may come out beyond 1 or -1. NaN where the samples do not tell
+            the mean from 0: where :math:`\|\bar g\|^2 - s^2/M` is less than its standard error.
+            What is told is so a selection, which at small M lies too far from 0.
         reference_norm2: :math:`\|g\|^2`, to make the above relative.
         num_samples: the number of samples behind them.
     """
@@ -157,20 +160,23 @@ def measure(
 
     *Errors.* Exact are ``reference_norm2`` and, without a ``reference``, what the samples are
     compared with. Let S be a number from all samples, :math:`S_{(j)}` the same without the j-th of
-    G = 32 consecutive groups, whose sizes differ by one at most, and :math:`S_{(\cdot)}` the mean
-    of these; then
+    G = min(32, M) consecutive groups, whose sizes differ by one at most, and :math:`S_{(\cdot)}`
+    the mean of these; then
 
     .. math:: \mathrm{se}^2 = \tfrac{G-1}{G} \textstyle\sum_j (S_{(j)} - S_{(\cdot)})^2 .
 
     For ``bias2`` it is at least :math:`2\operatorname{tr}\Sigma^2/M^2`, with :math:`\Sigma` the
     covariance of a sample (estimated from the groups): what it is for an unbiased estimator. The
-    same for ``cosine_of_mean``, which is a ratio with a bias of order 1/M besides, so that
-    :math:`(G-1)^2 (S_{(\cdot)} - S)^2` is added. In the cases tried, with 64 to 4096 samples, twice
-    the error covered the truth 89 to 98 times in 100 (``cosine_of_mean``: 85 to 98), and nearly
-    always where ``bias2`` is 0 and both errors are up to 1.5 times too long. Where rare states
-    decide, the value and the error of ``bias2``, ``variance`` and ``mse`` are as a rule too small
-    together: twice the error covered 65 to 90 times in 100, which the warning is for. A state
-    rarer than 1/M is as a rule not drawn, and nothing in the samples tells of it.
+    error of ``cosine_of_mean`` has a floor of its own, from the covariance across g, and holds
+    :math:`(G-1)^2 (S_{(\cdot)} - S)^2` besides, because a ratio has a bias of order 1/M. Two
+    samples are too few for an error of ``bias2``, ``variance`` and ``mse``. In the cases tried,
+    with 64 to 4096 samples, twice the error covered the truth 89 to 98 times in 100
+    (``cosine_of_mean``: 85 to 98), and nearly always where ``bias2`` is 0 and both errors are up to
+    1.6 times too long. Where rare states decide, ``variance``, ``mse`` and all errors are as a rule
+    too small together: twice the error covered 65 to 90 times in 100, and less in one dimension,
+    which the warning is for. ``bias2`` then errs either way: an estimator without bias looks biased
+    by the share of g that the states carry which were not drawn. A state rarer than 1/M is as a
+    rule not drawn, and nothing in the samples tells of it.
 
     *Costs.* One exact gradient, and for each sample one pass through the network and back to the
     pre-activations; in chunks of :math:`2^{18}` numbers on a CPU, on a CUDA device of as many as a
@@ -206,7 +212,7 @@ def _warn_of_few(result: dict[str, Accuracy]) -> None:
         name = min(few, key=few.__getitem__)
         warnings.warn(
             f"about {few[name]:.1f} of {m} samples carry the variance of {name}: rare states "
-            "decide, and its numbers and their errors may be far too small; take more samples",
+            "decide, and its variance and all errors may be far too small; take more samples",
             stacklevel=4,
         )
 

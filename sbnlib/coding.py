@@ -45,8 +45,8 @@ def on_signs(layer: torch.nn.Linear) -> torch.nn.Linear:
 
     .. math:: Wb + c = \tfrac12 W x + \big(c + \tfrac12 W\mathbf 1\big), \qquad b = (1 + x)/2
 
-    A network trained in bits becomes an :class:`sbnlib.SBN` when every layer but the first is
-    brought over.
+    A network trained in bits becomes an :class:`sbnlib.SBN` when every layer but the first, and the
+    head or the loss that reads the last bits, is brought over.
 
     Args:
         layer: a ``nn.Linear``; it is not changed.

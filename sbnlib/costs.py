@@ -100,7 +100,8 @@ def summary(net: torch.nn.Module, inputs: Tensor) -> Summary:
 
     Returns:
         A :class:`Summary`. Operations are the products of fully connected layers and convolutions;
-        batch norm (which a threshold absorbs) and elementwise work are left out, and other layers
+        products at the margin that a convolution adds are among them; batch norm (which a
+        threshold absorbs) and elementwise work are left out, and other layers
         with parameters are named in ``uncounted``.
 
     Raises:

@@ -1,11 +1,11 @@
 """The score function with a control variate made from the loss's derivative.
 
 All are unbiased for every loss, whatever the quality of the control variate: what it adds in one
-place it takes away, in expectation, in another. ``surrogate`` is the function from which it is made
-and must be differentiable off the states; it defaults to the loss. A black box, which has no
-derivative, needs a surrogate, or in :func:`relax` ``eta=0.0``. In a deep network the loss of a
-lower layer is a *sampled* function of its states, and the surrogate the mean-field one (see
-:func:`sbnlib.layerwise`).
+place it takes away, in expectation, in another. It must have no jumps, and a mean. ``surrogate`` is
+the function from which it is made, differentiable off the states (for MuProp at the mean); it
+defaults to the loss. A black box, which has no derivative, needs a surrogate, or in :func:`relax`
+``eta=0.0``. In a deep network the loss of a lower layer is a *sampled* function of its states, and
+the surrogate the mean-field one (see :func:`sbnlib.layerwise`).
 """
 
 from __future__ import annotations

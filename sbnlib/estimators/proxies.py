@@ -181,9 +181,10 @@ def proxy(
     ``h`` and ``function`` are given ``a`` in at least float32.
 
     A learned m: where the states are drawn with :math:`P(x=1\mid a) = (1 + m(a))/2`, m is their
-    mean and the result is straight-through, in ``a`` and in the parameters of m, unbiased for
-    losses multilinear in the states. Where they are drawn otherwise, or are signs, the loss does
-    not depend on these parameters, and what they get is no estimate of a derivative.
+    mean and the result is straight-through, in ``a`` and in the parameters of m, unbiased in the
+    last binary layer for losses multilinear in the states. Where they are drawn otherwise, or are
+    signs, the loss does not depend on these parameters, and what they get is no estimate of a
+    derivative.
 
     Raises:
         ValueError: unknown ``name``, the message lists the known ones; not one of the three; a

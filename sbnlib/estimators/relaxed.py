@@ -151,7 +151,7 @@ def _relaxed_slope(
 
 
 def sech2(v: Tensor) -> Tensor:
-    """The derivative of tanh: 1 - tanh(v)^2, which would be 0 in float32 from v = 9 on."""
+    """The derivative of tanh: 1 - tanh(v)^2, which would be 0 in float32 from v = 9.02 on."""
     return 4 * Logistic().pdf(2 * v)
 
 
