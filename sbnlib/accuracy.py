@@ -456,7 +456,9 @@ class _Groups:
 
     def _columns(self, chunk: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(S, P) coordinates; (S, 2(K+1)) components along the target, and cosines."""
-        samples = torch.cat([g.detach().flatten(1) for g in chunk.values()], dim=1).double()
+        samples = torch.cat(
+            [g.detach().reshape(len(g), -1) for g in chunk.values()], dim=1
+        ).double()
         along = samples @ self.unit
         cosines = along / _positive(samples.square() @ self.member).sqrt()
         return samples, torch.cat([along, cosines], dim=1)

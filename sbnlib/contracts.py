@@ -27,6 +27,7 @@ under ``torch.func`` and ``torch.compile``.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections import OrderedDict
@@ -112,8 +113,13 @@ def takes(function: Callable[..., Any], keyword: str, *, among_others: bool = Tr
 
 
 def with_generator(estimator: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The estimator as one that takes ``generator=``: itself, or wrapped so as to ignore it."""
-    if isinstance(estimator, _Deterministic) or takes(estimator, "generator"):
+    """The estimator as one that takes ``generator=``: itself, or wrapped so as to ignore it.
+
+    A partial that has a generator of its own keeps it.
+    """
+    keywords = estimator.keywords if isinstance(estimator, functools.partial) else {}
+    bound = keywords.get("generator") is not None
+    if isinstance(estimator, _Deterministic) or takes(estimator, "generator") and not bound:
         return estimator
     return _Deterministic(estimator)
 

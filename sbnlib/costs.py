@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbnlib.inference import PlainSign, in_evaluation_mode
+from sbnlib.inference import PlainSign, _check_module, in_evaluation_mode
 from sbnlib.nn import Sign, _Bernoulli
 
 __all__ = ["Cost", "Summary", "summary"]
@@ -56,7 +56,8 @@ class Summary:
 
     Attributes:
         layers: one :class:`Cost` a layer, in the order in which they run.
-        uncounted: layers with parameters of their own whose operations are not known here.
+        uncounted: layers with parameters of their own whose operations are not known here, or that
+            did not run.
     """
 
     layers: tuple[Cost, ...]
@@ -105,22 +106,26 @@ def summary(net: torch.nn.Module, inputs: Tensor) -> Summary:
         with parameters are named in ``uncounted``.
 
     Raises:
+        TypeError: ``net`` is not a module.
         ValueError: ``inputs`` has no axis of the batch, or none in it.
 
     Training mode, running statistics and the global random numbers are left as they were.
     """
+    _check_module(net)
     if not isinstance(inputs, Tensor) or inputs.dim() < 2 or not len(inputs):
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
         raise ValueError(f"inputs must be a batch (B, ...) with B >= 1, got {got}")
     names = {module: name or "net" for name, module in net.named_modules()}
-    runs: dict[torch.nn.Module, list[tuple[Tensor, Tensor]]] = {}
+    runs: dict[torch.nn.Module, list[tuple[bool, int]]] = {}
 
-    def note(module: torch.nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        if isinstance(out, Tensor) and args and isinstance(args[0], Tensor):
-            runs.setdefault(module, []).append((args[0], out))
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        x = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
+        if isinstance(out, Tensor) and x is not None:
+            signs = _are_signs(x) and not _adds_zeros(module)
+            runs.setdefault(module, []).append((signs, out.numel() // len(inputs)))
 
     kept = [m for m in net.modules() if isinstance(m, UNITS) or _own(m)]
-    handles = [m.register_forward_hook(note) for m in kept]
+    handles = [m.register_forward_hook(note, with_kwargs=True) for m in kept]
     devices = [inputs.device] if inputs.is_cuda else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), in_evaluation_mode(net):
@@ -129,8 +134,10 @@ def summary(net: torch.nn.Module, inputs: Tensor) -> Summary:
         for handle in handles:
             handle.remove()
     ordered = [*runs, *(m for m in kept if m not in runs)]
-    layers = [_cost(names[m], m, runs.get(m, []), len(inputs)) for m in ordered]
-    unknown = [names[m] for m in ordered if _own(m) and not isinstance(m, (*LAYERS, *NORMS))]
+    seen: set[int] = set()
+    layers = [_cost(names[m], m, runs.get(m, []), seen) for m in ordered]
+    counted = [m for m in runs if isinstance(m, (*LAYERS, *NORMS, *UNITS))]
+    unknown = [names[m] for m in ordered if _own(m) and m not in counted]
     return Summary(tuple(layers), tuple(unknown))
 
 
@@ -140,18 +147,20 @@ def _own(module: torch.nn.Module) -> list[Tensor]:
     return [tensor for tensor in held if tensor.is_floating_point()]
 
 
-def _cost(
-    name: str, module: torch.nn.Module, runs: list[tuple[Tensor, Tensor]], batch: int
-) -> Cost:
+def _cost(name: str, module: torch.nn.Module, runs: list[tuple[bool, int]], seen: set[int]) -> Cost:
+    """The costs of a layer; a tensor that an earlier one holds, in ``seen``, is held there."""
     kind = type(module).__name__
     if isinstance(module, UNITS):
-        return Cost(name, kind, units=sum(out.numel() for _, out in runs) // batch)
+        size = 0 if getattr(module, "mode", "sign") == "mean" else sum(size for _, size in runs)
+        return Cost(name, kind, units=size)
     signs = _binary_weight(module)
-    binary = 0 if signs is None else signs.numel()
-    real = [tensor for tensor in _own(module) if tensor is not signs]
+    new = [tensor for tensor in _own(module) if id(tensor) not in seen]
+    seen.update(map(id, new))
+    binary = sum(tensor.numel() for tensor in new if tensor is signs)
+    real = [tensor for tensor in new if tensor is not signs]
     size = math.ceil(binary / 8) + sum(t.numel() * t.element_size() for t in real)
     held = {"binary": binary, "real": sum(t.numel() for t in real), "bytes": size}
-    return Cost(name, kind, **held, **_products(module, runs, batch, signs is not None))
+    return Cost(name, kind, **held, **_products(module, runs, signs is not None))
 
 
 def _binary_weight(module: torch.nn.Module) -> Tensor | None:
@@ -165,15 +174,14 @@ def _binary_weight(module: torch.nn.Module) -> Tensor | None:
 
 
 def _products(
-    module: torch.nn.Module, runs: list[tuple[Tensor, Tensor]], batch: int, binary: bool
+    module: torch.nn.Module, runs: list[tuple[bool, int]], binary: bool
 ) -> dict[str, int]:
     """The products of one input, by how many of their two factors are signs."""
     counts = {"multiplications": 0, "additions": 0, "xnor": 0}
     if isinstance(module, LAYERS):
         terms = (module.eta if isinstance(module, _Bernoulli) else module.weight)[0].numel()
-        for x, out in runs:
-            signs = binary + (_are_signs(x) and not _adds_zeros(module))
-            counts[list(counts)[signs]] += out.numel() // batch * terms
+        for signs, size in runs:
+            counts[list(counts)[binary + signs]] += size * terms
     return counts
 
 

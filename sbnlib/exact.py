@@ -41,6 +41,7 @@ from sbnlib.guards import (
     uniforms,
 )
 from sbnlib.network import SBN
+from sbnlib.nn import Sign
 from sbnlib.noise import Noise
 from sbnlib.registry import as_chain_rule
 
@@ -161,6 +162,9 @@ def exact_moments(
     """
     chain_rule = as_chain_rule(estimator, state_only=True)
     _check_gradients_are_on("exact_moments")
+    if any(p.requires_grad for p in getattr(chain_rule, "parameters", tuple)()):
+        raise ValueError("exact_moments needs an estimator without parameters, those of "
+                         f"{name_of(chain_rule)} have an estimate too")  # fmt: skip
     outputs = _check_net(net, inputs)
     layers = _plain_layers(net)
     for out in {out.shape[1]: out for out in outputs}.values():
@@ -379,6 +383,11 @@ def _check_net(net: SBN, inputs: Tensor) -> list[Tensor]:
         raise TypeError(f"net must be an SBN, got {type(net).__name__}")
     if type(net).forward is not SBN.forward:
         raise ValueError(f"net must run as SBN does, {type(net).__name__} has its own forward")
+    for name, module in (("net", net), ("net.sign", net.sign)):
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"net must run as SBN does, {name} has a forward hook")
+    if type(net.sign) is not Sign:
+        raise ValueError(f"net must run as SBN does, net.sign is of {type(net.sign).__name__}")
     first = type(net.layers[0]).__name__
     if not isinstance(inputs, Tensor) or inputs.dim() != 2 or not len(inputs):
         shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__

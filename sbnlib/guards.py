@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from sbnlib.contracts import Loss, evaluate, is_finite, is_traced
 from sbnlib.inference import in_evaluation_mode
 from sbnlib.network import SBN
-from sbnlib.nn import _Bernoulli
+from sbnlib.nn import Sign, _Bernoulli
 
 __all__ = [
     "Watch",
@@ -120,6 +120,11 @@ class _Trial:
                 raise ValueError(
                     f"{self.name} holds {type(module).__name__}, whose weights are random; exact "
                     "sums are over the states of units only"
+                )
+            if isinstance(module, Sign) and module.mode == "sign":
+                raise ValueError(
+                    f"{self.name} holds a binary unit in mode 'sign', whose gradient is an "
+                    "estimate; an SBN puts a unit behind each of its layers by itself"
                 )
         if any(map(is_lazy, self.layer.parameters())):
             raise ValueError(f"{self.name} has no weights yet, run net(inputs) once")

@@ -34,7 +34,8 @@ def set_mode(net: Module, mode: str) -> Module:
         net: any module.
         mode: ``"sample"``, a draw; ``"sign"``, the more probable sign; ``"mean"``, the mean. It is
             what a call without ``mode=`` does from now on; training and evaluation mode have no
-            part in it. Estimators of gradients sample whatever the mode.
+            part in it. Estimators of gradients sample the units whatever the mode; weights are
+            what the mode says.
 
     Raises:
         ValueError: unknown ``mode``, or ``net`` holds neither binary units nor Bernoulli weights.
@@ -42,6 +43,7 @@ def set_mode(net: Module, mode: str) -> Module:
     A layer with ``forward="concrete"`` has to be set back by hand: ``layer.mode = "concrete"``.
     """
     check_mode(mode)
+    _check_module(net)
     found = [m for m in net.modules() if isinstance(m, Sign | _Bernoulli)]
     if not found:
         raise ValueError(f"net must hold binary units or Bernoulli weights, {_name(net)} has none")
@@ -68,16 +70,19 @@ def reestimate_batch_norm(net: Module, data: Tensor | Iterable[Any]) -> Module:
 
     Afterwards batch norm is in evaluation mode; all other modules are as they were.
     """
+    _check_module(net)
     batches = _batches(data)
     with torch.no_grad(), in_evaluation_mode(net):
         for norm in _in_order_of_use(net, batches):
             norm.reset_running_stats()
             momentum, norm.momentum = norm.momentum, None  # None: a plain mean over the batches
             norm.train()
-            for batch in batches:
-                net(_inputs(batch))
-            norm.eval()
-            norm.momentum = momentum
+            try:
+                for batch in batches:
+                    net(_inputs(batch))
+            finally:
+                norm.eval()
+                norm.momentum = momentum
     for norm in _batch_norms(net):
         norm.eval()
     return net
@@ -141,20 +146,48 @@ def to_plain(net: torch.nn.Module) -> torch.nn.Module:
         net: a module whose units and Bernoulli weights are in mode ``"sign"`` or ``"mean"``.
 
     Raises:
-        ValueError: a unit or a weight is in another mode; the message names it.
+        TypeError: ``net`` is not a module.
+        ValueError: a unit or a weight is in another mode, or a layer of ours has a forward of its
+            own or a hook, which torch's layer would lose; the message names it.
 
     The signs agree with the network's wherever the pre-activation is not within rounding of 0.
     """
+    _check_module(net)
     for name, module in net.named_modules():
+        _check_replaceable(name or "net", module)
         if isinstance(module, Sign | _Bernoulli) and module.mode not in ("sign", "mean"):
             raise ValueError(
                 f"net must be deterministic, {name or 'net'} is in mode {module.mode!r}: call "
                 'sbnlib.set_mode(net, "sign") first'
             )
-    return _plain(copy.deepcopy(net)).eval()
+    return _plain(copy.deepcopy(net), {}).eval()
 
 
-def _plain(module: torch.nn.Module) -> torch.nn.Module:
+def _check_replaceable(name: str, module: torch.nn.Module) -> None:
+    """A layer that is replaced must compute what its class does: no other forward, no hook."""
+    ours = next((c for c in (SBN, Sign, BernoulliLinear, BernoulliConv2d) if isinstance(module, c)),
+                None)  # fmt: skip
+    if ours is None:
+        return
+    if type(module).forward is not ours.forward:
+        raise ValueError(f"net must hold our own layers, {name} has a forward of its own")
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(f"net must hold layers without forward hooks, {name} has one")
+
+
+def _check_module(net: object) -> None:
+    if not isinstance(net, torch.nn.Module):
+        raise TypeError(f"net must be a module, got {type(net).__name__}")
+
+
+def _plain(module: torch.nn.Module, done: dict[torch.nn.Module, Any]) -> torch.nn.Module:
+    """Torch's module in the place of one of ours; one that stands in two places stays one."""
+    if module not in done:
+        done[module] = _made_plain(module, done)
+    return done[module]
+
+
+def _made_plain(module: torch.nn.Module, done: dict[torch.nn.Module, Any]) -> torch.nn.Module:
     if isinstance(module, BernoulliLinear):
         out: torch.nn.Module = torch.nn.Linear(
             module.in_features, module.out_features, module.bias is not None
@@ -165,10 +198,11 @@ def _plain(module: torch.nn.Module) -> torch.nn.Module:
     if isinstance(module, Sign):
         return PlainSign() if module.mode == "sign" else PlainMean(module.noise)
     if isinstance(module, SBN):
-        layers = [(_plain(layer), _plain(module.sign)) for layer in module.layers]
+        layers = [(_plain(layer, done), _plain(module.sign, done)) for layer in module.layers]
         return torch.nn.Sequential(*(part for pair in layers for part in pair))
-    for name, child in module.named_children():
-        setattr(module, name, _plain(child))
+    for name, child in module._modules.items():
+        if child is not None:
+            setattr(module, name, _plain(child, done))
     return module
 
 

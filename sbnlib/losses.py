@@ -20,19 +20,20 @@ def classification_loss(head: Callable[[Tensor], Tensor], targets: Tensor) -> Lo
     .. math:: L_b(x) = -\log\operatorname{softmax}(\text{head}(x))_{t_b}
 
     Args:
-        head: states ``(..., B, n)`` to scores ``(..., B, classes)``, such as ``nn.Linear``.
+        head: states ``(N, n)`` to scores ``(N, classes)``, such as ``nn.Linear``.
         targets: the classes t, ``(B,)``, integers from 0.
 
     Returns:
         A loss, states ``(..., B, n)`` to values ``(..., B)``, differentiable in the states and in
         the head's parameters. Axes in front are further draws for the same inputs: estimators and
-        exact sums add some, which ``torch.nn.functional.cross_entropy`` would take for classes.
+        exact sums add some, which ``torch.nn.functional.cross_entropy`` would take for classes,
+        and batch norm for channels. The head sees them as one, rows of a larger batch.
 
     Raises:
         TypeError: ``targets`` is not a tensor of integers.
-        ValueError: ``targets`` is not ``(B,)``; when the loss is called, scores that are not
-            ``(..., B, classes)``, or a target that is not one of the classes (looked at on eager
-            CPU tensors only).
+        ValueError: ``targets`` is not ``(B,)``; when the loss is called, states that are not
+            ``(..., B, n)``, scores that are not ``(N, classes)``, or a target that is not one of
+            the classes (looked at on eager CPU tensors only).
 
     >>> loss = classification_loss(torch.nn.Linear(5, 3), torch.tensor([0, 2]))
     >>> loss(torch.ones(7, 2, 5)).shape
@@ -48,22 +49,25 @@ def classification_loss(head: Callable[[Tensor], Tensor], targets: Tensor) -> Lo
     targets = targets.long()
 
     def loss(x: Tensor) -> Tensor:
-        scores = head(x)
-        _check_scores(scores, targets)
-        classes = targets.expand(scores.shape[:-1])
-        values = torch.nn.functional.cross_entropy(
-            scores.flatten(0, -2), classes.flatten(), reduction="none"
-        )
+        if x.dim() < 2 or x.shape[-2] != len(targets):
+            raise ValueError(
+                f"states must have shape (..., B, n) with B = {len(targets)}, one row for each of "
+                f"the targets, got {tuple(x.shape)}"
+            )
+        classes = targets.expand(x.shape[:-1])
+        scores = head(x.flatten(0, -2))
+        _check_scores(scores, classes.numel(), targets)
+        values = torch.nn.functional.cross_entropy(scores, classes.flatten(), reduction="none")
         return values.reshape(classes.shape)
 
     return loss
 
 
-def _check_scores(scores: Tensor, targets: Tensor) -> None:
-    if scores.dim() < 2 or scores.shape[-2] != len(targets):
+def _check_scores(scores: Tensor, rows: int, targets: Tensor) -> None:
+    if scores.dim() != 2 or len(scores) != rows:
         raise ValueError(
-            f"head must return scores (..., B, classes) with B = {len(targets)}, one row for each "
-            f"of the targets, got shape {tuple(scores.shape)}"
+            f"head must return scores (N, classes) with N = {rows} here, one row for each row of "
+            f"states, got shape {tuple(scores.shape)}"
         )
     if looking_is_free(targets) and len(targets):
         low, high = targets.aminmax()

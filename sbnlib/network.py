@@ -153,16 +153,22 @@ def run_layer(layer: torch.nn.Module, x: Tensor, generator: torch.Generator | No
 
 
 def draws(layer: torch.nn.Module) -> bool:
-    """Whether a layer's forward takes a generator. Torch's own layers cannot be handed one."""
+    """Whether a layer's forward takes a generator. Torch's own layers cannot be handed one.
+
+    One that takes any others (``**kw``) is a wrapper, and is asked what it holds.
+    """
     forward = getattr(layer.forward, "__func__", layer.forward)
     if torch.compiler.is_compiling() or not isinstance(forward, FunctionType):
-        return takes(forward, "generator")  # compile warns of a cache; not all else has a hash
-    return _takes_generator(forward)
+        named, any_other = _takes_generator.__wrapped__(forward)  # compile warns of a cache
+    else:
+        named, any_other = _takes_generator(forward)
+    return named or any_other and any(draws(m) for m in layer.modules() if m is not layer)
 
 
 @functools.lru_cache(maxsize=256)  # by the function, so that the cache keeps no module alive
-def _takes_generator(forward: Callable[..., Tensor]) -> bool:
-    return takes(forward, "generator")
+def _takes_generator(forward: Callable[..., Tensor]) -> tuple[bool, bool]:
+    """By name, and by name or among any others."""
+    return takes(forward, "generator", among_others=False), takes(forward, "generator")
 
 
 # ---- network estimators --------------------------------------------------------------------------

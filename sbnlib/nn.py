@@ -12,6 +12,7 @@ from torch import Tensor
 from sbnlib.contracts import (
     ChainRule,
     check_number,
+    check_states,
     check_tau,
     check_unit,
     name_of,
@@ -125,6 +126,8 @@ class Sign(torch.nn.Module):
         elif x is None:
             check_unit(a, self.noise)
             x = deterministic_sign(a)
+        else:
+            check_states("x", [x])
         estimate = self._estimate
         if estimator is not None:
             estimate = with_generator(as_chain_rule(estimator))
@@ -164,6 +167,8 @@ class _Bernoulli(torch.nn.Module):
         self.noise = Logistic() if noise is None else as_noise(noise)
         if forward not in WEIGHT_MODES:
             raise ValueError(f"forward must be one of {WEIGHT_MODES}, got {forward!r}")
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be True or False, got {bias!r}; noise= is given by name")
         check_tau(tau)
         check_number("eps", eps, "a finite number >= 0", lambda v: 0 <= v < math.inf)
         self.mode, self.tau, self.eps = forward, tau, eps
@@ -210,8 +215,7 @@ class _Bernoulli(torch.nn.Module):
 
         A tensor, since the values of state dicts are cloned, moved and averaged.
         """
-        law = f"{type(self.noise).__name__}(scale={self.noise.scale!r})"
-        return torch.tensor(list(law.encode()), dtype=torch.uint8, device="cpu")
+        return torch.tensor(list(self.noise.law.encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing is set: the laws were compared before anything was loaded."""

@@ -54,10 +54,16 @@ class Noise:
         return f"{type(self).__name__}(scale={self.scale:g})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.scale == other.scale
+        return isinstance(other, Noise) and type(self) is type(other) and self.law == other.law
 
     def __hash__(self) -> int:
         return hash((type(self), self.scale))
+
+    @property
+    def law(self) -> str:
+        """The law in words, with all its parameters, such as ``Logistic(scale=1.0)``."""
+        own = {name: value for name, value in vars(self).items() if name != "_tried"}
+        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in own.items())})"
 
     @property
     def support(self) -> tuple[float, float]:
@@ -112,11 +118,14 @@ class Noise:
         wide = widened(a)
         return at_scale_1(wide if self.scale == 1 else wide / self.scale).to(a.dtype)
 
+    def _lacks(self, what: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} must define {what} at scale 1")
+
     def _cdf(self, a: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise self._lacks("_cdf, the distribution function")
 
     def _pdf(self, a: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise self._lacks("_pdf, the density")
 
     def _icdf(self, p: Tensor) -> Tensor:
         """F^-1 by symmetry from its lower half, which keeps small p accurate."""
@@ -126,7 +135,9 @@ class Noise:
         return torch.where(upper, -a, a)
 
     def _icdf_lower(self, p: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must define _icdf_lower, the quantiles up to 1/2 at scale 1"
+        )
 
 
 class Logistic(Noise):

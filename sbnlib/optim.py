@@ -488,7 +488,7 @@ class BayesBiNN(_Latent):
         super().__init__(params, defaults)
 
     def _check_options(self, options: Group) -> None:
-        check_number("lr", options["lr"], "alpha in [0, 2), or the step diverges,",
+        check_number("lr", options["lr"], "alpha in [0, 2), beyond which the step diverges",
                      lambda v: 0 <= v < 2)  # fmt: skip
         size = options["train_set_size"]
         check_number("train_set_size", size, "a finite number > 0", lambda v: 0 < v < math.inf)

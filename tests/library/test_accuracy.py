@@ -1084,3 +1084,18 @@ def test_memory_does_not_grow_with_the_number_of_samples() -> None:
         estimate = getattr(result, statistic)
         gap = abs(estimate.value - expected["all"][statistic])
         assert gap < (z_limit(5, 1e-4) + 1) * estimate.se
+
+
+def test_a_parameter_that_is_one_number_is_measured() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 3)
+            self.factor = nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.factor * super().forward(x)
+
+    net = SBN(Scaled())
+    found = measure(net, torch.rand(2, 2), lambda x: x.sum(-1), "straight_through", 64)
+    assert abs(found["layers.0.factor"].bias2.value) < 1
+    assert found["layers.0.factor"].reference_norm2 >= 0

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sbnlib import SBN, Cost, set_mode, summary, to_plain
 from sbnlib.nn import BernoulliConv2d, BernoulliLinear, Sign
@@ -123,3 +123,37 @@ def test_the_table_shows_every_count() -> None:
 def test_inputs_must_be_a_batch(inputs: object) -> None:
     with pytest.raises(ValueError, match=r"inputs must be a batch \(B, ...\) with B >= 1, got"):
         summary(nn.Linear(3, 1), inputs)
+
+
+class Residual(nn.Module):
+    """Adds to its signs in place, and hands them over by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.idle = BernoulliLinear(3, 3, bias=False), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.where(x > 0, 1.0, -1.0)
+        out = self.a(x=x)
+        x += out
+        return x
+
+
+def test_factors_are_looked_at_when_they_are_factors() -> None:
+    found = summary(Residual(), torch.rand(4, 3))
+    assert (found.total.xnor, found.total.additions) == (9, 0)
+    assert found.uncounted == ("idle",)
+
+
+def test_tied_weights_are_held_once_and_work_twice() -> None:
+    one, two = nn.Linear(8, 8), nn.Linear(8, 8)
+    two.weight, two.bias = one.weight, one.bias
+    found = summary(nn.Sequential(one, Sign(), two), torch.rand(2, 8)).total
+    assert (found.real, found.multiplications, found.additions) == (72, 64, 64)
+
+
+def test_a_mean_is_no_bit() -> None:
+    assert (
+        summary(nn.Sequential(nn.Linear(2, 3), Sign(mode="mean")), torch.rand(2, 2)).total.units
+        == 0
+    )

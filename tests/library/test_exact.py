@@ -725,3 +725,18 @@ def test_exact_moments_need_a_differentiable_loss() -> None:
     for loss in (lambda x: (x.sum(-1) > 0).double(), lambda x: (x.sum(-1) > 0) * head):
         with pytest.raises(ValueError, match="loss must be differentiable in the states"):
             exact_moments(make_net(net), torch.tensor(inputs), loss, "zgr")
+
+
+def test_an_estimator_with_parameters_has_no_exact_moments() -> None:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.ones(1))
+
+        def forward(self, a: torch.Tensor, x: torch.Tensor, noise: object) -> torch.Tensor:
+            m = torch.tanh(self.slope * a)
+            return x + (m - m.detach())
+
+    net = SBN(nn.Linear(2, 3), estimator=Learned())
+    with pytest.raises(ValueError, match="an estimator without parameters, those of Learned"):
+        exact_moments(net, torch.rand(2, 2), lambda x: x.sum(-1), net.sign.estimator)

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 import sbnlib.exact
 from sbnlib import SBN, exact_expectation, exact_gradient, exact_moments, guards
 from sbnlib.exact import all_states
+from sbnlib.nn import Sign
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -808,3 +809,26 @@ def test_numbers_are_read_from_the_system_s_files(tmp_path: Any) -> None:
     assert guards._number(file) == 512
     assert guards._number(tmp_path / "missing") == math.inf
     assert 1 << 20 < guards.free_bytes(torch.device("cpu")) <= guards._physical_bytes()
+
+
+def test_what_runs_otherwise_than_an_sbn_is_refused() -> None:
+    class Triple(Sign):
+        def forward(self, a: Tensor, **options: Any) -> Tensor:
+            return super().forward(3 * a, **options)
+
+    def flip(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return -out
+
+    nets = [net_with(nn.Linear(3, 4), 1) for _ in range(3)]
+    nets[0].register_forward_hook(flip)
+    nets[1].sign.register_forward_hook(flip)
+    nets[2].sign = Triple()
+    for net, words in zip(nets, ("net has a", "net.sign has a", "is of Triple"), strict=True):
+        with pytest.raises(ValueError, match=f"net must run as SBN does, .*{words}"):
+            exact_expectation(net, some_inputs(), smooth)
+
+
+def test_a_unit_inside_a_layer_has_no_exact_gradient() -> None:
+    layer = nn.Sequential(nn.Linear(3, 4), Sign(mode="sign"), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="holds a binary unit in mode 'sign'"):
+        exact_gradient(net_with(layer, 1), some_inputs(), smooth)

@@ -202,6 +202,46 @@ def test_a_network_that_still_samples_is_refused_by_name() -> None:
         to_plain(net)
 
 
+def test_a_layer_in_two_places_is_one_layer_afterwards() -> None:
+    unit, layer = Sign(mode="sign"), BernoulliLinear(4, 4, forward="sign")
+    net = nn.Sequential(layer, unit, layer, nn.Sequential(unit, layer))
+    plain = to_plain(net)
+    assert plain[0] is plain[2] is plain[3][1] and type(plain[0]) is nn.Linear
+    assert plain[1] is plain[3][0]
+    x = torch.rand(9, 4)
+    torch.testing.assert_close(plain(x), net(x))
+
+
+def test_a_layer_that_computes_something_else_is_not_replaced() -> None:
+    class Tenth(BernoulliLinear):
+        def forward(self, x: Tensor, **options: Any) -> Tensor:
+            return super().forward(x, **options) / 10
+
+    with pytest.raises(ValueError, match="1 has a forward of its own"):
+        to_plain(nn.Sequential(nn.Linear(3, 3), Tenth(3, 4, forward="sign")))
+    hooked = nn.Sequential(BernoulliLinear(3, 4, forward="sign"))
+    hooked[0].register_forward_hook(lambda module, args, out: out - 100)
+    with pytest.raises(ValueError, match="without forward hooks, 0 has one"):
+        to_plain(hooked)
+
+
+def test_statistics_that_cannot_be_taken_leave_the_momentum() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match="more than 1 value"):
+        reestimate_batch_norm(net, [torch.rand(4, 3), torch.rand(1, 3)])
+    assert net[0].momentum == 0.1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [to_plain, lambda f: set_mode(f, "sign"), lambda f: reestimate_batch_norm(f, torch.rand(2, 2)),
+     lambda f: sbnlib.summary(f, torch.rand(2, 2))],
+)  # fmt: skip
+def test_what_is_not_a_module_is_named(function: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match="net must be a module, got function"):
+        function(lambda x: x)
+
+
 def test_the_public_names_are_there() -> None:
     for name in ("set_mode", "reestimate_batch_norm", "to_plain"):
         assert name in sbnlib.__all__

@@ -90,12 +90,30 @@ def test_wrong_targets_are_named_before_any_work(targets: object, words: str) ->
     [
         (torch.tensor([0, 1, 3, 0]), "targets must be classes from 0 to 2, .* got 3"),
         (torch.tensor([0, -1, 2, 0]), "targets must be classes from 0 to 2, .* got -1"),
-        (TARGETS[:3], r"head must return scores .* B = 3, .* got shape \(4, 3\)"),
+        (TARGETS[:3], r"states must have shape .* B = 3, .* got \(4, 3\)"),
     ],
 )
 def test_targets_and_scores_must_fit(targets: Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         classification_loss(head(), targets)(torch.ones(4, 3, dtype=torch.float64))
+
+
+def test_a_head_that_loses_rows_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"head must return scores .* N = 8 here.* got shape \(24,"
+    ):
+        classification_loss(nn.Flatten(0), TARGETS)(torch.ones(2, 4, 3))
+
+
+def test_batch_norm_in_the_head_takes_features_for_channels() -> None:
+    # Three features for three inputs: the axis of the batch would pass for that of the channels
+    layer, norm, y = head(), nn.BatchNorm1d(3).double().eval(), TARGETS[:3]
+    norm.running_mean.copy_(torch.tensor([-1.0, 0.0, 2.0]))
+    norm.running_var.copy_(torch.tensor([0.1, 1.0, 4.0]))
+    x = torch.rand(5, 3, 3, dtype=torch.float64).round() * 2 - 1
+    loss = classification_loss(nn.Sequential(norm, layer), y)
+    for values, row in zip(loss(x), x, strict=True):
+        torch.testing.assert_close(values, loss(row))
 
 
 def test_a_naive_cross_entropy_is_pointed_here() -> None:

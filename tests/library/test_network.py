@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from bridge import in_order, make_net, make_noise, random_inputs
 from scipy import stats
 from torch import nn
 
+import sbnlib
 from sbnlib import SBN, Logistic, chain_rule, darn, identity, pathwise, straight_through, zgr
 from sbnlib.nn import Sign
 
@@ -359,3 +362,34 @@ def test_states_that_are_none_are_refused_before_any_work(bad: float) -> None:
     states[1][2, 1] = bad
     with pytest.raises(ValueError, match=r"states must hold \+-1 only, got values from"):
         net(torch.zeros(4, 2), states=states)
+
+
+def test_a_wrapper_that_takes_anything_is_not_handed_a_generator() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args: Any, **options: Any) -> torch.Tensor:
+            return self.inner(*args, **options)
+
+    x = torch.rand(5, 3)
+    assert SBN(Wrapper(nn.Linear(3, 4)))(x).shape == (5, 4)
+    assert SBN(torch.compile(nn.Linear(3, 4), backend="eager"))(x).shape == (5, 4)
+
+
+def test_states_handed_to_a_unit_are_signs() -> None:
+    for bad in (7.0, float("nan"), 0.0):
+        with pytest.raises(ValueError, match="x must hold .*1 only, got"):
+            Sign()(torch.zeros(2), x=torch.full((2,), bad))
+
+
+def test_a_partial_keeps_the_generator_it_was_made_with() -> None:
+    def slope() -> torch.Tensor:
+        own = torch.Generator().manual_seed(3)
+        unit = Sign(estimator=functools.partial(sbnlib.st_gumbel, tau=0.5, generator=own))
+        a = torch.zeros(6, requires_grad=True)
+        unit(a, mode="sign").sum().backward()
+        return a.grad
+
+    assert torch.equal(slope(), slope())

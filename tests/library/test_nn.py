@@ -727,3 +727,10 @@ def test_device_and_dtype_are_those_asked_for(make: Callable) -> None:
 def test_a_linear_layer_reads_like_torchs() -> None:
     words = "BernoulliLinear(in_features=2, out_features=3, bias=False, noise=Logistic(scale=1)"
     assert repr(BernoulliLinear(2, 3, False)).startswith(words)
+
+
+@pytest.mark.parametrize("bias", ["uniform", Logistic(), 2, None])
+def test_a_law_in_the_place_of_the_bias_is_refused(bias: object) -> None:
+    for make in (lambda: BernoulliLinear(3, 4, bias), lambda: BernoulliConv2d(1, 1, 3, bias=bias)):
+        with pytest.raises(TypeError, match="bias must be True or False, got .*noise="):
+            make()

@@ -20,6 +20,7 @@ from scipy import stats
 
 import sbnlib
 from sbnlib import Noise
+from sbnlib.noise import as_noise
 
 Array = np.ndarray
 names = pytest.mark.parametrize("name", NOISES)
@@ -408,3 +409,42 @@ def test_a_generator_on_another_device_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match="generator must be on cpu.* got one on cuda"):
             draw()
+
+
+class Steep(sbnlib.Logistic):
+    """A law with a parameter of its own."""
+
+    def __init__(self, steepness: float) -> None:
+        super().__init__()
+        self.steepness = steepness
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        return super()._cdf(self.steepness * a)
+
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        return self.steepness * super()._pdf(self.steepness * a)
+
+    def _icdf(self, p: torch.Tensor) -> torch.Tensor:
+        return super()._icdf(p) / self.steepness
+
+
+def test_laws_are_one_law_with_all_their_parameters_only() -> None:
+    as_noise(Steep(2.0))  # tried, which is no parameter
+    assert Steep(2.0) == as_noise(Steep(2.0)) != Steep(3.0)
+    assert Steep(1.0) != sbnlib.Logistic() and hash(Steep(2.0)) == hash(Steep(2.0))
+    layers = [sbnlib.nn.BernoulliLinear(2, 2, noise=Steep(s)) for s in (2.0, 3.0)]
+    with pytest.raises(RuntimeError, match="steepness=3.0.*steepness=2.0"):
+        layers[1].load_state_dict(layers[0].state_dict())
+    with pytest.raises(ValueError, match="one optimizer for each|one for each|law"):
+        sbnlib.optim.MirrorDescent([layer.eta for layer in layers], 1.0)
+
+
+def test_what_a_law_of_the_users_lacks_is_named() -> None:
+    class Bare(Noise):
+        def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+            return torch.sigmoid(a)
+
+    with pytest.raises(NotImplementedError, match="Bare must define _pdf, the density"):
+        Bare().pdf(torch.zeros(1))
+    with pytest.raises(NotImplementedError, match="Bare must define _icdf_lower, the quantiles"):
+        Bare().icdf(torch.full((1,), 0.3))

@@ -99,7 +99,7 @@ BAD_OPTIONS = [
     (Bop, {"threshold": -1e-9}, "threshold must be a finite number >= 0"),
     (Bop, {"threshold": math.nan}, "threshold must be"),
     (Bop, {"threshold": "0"}, "threshold must be"),
-    (BayesBiNN, {"lr": 2.0}, r"lr must be alpha in \[0, 2\), or the step diverges"),
+    (BayesBiNN, {"lr": 2.0}, r"lr must be alpha in \[0, 2\), beyond which the step diverges"),
     (BayesBiNN, {"train_set_size": math.nan}, "train_set_size must be a finite number > 0"),
     (BayesBiNN, {"train_set_size": 0}, "train_set_size must be"),
     (BayesBiNN, {"train_set_size": math.inf}, "train_set_size must be"),
