@@ -22,9 +22,8 @@ were so for one seed on 360 validation images, some of them at the end of the ra
 magnitude.
 
 What is refused, with nothing changed: gradients or latent weights that are not finite; eta in half
-precision, which a small step would not move; an eta of another law than the optimizer's; latent
-weights among other parameters; another optimizer's state dict. (Bop and Proximal ask for no law,
-and Proximal leaves a state dict to its base.)
+precision, which a small step would not move; an eta of another law than the optimizer's (Bop and
+Proximal ask for none); latent weights among other parameters; another optimizer's state dict.
 """
 
 from __future__ import annotations
@@ -130,6 +129,18 @@ def _check_finite(what: str, p: Tensor, g: Tensor) -> None:
             raise ValueError(f"{name}{what}, holds NaN or infinite values")
 
 
+def _check_groups(who: str, state_dict: dict[str, Any], groups: list[Group]) -> None:
+    """A state dict is the optimizer's own if its groups hold the same options."""
+    saved = state_dict.get("param_groups") or [{}]
+    for group, own in zip(saved, groups, strict=False):
+        ours, theirs = (sorted(set(g) - _BESIDE) for g in (own, group))
+        if ours != theirs:
+            raise ValueError(
+                f"state_dict must be one of {who}, whose groups hold {', '.join(ours)}; the groups "
+                f"given hold {', '.join(theirs) or 'nothing'}"
+            )
+
+
 class _Latent(Optimizer):
     """The loop that all share: ``_update(parameter, gradient, group, state)`` in place.
 
@@ -185,14 +196,7 @@ class _Latent(Optimizer):
         Raises:
             ValueError: they do not, so the state is another optimizer's.
         """
-        saved = state_dict.get("param_groups") or [{}]
-        for group, own in zip(saved, self.param_groups, strict=False):
-            ours, theirs = (sorted(set(g) - _BESIDE) for g in (own, group))
-            if ours != theirs:
-                raise ValueError(
-                    f"state_dict must be one of {type(self).__name__}, whose groups hold "
-                    f"{', '.join(ours)}; the groups given hold {', '.join(theirs) or 'nothing'}"
-                )
+        _check_groups(type(self).__name__, state_dict, self.param_groups)
         super().load_state_dict(state_dict)
 
     def _check_all(self) -> None:
@@ -623,6 +627,10 @@ class Proximal(Optimizer):
                 "state_dict must be one of Proximal, which counts its steps, got one that holds "
                 f"{', '.join(state_dict)}"
             )
+        base = f"Proximal over {type(self.base).__name__}"
+        _check_groups(base, state_dict, self.param_groups)
+        if not self.lazy and any("latent" in s for s in state_dict["state"].values()):
+            raise ValueError("state_dict must be one of an eager Proximal, got one of a lazy one")
         self.base.load_state_dict({k: v for k, v in state_dict.items() if k != "steps"})
         self.steps = state_dict["steps"]
 

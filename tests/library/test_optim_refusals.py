@@ -445,3 +445,19 @@ def test_what_torch_writes_into_groups_is_no_difference(p: Tensor, name: str) ->
     fresh.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
     fresh.load_state_dict(optimizer.state_dict())
     assert fresh.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] != 0.1
+
+
+def test_proximal_takes_the_states_of_its_own_kind_only(p: Tensor) -> None:
+    def made(base: type, lazy: bool) -> Proximal:
+        optimizer = Proximal(base([p], 0.1), parq, 1.5, lazy=lazy)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        return optimizer
+
+    adam = made(torch.optim.Adam, False).state_dict()
+    with pytest.raises(ValueError, match="one of Proximal over SGD, whose groups hold .*betas"):
+        made(torch.optim.SGD, False).load_state_dict(adam)
+    lazy = made(torch.optim.SGD, True).state_dict()
+    with pytest.raises(ValueError, match="of an eager Proximal, got one of a lazy one"):
+        made(torch.optim.SGD, False).load_state_dict(lazy)
+    made(torch.optim.SGD, True).load_state_dict(lazy)
