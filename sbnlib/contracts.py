@@ -309,7 +309,8 @@ def finite(a: Tensor) -> Tensor:
     return a.clamp(ends.min, ends.max)
 
 
-def _refuse_graph(gradient: Tensor) -> None:
+def refuse_graph(gradient: Tensor) -> None:
+    """In a backward pass that builds a graph of itself: a second derivative would be wrong."""
     if torch.is_grad_enabled():  # in a backward pass: with create_graph=True
         raise RuntimeError(
             "create_graph must be False through a binary unit, got True: its gradient is an "
@@ -318,7 +319,7 @@ def _refuse_graph(gradient: Tensor) -> None:
         )
 
 
-_HOOKS: dict[int, Callable[[Tensor], Tensor | None]] = OrderedDict({0: _refuse_graph})
+_HOOKS: dict[int, Callable[[Tensor], Tensor | None]] = OrderedDict({0: refuse_graph})
 
 
 def looking_is_free(a: Tensor) -> bool:

@@ -16,12 +16,13 @@ from sbnlib.contracts import (
     check_tau,
     check_unit,
     name_of,
+    refuse_graph,
     with_generator,
 )
 from sbnlib.estimators import attach, concrete, straight_through
-from sbnlib.noise import NOISES, Logistic, Noise, as_noise
+from sbnlib.noise import NOISES, Logistic, Noise, as_noise, widened
 from sbnlib.registry import as_chain_rule
-from sbnlib.units import deterministic_sign, mean_state, sample_sign
+from sbnlib.units import by_words, deterministic_sign, flipped_by_words, mean_state, sample_sign
 
 __all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"]
 
@@ -121,17 +122,45 @@ class Sign(torch.nn.Module):
         check_mode(mode)
         if mode == "mean":
             return mean_state(a, check_unit(a, self.noise))
+        estimate = self._estimate
+        if estimator is not None:
+            estimate = with_generator(as_chain_rule(estimator))
         if x is None and mode == "sample":
+            if u is None and estimate == _STRAIGHT_THROUGH and type(self.noise) is Logistic:
+                check_unit(a, self.noise)
+                if by_words(a):
+                    return _Unit.apply(a, self.noise, generator)  # type: ignore[no-untyped-call]
             x = sample_sign(a, self.noise, generator=generator, u=u)
         elif x is None:
             check_unit(a, self.noise)
             x = deterministic_sign(a)
         else:
             check_states("x", [x])
-        estimate = self._estimate
-        if estimator is not None:
-            estimate = with_generator(as_chain_rule(estimator))
         return estimate(a, x, self.noise, generator=generator)
+
+
+_STRAIGHT_THROUGH = with_generator(straight_through)
+
+
+class _Unit(torch.autograd.Function):
+    """A logistic unit with straight-through as gradient, in which F(-abs(a)) is computed once.
+
+    Bit for bit the same as a draw that is handed to :func:`sbnlib.straight_through`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, noise: Logistic, generator: torch.Generator | None) -> Tensor:
+        wide = widened(a)
+        q = noise.tail(wide)
+        ctx.noise = noise
+        ctx.save_for_backward(q)
+        return flipped_by_words(wide, q, a.shape, generator).to(a.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        refuse_graph(gradient)
+        c = ctx.noise.pdf_at_tail(*ctx.saved_tensors).mul_(2)
+        return c.mul_(gradient).to(gradient.dtype), None, None
 
 
 def check_mode(mode: str) -> None:

@@ -74,6 +74,10 @@ class Noise:
         """:math:`F(a) = P(Z < a)`, elementwise; any shape, floating point."""
         return self._apply(self._cdf, a)
 
+    def tail(self, a: Tensor) -> Tensor:
+        """:math:`F(-|a|)`, the probability of a unit's rarer state, elementwise."""
+        return self._apply(self._tail, a)
+
     def pdf(self, a: Tensor) -> Tensor:
         """:math:`f(a) = F'(a)`, elementwise, in units of 1/``a``."""
         one = self.scale == 1
@@ -124,6 +128,9 @@ class Noise:
     def _cdf(self, a: Tensor) -> Tensor:
         raise self._lacks("_cdf, the distribution function")
 
+    def _tail(self, a: Tensor) -> Tensor:
+        return self._cdf(a.abs().neg_())
+
     def _pdf(self, a: Tensor) -> Tensor:
         raise self._lacks("_pdf, the density")
 
@@ -150,8 +157,16 @@ class Logistic(Noise):
         return torch.sigmoid(a)
 
     def _pdf(self, a: Tensor) -> Tensor:
-        q = torch.sigmoid(-a.abs())  # the smaller of F(a) and F(-a)
+        q = self._tail(a)
         return torch.addcmul(q, q, q, value=-1)  # q - q^2 in one pass
+
+    def pdf_at_tail(self, q: Tensor) -> Tensor:
+        """:math:`f(a)`, given q = :meth:`tail` of a."""
+        f = torch.addcmul(q, q, q, value=-1)
+        return f if self.scale == 1 else f / self.scale
+
+    def _tail(self, a: Tensor) -> Tensor:
+        return a.abs().neg_().sigmoid_()
 
     def _icdf(self, p: Tensor) -> Tensor:
         return torch.logit(p)
@@ -187,6 +202,9 @@ class Triangular(Noise):
     def _cdf(self, a: Tensor) -> Tensor:
         tail = torch.relu(1 + _lower(a)).square() / 2
         return torch.where(a > 0, 1 - tail, tail)
+
+    def _tail(self, a: Tensor) -> Tensor:
+        return torch.relu(1 - a.abs()).square() / 2
 
     def _pdf(self, a: Tensor) -> Tensor:
         return torch.relu(1 - a.abs())
@@ -237,6 +255,9 @@ class FastSigmoid(Noise):
     def _cdf(self, a: Tensor) -> Tensor:
         tail = 0.5 / (1 - _lower(a))
         return torch.where(a > 0, 1 - tail, tail)
+
+    def _tail(self, a: Tensor) -> Tensor:
+        return 0.5 / (1 + a.abs())
 
     def _pdf(self, a: Tensor) -> Tensor:
         return 0.5 / (1 + a.abs()).square()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,9 +37,12 @@ def sample_sign(
     generators; one handed in goes on, and is refused there.
 
     Returns:
-        +1 where ``u < F(a)``, else -1, in ``a``'s dtype, without a gradient. Rare +1 have their
-        right probability, however small; rare -1 to within the rounding of F(a) near 1,
-        :math:`2^{-24}` in float32 and :math:`2^{-53}` in float64.
+        +1 or -1, in ``a``'s dtype, without a gradient. What is drawn is the rarer of the two
+        states, of probability F(-abs(a)): on the CPU it has that probability as float32 (or
+        float64) knows it, rare +1 and rare -1 alike, down to 2e-26; elsewhere to within
+        :math:`2^{-53}`. The same seed gives the same states on any number of threads and in any
+        memory format, and a larger ``a`` never a smaller state. With ``u`` it is +1 where
+        ``u < F(a)``, and a rare -1 comes to within the rounding of F(a) near 1.
 
     Raises:
         TypeError: ``a`` is not a floating-point tensor, ``noise`` is not a noise, or ``generator``
@@ -50,14 +54,79 @@ def sample_sign(
     """
     noise = check_unit(a, noise)
     if u is None:
-        return states_at(a, noise, uniforms(a.shape, a, generator))
+        return draw(a, noise, a.shape, generator)
     check_ends_with("u", u, a)
     check_uniforms(u)
     return states_at(a, noise, u)
 
 
+def draw(
+    a: Tensor, noise: Noise, shape: Sequence[int], generator: torch.Generator | None
+) -> Tensor:
+    """States of ``shape``, which ends with ``a``'s: :func:`sample_sign` after its checks."""
+    wide = widened(a.detach())  # in half precision q has 8 or 11 bits, a sampled bit needs more
+    return flipped(wide, noise.tail(wide), shape, generator).to(a.dtype)
+
+
+def flipped(
+    a: Tensor, q: Tensor, shape: Sequence[int], generator: torch.Generator | None
+) -> Tensor:
+    """sign(a), turned round with probability q = F(-abs(a)); a is float32 or float64."""
+    if by_words(a):  # and a is finite
+        return flipped_by_words(a, q, shape, generator)
+    negative, u = torch.signbit(a), uniforms(shape, a, generator)
+    flip = torch.where(negative, (1 - 2**-53) - u, u) < q
+    return torch.where(a.isnan(), a, _signs(negative == flip, a))
+
+
+def by_words(a: Tensor) -> bool:
+    """Whether states of ``a`` are drawn in integers: on a CPU outside of compile and torch.func."""
+    return looking_is_free(a) and torch._C._functorch.peek_interpreter_stack() is None
+
+
+_MINUS_2_31 = torch.tensor(-(2.0**31), device="cpu")
+_31, _SIGN, _REST, _ONE = (  # the sign bit of a float32, the other bits, and the bits of 1
+    torch.tensor(k, dtype=torch.int32, device="cpu") for k in (31, -(2**31), 2**31 - 1, 0x3F800000)
+)
+
+
+def flipped_by_words(
+    a: Tensor, q: Tensor, shape: Sequence[int], generator: torch.Generator | None
+) -> Tensor:
+    """:func:`flipped` by 31 random bits y a unit, in integers, so that q is not rounded.
+
+    With Q = 2^31 q a unit flips where y < floor(Q), and where y = floor(Q) with the probability
+    Q - floor(Q) that is left. y - floor(Q) is negative where it flips: its sign bit is the flip.
+    For a < 0 the bits are complemented, so that the same seed gives states that only rise with a.
+    """
+    check_generator(generator, a.device)
+    bits = a.float().view(torch.int32)
+    minus_floor = (q * _MINUS_2_31).int()  # rounds towards 0
+    y = _words(shape, generator).bitwise_xor_(bits >> _31).bitwise_and_(_REST)
+    below = minus_floor + y  # in this order it keeps the strides of a
+    if torch.count_nonzero(below) != below.numel():
+        _settle_ties(below, q * 2.0**31 + minus_floor, generator)
+    signs = below.bitwise_xor_(bits).bitwise_and_(_SIGN).bitwise_or_(_ONE)
+    return signs.view(torch.float32).to(a.dtype)
+
+
+def _words(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """32 random bits for each unit, int32."""
+    count = math.prod(shape)
+    pairs = torch.empty((count + 1) // 2, dtype=torch.int64, device="cpu")  # the fastest way
+    return pairs.random_(-(2**63), None, generator=generator).view(torch.int32)[:count].view(shape)
+
+
+def _settle_ties(below: Tensor, rest: Tensor, generator: torch.Generator | None) -> None:
+    """One more draw for the units, one in 2^31, whose 31 bits do not decide."""
+    ties = below == 0
+    left = rest.double().expand(below.shape)[ties]
+    v = torch.rand(left.shape, generator=generator, dtype=torch.float64, device="cpu")
+    below[ties] = -(v < left).int()
+
+
 def states_at(a: Tensor, noise: Noise, u: Tensor) -> Tensor:
-    """+1 where ``u < F(a)``, else -1: :func:`sample_sign` after its checks."""
+    """+1 where ``u < F(a)``, else -1: :func:`sample_sign` with uniforms, after its checks."""
     a = a.detach()
     p = noise.cdf(widened(a))  # in half precision it has 8 or 11 bits, a sampled bit needs more
     below = p - u  # p first: the states keep the strides of a, whatever those of u

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sbnlib.contracts import Loss, check_loss_based, check_tau, check_weight, evaluate
 from sbnlib.estimators.relaxed import inside, noise_given_state
-from sbnlib.estimators.score import draw, score, with_gradient
+from sbnlib.estimators.score import score, with_gradient
 from sbnlib.noise import Noise, widened
-from sbnlib.units import mean_state, states_at, uniforms
+from sbnlib.units import draw, mean_state, states_at, uniforms
 
 __all__ = ["control_variate_loss", "muprop", "rebar", "relax"]
 
@@ -56,7 +56,7 @@ def muprop(
     with torch.enable_grad():
         centre = evaluate(loss if surrogate is None else surrogate, mean)
         slope = widened(_derivative("loss", centre, mean))
-    x = draw(a, noise, num_samples, generator)
+    x = draw(a, noise, (num_samples, *a.shape), generator)
     values = evaluate(loss, x)
     linear = centre.detach() + (slope * (x - widened(mean.detach()))).sum(dim=-1)
     rest = (values.detach() - linear)[..., None] * score(a0, x, noise)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sbnlib.contracts import Loss, check_loss_based, check_values, evaluate
-from sbnlib.estimators.score import draw, with_gradient
+from sbnlib.estimators.score import with_gradient
 from sbnlib.noise import Noise, widened
-from sbnlib.units import states_at, uniforms
+from sbnlib.units import draw, states_at, uniforms
 
 __all__ = ["arm", "disarm", "flip_costs", "local_expectation"]
 
@@ -33,7 +33,7 @@ def local_expectation(
     Source: Titsias & Lazaro-Gredilla 2015; Tokui & Sato 2017; chapter 5.
     """
     noise = check_loss_based(a, noise, num_samples)
-    x = draw(a, noise, num_samples, generator)
+    x = draw(a, noise, (num_samples, *a.shape), generator)
     values = evaluate(loss, x)
     gradient = noise.pdf(widened(a.detach())) * x * flip_costs(loss, x, values).detach()
     return with_gradient(values.mean(dim=0), a, gradient.mean(dim=0))

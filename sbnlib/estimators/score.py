@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sbnlib.contracts import Loss, check_loss_based, differential, evaluate
 from sbnlib.noise import Noise, widened
-from sbnlib.units import states_at, uniforms
+from sbnlib.units import draw
 
-__all__ = ["BASELINES", "draw", "reinforce", "score", "with_gradient"]
+__all__ = ["BASELINES", "reinforce", "score", "with_gradient"]
 
 #: Baselines of :func:`reinforce` that have a name.
 BASELINES = ("loo", "running")
@@ -55,7 +55,7 @@ def reinforce(
     """
     noise = check_loss_based(a, noise, num_samples)
     _check_baseline(baseline, a, num_samples)
-    x = draw(a, noise, num_samples, generator)
+    x = draw(a, noise, (num_samples, *a.shape), generator)
     values = evaluate(loss, x)
     weight = values.detach() - _baseline(values.detach(), baseline)
     return with_gradient(values.mean(dim=0), a, (weight[..., None] * score(a, x, noise)).mean(0))
@@ -96,8 +96,3 @@ def with_gradient(value: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
     """``value`` with a further gradient in ``a``, for each row: (...,) and (..., n) -> (...,)."""
     change = (gradient.detach() * differential(a)).sum(dim=-1)
     return value + change.to(torch.promote_types(value.dtype, a.dtype))
-
-
-def draw(a: Tensor, noise: Noise, m: int, generator: torch.Generator | None) -> Tensor:
-    """``(M, *a.shape)`` independent states."""
-    return states_at(a, noise, uniforms((m, *a.shape), a, generator))

@@ -5,7 +5,7 @@ Expected values are the closed forms in float64 at the same logits, states and u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,8 @@ from sbnlib import SBN, Logistic, registry
 from sbnlib.estimators import control_variates, flips, score
 from sbnlib.inference import PlainMean
 from sbnlib.nn import Sign
+from sbnlib.noise import Noise
+from sbnlib.units import states_at
 
 MAGNITUDES = (0.001, 0.3, 0.9, 2.0, 5.0, 7.0, 9.0, 12.0)
 LOGITS = (*(-m for m in MAGNITUDES), 0.0, *MAGNITUDES)
@@ -211,7 +213,12 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[Array]:
         drawn.append((later if drawn else first).numpy())
         return torch.tensor(drawn[-1]).reshape(shape)
 
+    def draw(a: torch.Tensor, noise: Noise, shape: Sequence[int], _: object) -> torch.Tensor:
+        return states_at(a, noise, uniforms(shape, a, None))
+
     for module in (score, flips, control_variates):
+        monkeypatch.setattr(module, "draw", draw)
+    for module in (flips, control_variates):
         monkeypatch.setattr(module, "uniforms", uniforms)
     return drawn
 

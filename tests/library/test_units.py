@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +25,7 @@ from torch.func import vmap
 from torch.utils.checkpoint import checkpoint
 
 import sbnlib
-from sbnlib import SBN, Logistic, sample_sign
+from sbnlib import SBN, Logistic, sample_sign, units
 from sbnlib.estimators import flips
 from sbnlib.nn import Sign
 
@@ -76,15 +79,169 @@ def test_samples_are_detached_and_have_the_shape_of_the_logits(dtype: torch.dtyp
     assert not x.requires_grad
 
 
-@pytest.mark.slow
-def test_probabilities_far_below_the_float32_grid_are_right() -> None:
-    # p = 1e-9 over 2^27 float32 logits: 0.13 expected; uniforms on the float32 grid hit at
-    # 2^-24, 8 times. Three or more: false alarm 3.6e-4, missed bug 1.4 %.
-    a = torch.full((2**22,), float(np.log(1e-9)), dtype=torch.float32)
+# ------------------------------------------------------------------ the rare event, in integers
+
+
+def decided(words: list[int], v: float, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """``sample_sign`` with these 31-bit words, and ``v`` wherever they do not decide."""
+    given = torch.tensor(words, dtype=torch.int32)
+    monkeypatch.setattr(units, "_words", lambda shape, generator: given.clone().view(shape))
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, v, dtype=torch.float64))
+    return lambda a, noise: sample_sign(a.expand(len(words)), noise)
+
+
+@names
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("magnitude", [0.0, 0.3, 0.97, 4.0])
+def test_a_unit_flips_with_exactly_the_probability_of_its_tail(
+    name: str, dtype: torch.dtype, magnitude: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # P(flip) = sum over words and v: floor(Q) words below, and the part Q - floor(Q) of one more,
+    # read off by trying the words around floor(Q) and v around what is left. Expected: F(-|a|).
+    noise = make_noise(name)
+    for a in torch.tensor([magnitude, -magnitude], dtype=dtype):
+        wide = a if dtype == torch.float64 else a.float()
+        scaled = noise.tail(wide).double().item() * 2**31
+        exact = ref.RefNoise(name).cdf(-abs(a.double().item())) * 2**31
+        assert scaled == pytest.approx(exact, rel=1e-6, abs=1e-300)
+        floor, left = int(scaled), scaled - int(scaled)
+        words = [0, max(floor - 1, 0), floor, floor + 1, 2**31 - 1]
+        for v in {0.0, left * (1 - 1e-9), left, 1 - 2**-53}:
+            given = [y ^ (2**31 - 1) if torch.signbit(a) else y for y in words]
+            x = decided(given, v, monkeypatch)(a, noise)
+            s = -1.0 if torch.signbit(a) else 1.0
+            flips = [y < floor or (y == floor and v < left) for y in words]
+            assert x.dtype == dtype
+            assert x.tolist() == [-s if flip else s for flip in flips]
+
+
+@names
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_rare_states_are_as_frequent_as_they_should_be(name: str, sign: int) -> None:
+    # p = 2e-6 over 2^24 float32 logits, +1 and -1 alike; a z-test each, in all one in 10^6.
+    # F near 1 is a multiple of 2^-24 = 6e-8: a tail read from there is off by 3 %.
+    p, rows = 2e-6, 2**20
+    logit = float(ref.RefNoise(name).icdf(p))
+    a = torch.full((rows,), sign * logit, dtype=torch.float32)
+    p = float(ref.RefNoise(name).cdf(-abs(a[0].double().item())))
     generator, hits = seeded(3), 0
-    for _ in range(2**5):
-        hits += int((sample_sign(a, Logistic(), generator=generator) == 1).sum())
-    assert hits < 3
+    for _ in range(16):
+        hits += int((sample_sign(a, make_noise(name), generator=generator) == sign).sum())
+    expected = 16 * rows * p
+    assert stats.binomtest(hits, 16 * rows, p).pvalue > 1e-6 / 12, (hits, expected)
+
+
+def test_words_that_do_not_decide_are_settled_by_one_more_draw() -> None:
+    # At Q = 1/2, P = 2^-32, only a word 0 leaves the state open: half of those flip, a z-test 1e-6
+    below = torch.zeros(2**16, dtype=torch.int32)
+    units._settle_ties(below, torch.tensor(0.5), seeded(4))
+    assert below.unique().tolist() == [-1, 0]
+    assert abs(float(below.double().mean()) + 0.5) * 2 * 2**8 < z_limit(1)
+
+
+def test_words_are_uniform_in_every_bit() -> None:
+    # z-tests of the bits, of neighbouring bits and of successive words, together 1e-6
+    words = units._words((2**18,), seeded(5)).numpy()
+    bits = (words[:, None] >> np.arange(32)) & 1
+    tests = [bits.mean(0), (bits[:, 1:] ^ bits[:, :-1]).mean(0), (bits[1:] ^ bits[:-1]).mean(0)]
+    z = (np.concatenate(tests) - 0.5) * 2 * 2**9
+    assert np.abs(z).max() < z_limit(len(z))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (5, 3)])
+@dtypes
+def test_any_number_of_units_is_drawn(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = sample_sign(torch.full(shape, -0.0, dtype=dtype), Logistic(), generator=seeded())
+    assert x.shape == shape
+    assert bool((x.abs() == 1).all())
+
+
+def test_negative_zero_is_a_fair_coin() -> None:
+    x = sample_sign(torch.full((2**16,), -0.0), Logistic(), generator=seeded(6))
+    assert abs(float(x.mean())) * 2**8 < z_limit(1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+@dtypes
+def test_a_logistic_unit_is_a_draw_handed_to_straight_through(
+    dtype: torch.dtype, scale: float
+) -> None:
+    # Bit for bit, though Sign computes the tail once for both
+    a = torch.linspace(-30, 30, 4001, dtype=dtype).requires_grad_()
+    noise, weights = Logistic(scale), torch.linspace(-2, 3, 4001, dtype=dtype)
+    by_sign = Sign(noise)(a, generator=seeded(7))
+    x = sample_sign(a, noise, generator=seeded(7))
+    by_hand = sbnlib.straight_through(a, x, noise)
+    assert torch.equal(by_sign, by_hand)
+    (one,) = torch.autograd.grad(by_sign, a, weights)
+    (other,) = torch.autograd.grad(by_hand, a, weights)
+    assert torch.equal(one, other)
+
+
+SETTINGS = """
+import hashlib, sys, torch
+import sbnlib
+from sbnlib import noise
+torch.set_num_threads(int(sys.argv[1]))
+digest = hashlib.sha256()
+for law in noise.NOISES.values():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for shape in ((7, 11), (300, 301)):
+            draws = torch.Generator().manual_seed(0)
+            a = (torch.arange(shape[0] * shape[1]) % 8001 / 1000 - 4).view(shape).to(dtype)
+            x = sbnlib.sample_sign(a, law(), generator=draws)
+            digest.update((x > 0).numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_threads_and_instruction_sets_draw_the_same_states() -> None:
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", SETTINGS, threads],
+            env=os.environ | {"ATEN_CPU_CAPABILITY": capability} if capability else None,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads, capability in (("1", ""), ("2", ""), ("1", "default"))
+    }
+    assert len(found) == 1
+
+
+@names
+@dtypes
+@pytest.mark.parametrize("transformed", [False, True])
+def test_the_same_seed_gives_states_that_rise_with_the_logit(
+    name: str, dtype: torch.dtype, transformed: bool
+) -> None:
+    # Common random numbers: a rounding of a near 0 turns no state round
+    noise, units_ = make_noise(name), torch.zeros(500, dtype=dtype)
+
+    def draw(logit: float) -> torch.Tensor:
+        a = units_ + logit
+        sample = lambda a: sample_sign(a, noise, generator=seeded(8))  # noqa: E731
+        return vmap(sample, randomness="same")(a[None])[0] if transformed else sample(a)
+
+    states = torch.stack([draw(v) for v in (-2, -0.4, -1e-3, -0.0, 0.0, 1e-3, 0.4, 2)])
+    assert bool((states.diff(dim=0) >= 0).all())
+    assert int((states[4] != states[3]).sum()) == 0
+    assert (states[-1] > states[0]).any()
+
+
+@names
+def test_the_stream_of_states_never_changes(name: str) -> None:
+    # Stored outputs rest on it. Expected: the Mersenne twister of numpy, two words a pair of units
+    # in the order low, high; 31 bits of each, u = y/2^31; +1 where u >= 1 - F(a)
+    a = torch.linspace(-2, 2, 1001)
+    twister = np.random.RandomState(1234)
+    pairs = twister.randint(0, 2**32, size=(501, 2), dtype=np.uint32)
+    words = pairs[:, ::-1].flatten()[:1001] & 0x7FFFFFFF
+    u = words / 2**31
+    expected = np.where(u >= ref.RefNoise(name).cdf(-a.double().numpy()), 1.0, -1.0)
+    x = sample_sign(a, make_noise(name), generator=seeded(1234)).numpy()
+    assert np.array_equal(x, expected)
+    assert 300 < (x > 0).sum() < 700
 
 
 @names
