@@ -103,6 +103,11 @@ def difference(share: float, se: float | None) -> str:
     return shown if share < 0 else f"+{shown}"
 
 
+def probability(p: float | None) -> str:
+    """A p-value to three places."""
+    return NONE if p is None else "< 0.001" if p < 0.0005 else f"{p:.3f}"
+
+
 def count(number: int) -> str:
     """A whole number: as a power of two or ten if it is a large one, else in groups of three."""
     for base, least in ((2, 16), (10, 5)):
@@ -148,7 +153,10 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 _TRAINED = {"lr": "number", "seed": "count"}
 _CLASSIFIED = _TRAINED | {"model": "text", "init_gain": "number", "validation": "shares"}
-_SUMMARY = {"model": "text", "prediction": "text", "mean": "number", "se": "number or null"}
+_MEAN = {"mean": "number", "se": "number or null"}
+_MEAN |= {"images": "count or none", "image_se": "number or none"}  # since 0.2.0, as Welch's test
+_WELCH = {"minus_twin_df": "number or none", "minus_twin_p": "number or none"}
+_SUMMARY = {"model": "text", "prediction": "text"} | _MEAN
 _TIMED = {"seconds": "number", "spread": "number"}
 _RATIO = _TIMED | {"elements": "count", "copy_seconds": "number", "ratio": "number"}
 _AGAINST_CPU = {"cpu_seconds": "number", "ratio": "number"}
@@ -169,14 +177,16 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
     "classify": {
         "search": _CLASSIFIED,
         "final": _CLASSIFIED | {"test": "shares"},
-        "summary": _SUMMARY | {"minus_twin": "number", "minus_twin_se": "number or null"},
+        "summary": _SUMMARY | {"minus_twin": "number", "minus_twin_se": "number or null"} | _WELCH,
         "summary, twin": _SUMMARY,
     },
     "binary weights": {
         "search": _TRAINED | {"method": "text", "other": "number", "validation": "number"},
         "final": _TRAINED | {"method": "text", "other": "number", "test": "number"},
-        "summary": {"method": "text", "mean": "number", "se": "number or null"}
-        | {"minus_twin_mean": "number or none", "minus_twin_se": "number or none"},
+        "summary": {"method": "text"}
+        | _MEAN
+        | {"minus_twin": "number or none", "minus_twin_se": "number or none"}
+        | _WELCH,
     },
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
@@ -497,22 +507,40 @@ PREDICTIONS = {
 
 
 def classify(parts: Mapping[str, list[Row]]) -> Drawing:
+    rows = [*parts["summary"], *parts["summary, twin"]]
     table = Table(
         "accuracy",
         "Test accuracy in percent, and the difference to the tanh twin in percentage points; mean "
-        "and standard error over the seeds, paired by seed for the difference.",
-        ["Prediction", "Test accuracy, %", "Minus twin, points"],
+        f"and standard error over the seeds, {_test_of(rows)}.",
+        ["Prediction", "Test accuracy, %", "Minus twin, points", "p"],
         [
             [Cell(row["prediction"], "", PREDICTIONS.get(row["prediction"], "")),
-             percent(row["mean"], row["se"]), _gap(row, "minus_twin")]
-            for row in [*parts["summary"], *parts["summary, twin"]]
+             percent(row["mean"], row["se"]), *_gap(row)]
+            for row in rows
         ],
     )  # fmt: skip
-    return Drawing([table], {"Settings": _settings(parts)})
+    return Drawing([table], {"Settings": _settings(parts)} | _test_images(rows))
 
 
-def _gap(row: Row, name: str) -> str:
-    return difference(row[name], row["minus_twin_se"]) if row.get(name) is not None else NONE
+def _gap(row: Row) -> tuple[str, str]:
+    """The difference to the twin, and its p-value."""
+    gap, p = row.get("minus_twin"), row.get("minus_twin_p")
+    return NONE if gap is None else difference(gap, row["minus_twin_se"]), probability(p)
+
+
+def _test_of(rows: Sequence[Row]) -> str:
+    by_welch = any(row.get("minus_twin_p") is not None for row in rows)
+    return "p of Welch’s test" if by_welch else "paired by seed for the difference"
+
+
+def _test_images(rows: Sequence[Row]) -> dict[str, str]:
+    """How many there are, and what another draw of as many would change."""
+    known = [row for row in rows if row.get("image_se") is not None and row.get("images")]
+    if not known:
+        return {}
+    images, worst = known[0]["images"], max(row["image_se"] for row in known)
+    words = f"{count(images)}; another draw of as many moves an accuracy by about"
+    return {"Test images": f"{words} {100 * worst:.2f} points (one standard error at most)"}
 
 
 def _settings(parts: Mapping[str, list[Row]]) -> str:
@@ -531,22 +559,22 @@ def _settings(parts: Mapping[str, list[Row]]) -> str:
 def weights(parts: Mapping[str, list[Row]]) -> Drawing:
     from sbnlib.experiments.weights import METHODS
 
+    rows = parts["summary"]
     table = Table(
         "accuracy",
         "Test accuracy in percent, and the difference to the twin with real weights in percentage "
-        "points; mean and standard error over the seeds, paired by seed for the difference.",
-        ["Method", "Setting", "Test accuracy, %", "Minus twin, points"],
+        f"points; mean and standard error over the seeds, {_test_of(rows)}.",
+        ["Method", "Setting", "Test accuracy, %", "Minus twin, points", "p"],
         [
             [Cell(row["method"], "", METHODS[row["method"]].label if row["method"] in METHODS
                   else ""), _chosen(parts, row["method"]), percent(row["mean"], row["se"]),
-             _gap(row, "minus_twin_mean")]
-            for row in parts["summary"]
+             *_gap(row)]
+            for row in rows
         ],
     )  # fmt: skip
-    tried = {sum(r["method"] == row["method"] for r in parts["search"]) for row in parts["summary"]}
-    return Drawing(
-        [table], {"Settings": f"{' or '.join(map(str, sorted(tried)))} tried for each method"}
-    )
+    tried = {sum(r["method"] == row["method"] for r in parts["search"]) for row in rows}
+    settings = f"{' or '.join(map(str, sorted(tried)))} tried for each method"
+    return Drawing([table], {"Settings": settings} | _test_images(rows))
 
 
 def _chosen(parts: Mapping[str, list[Row]], method: str) -> str:

@@ -1,7 +1,7 @@
 """Train a stochastic binary network beside its tanh twin, and measure both.
 
     python -m sbnlib.experiments.classify --data digits --estimator straight_through \
-        --noise Logistic --hidden 100 100 --seeds 5
+        --noise Logistic --hidden 100 100 --seeds 10
 
 Both models have the same layers, the same linear head and the same number of search trials: every
 learning rate with every initial gain, one fixed seed, chosen by validation accuracy. Then each is
@@ -57,8 +57,6 @@ from sbnlib.experiments.command import (
 from sbnlib.experiments.measurement import MeasurementError, check_writable
 from sbnlib.experiments.protocol import Runs, search_and_final, summary
 from sbnlib.experiments.training import (
-    EVALUATION,
-    WEIGHTS,
     Classifier,
     Recipe,
     TanhNet,
@@ -118,11 +116,11 @@ class Config:
     estimator: str = "straight_through"
     noise: str = "Logistic"
     hidden: tuple[int, ...] = (100, 100)
-    seeds: int = 5
+    seeds: int = 10
     epochs: int = 40
     batch_size: int = 50
-    lr: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
-    init_gain: tuple[float, ...] = (1.0, 3.0, 9.0)
+    lr: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    init_gain: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 9.0, 27.0)
     schedule: str = "cosine"
     dtype: str = "float64"
     accelerator: str = "cpu"
@@ -200,9 +198,9 @@ def train(
 ) -> Row:
     """Train ``model`` ("sbn" or "tanh") once; a row with its accuracies in [0, 1].
 
-    Seed s gives both models the same order of images and, up to the gain, the same initial weights.
-    The row: model, lr, init_gain, seed, ``validation`` and ``test`` (accuracy of each prediction)
-    and ``validation_loss`` (mean negative log-likelihood of the prediction in ``MODELS``).
+    The two models share no random number, so that their accuracies are independent. The row: model,
+    lr, init_gain, seed, ``validation`` and ``test`` (accuracy of each prediction) and
+    ``validation_loss`` (mean negative log-likelihood of the prediction in ``MODELS``).
 
     Args:
         config: the experiment.
@@ -225,10 +223,11 @@ def train(
     data = _on_device(config, fabric, data)
     net = build(config, model, data, init_gain, seed)
     adam = torch.optim.Adam(net.parameters(), lr=lr)
-    recipe = Recipe(seed, config.epochs, config.batch_size, config.schedule == "cosine")
+    cosine = config.schedule == "cosine"
+    recipe = Recipe(seed, config.epochs, config.batch_size, contender=model, cosine=cosine)
     with threads(config.threads):
         fit(fabric, net, data.train, [adam], recipe, checkpoint=file, after_epoch=after_epoch)
-        draw = generator(fabric.device, seed, EVALUATION)
+        draw = recipe.generator(fabric.device, "evaluation")
         validation, loss = evaluate(net, model, data.validation, draw)
         test, _ = evaluate(net, model, data.test, draw)
     return which | {"validation": validation, "validation_loss": loss, "test": test}
@@ -241,7 +240,7 @@ def _key(config: Config, data: Dataset, **run: Any) -> Key:
 def build(config: Config, model: str, data: Dataset, init_gain: float, seed: int) -> Classifier:
     """An untrained model on ``data``'s device."""
     inputs, dtype = data.train.inputs, DTYPES[config.dtype]
-    draw = generator("cpu", seed, WEIGHTS)
+    draw = generator("cpu", "weights", seed=seed, contender=model)
     sizes = [inputs.shape[1], *config.hidden]
     layers = [linear(m, n, init_gain, draw, dtype) for m, n in zip(sizes, sizes[1:], strict=False)]
     head = linear(sizes[-1], data.num_classes, 1.0, draw, dtype)
@@ -356,7 +355,7 @@ def _run(config: Config, data: Dataset, cache: Cache, progress: bool) -> Row:
             for model in MODELS
         }
     search, final = ({model: rows[k] for model, rows in found.items()} for k in (0, 1))
-    return _measurement(config, cache.fabric, search, final)
+    return _measurement(config, cache.fabric, search, final, len(data.test))
 
 
 def _one(
@@ -373,21 +372,19 @@ def _score(row: Row) -> tuple[float, float]:
     return row["validation"][MODELS[row["model"]]], -row["validation_loss"]
 
 
-def summarize(final: dict[str, list[Row]]) -> list[Row]:
-    """Mean test accuracy over the seeds and the paired difference to the twin, with their
-    standard errors (null for a single seed).
-
-    The errors tell how the result varies with the seed, not with the choice of the test images.
+def summarize(final: dict[str, list[Row]], images: int) -> list[Row]:
+    """Mean test accuracy over the seeds and the difference to the twin, with their errors.
 
     Args:
         final: model name -> the rows of its runs, as :func:`train` returns them.
+        images: the number of test images.
     """
     (twin,) = (column["values"] for column in _columns(final["tanh"]))
     rows = []
     for column in [*_columns(final["sbn"]), *_columns(final["tanh"])]:
         values = column.pop("values")
         other = None if column["model"] == "tanh" else twin
-        rows.append({"part": "summary", **column, **summary(values, other)})
+        rows.append({"part": "summary", **column, **summary(values, other, images=images)})
     return rows
 
 
@@ -403,14 +400,25 @@ def _columns(rows: list[Row]) -> list[Row]:
 
 
 def _measurement(
-    config: Config, fabric: Fabric, search: dict[str, list[Row]], final: dict[str, list[Row]]
+    config: Config,
+    fabric: Fabric,
+    search: dict[str, list[Row]],
+    final: dict[str, list[Row]],
+    images: int,
 ) -> Row:
     inside = {
-        f"{model}_lr_inside_grid": min(config.lr) < rows[0]["lr"] < max(config.lr)
+        f"{model}_{name}_inside_grid": min(tried) < rows[0][name] < max(tried)
         for model, rows in final.items()
+        for name, tried in (("lr", config.lr), ("init_gain", config.init_gain))
     }
     checks = {"same_number_of_trials": len(search["sbn"]) == len(search["tanh"]), **inside}
-    rows = [*search["sbn"], *search["tanh"], *final["sbn"], *final["tanh"], *summarize(final)]
+    rows = [
+        *search["sbn"],
+        *search["tanh"],
+        *final["sbn"],
+        *final["tanh"],
+        *summarize(final, images),
+    ]
     with threads(config.threads):
         device = measurement.describe_device(fabric.device)
     return measurement.record(

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from sbnlib.experiments.cache import Cache, Checkpoint, Row
 from sbnlib.extras import extra
 
-__all__ = ["SEARCH_SEED", "Runs", "mean_se", "search_and_final", "summary"]
+__all__ = ["SEARCH_SEED", "Runs", "holm", "mean_se", "search_and_final", "summary", "welch"]
 
 Trial = TypeVar("Trial")
 SEARCH_SEED = 1_000_000  # none of the seeds 0, 1, ... that are reported
@@ -88,24 +88,59 @@ def search_and_final(
     return [{"part": "search"} | r for r in blind], [{"part": "final"} | r for r in final]
 
 
-def summary(
-    values: Sequence[float], twin: Sequence[float] | None = None, *, gap: str = "minus_twin"
-) -> Row:
-    """Mean over the seeds and the paired difference to the twin, each with its standard error.
+def summary(values: Sequence[float], twin: Sequence[float] | None = None, *, images: int) -> Row:
+    r"""What N runs say: ``mean``, ``se``, ``image_se``, and the difference to the twin by Welch.
 
-    The errors tell how the result varies with the seed, not with the choice of the test images.
+    ``se`` tells how the mean varies with the seed; ``image_se`` how the accuracy of one network
+    varies with the draw of the test images, :math:`\sqrt{m(1-m)/n}` at the mean m.
 
     Args:
-        values: one number a seed.
-        twin: the twin's, seed by seed; None leaves the difference out.
-        gap: the name of the difference.
+        values: an accuracy a seed.
+        twin: the twin's, of other seeds or independent draws; None leaves the difference out.
+        images: the number n of test images.
     """
     mean, se = mean_se(values)
-    row: Row = {"mean": mean, "se": se}
-    if twin is not None:
-        mean, se = mean_se([a - b for a, b in zip(values, twin, strict=True)])
-        row |= {gap: mean, "minus_twin_se": se}
+    row: Row = {"mean": mean, "se": se, "images": images}
+    row["image_se"] = math.sqrt(mean * (1 - mean) / images)
+    return row if twin is None else row | welch(values, twin)
+
+
+def welch(values: Sequence[float], twin: Sequence[float]) -> Row:
+    """``minus_twin``, its ``minus_twin_se``, and the degrees of freedom and two-sided p of Welch.
+
+    The two may differ in variance and in number, and must be independent. Null where a single run,
+    or runs that do not vary, leave nothing to tell by.
+
+    Source: Welch, The generalization of 'Student's' problem, Biometrika 34 (1947).
+    """
+    (mean, se), (other, other_se) = mean_se(values), mean_se(twin)
+    row: Row = {"minus_twin": mean - other, "minus_twin_se": None}
+    row |= {"minus_twin_df": None, "minus_twin_p": None}
+    if se is None or other_se is None:
+        return row
+    row["minus_twin_se"] = math.hypot(se, other_se)
+    if row["minus_twin_se"] > 0:
+        with extra("experiments"):
+            from scipy.stats import ttest_ind
+        test = ttest_ind(values, twin, equal_var=False)
+        row |= {"minus_twin_df": float(test.df), "minus_twin_p": float(test.pvalue)}
     return row
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """The p-values of several comparisons, adjusted so that one false alarm in all of them has the
+    level at which they are read.
+
+    The k-th smallest of m is multiplied by m - k + 1, and no adjusted one is below one before it.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6
+    (1979).
+    """
+    adjusted, least = {}, 0.0
+    for k, name in enumerate(sorted(p, key=lambda name: p[name])):
+        least = max(least, min(1.0, (len(p) - k) * p[name]))
+        adjusted[name] = least
+    return adjusted
 
 
 def mean_se(values: Sequence[float]) -> tuple[float, float | None]:

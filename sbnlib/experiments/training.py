@@ -1,20 +1,21 @@
 """A training loop on Lightning Fabric that can be killed at any time.
 
-Every random number is drawn from a generator whose seed is (run's seed, epoch, purpose, rank).
-A new epoch starts new generators, so a run that starts again from the checkpoint of epoch e draws
-what the uninterrupted run would have drawn: model, optimizer and epoch number are all there is to
-save, on any number of devices.
+Every random number is drawn from a generator of its purpose, made anew from the run's seed, the
+epoch and the rank. A new epoch starts new generators, so a run that starts again from the
+checkpoint of epoch e draws what the uninterrupted run would have drawn: model, optimizer and epoch
+number are all there is to save, on any number of devices.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Classifier", "Recipe", "TanhNet", "backprop", "fit", "generator", "linear", "threads"]
-
-ORDER, NOISE, WEIGHTS, EVALUATION = range(4)  # what random numbers are drawn for
 
 
 class TanhNet(nn.Module):
@@ -79,8 +78,9 @@ class Recipe:
     Attributes:
         seed: of the order of the images and of the noise.
         epochs, batch_size: length of the run and size of a step.
+        contender: whose run it is; contenders with the same seed share no random number, so that
+            their results are independent.
         cosine: whether the learning rates are brought down to 0 along a half cosine.
-        keys: the dtype of the random keys by which the images are put in order.
 
     Raises:
         ValueError: ``epochs`` or ``batch_size`` is no whole number, or is below 1.
@@ -89,12 +89,18 @@ class Recipe:
     seed: int
     epochs: int
     batch_size: int
+    contender: str = ""
     cosine: bool = True
-    keys: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
         check_count("epochs", self.epochs)
         check_count("batch_size", self.batch_size)
+
+    def generator(
+        self, device: torch.device | str, purpose: str, **key: int | str
+    ) -> torch.Generator:
+        """The generator of one use of random numbers in this run."""
+        return generator(device, purpose, seed=self.seed, contender=self.contender, **key)
 
     def decay(self, epoch: int) -> float:
         """The factor on every learning rate in this epoch."""
@@ -112,10 +118,16 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def generator(device: torch.device | str, *key: int) -> torch.Generator:
-    """A generator on ``device`` with a seed mixed from the whole numbers in ``key``."""
-    (seed,) = np.random.SeedSequence(key).generate_state(1)
-    return torch.Generator(device).manual_seed(int(seed))
+def generator(device: torch.device | str, purpose: str, **key: int | str) -> torch.Generator:
+    """A generator on ``device`` for one use of random numbers, such as "order", seed=0, epoch=3.
+
+    Its seed is a hash of the purpose and of the names and values in ``key``, so that no two uses
+    share their numbers.
+    """
+    plain = {name: v if isinstance(v, str) else int(v) for name, v in key.items()}  # not numpy's
+    words = json.dumps([purpose, *sorted(plain.items())])
+    seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big")
+    return torch.Generator(device).manual_seed(seed)
 
 
 def linear(
@@ -186,7 +198,7 @@ def _train_epoch(
     """One pass in random order. Each device takes its share of every batch; a last, smaller batch
     is left out, another one each time."""
     rank, size = fabric.global_rank, recipe.batch_size
-    noise = generator(fabric.device, recipe.seed, epoch, NOISE, rank)
+    noise = recipe.generator(fabric.device, "noise", epoch=epoch, rank=rank)
     for batch in _order(len(data), recipe, epoch).to(fabric.device).split(size):
         if len(batch) == size:
             own = batch[rank :: fabric.world_size]
@@ -199,5 +211,5 @@ def _train_epoch(
 
 
 def _order(count: int, recipe: Recipe, epoch: int) -> Tensor:
-    draw = generator("cpu", recipe.seed, epoch, ORDER)
-    return torch.rand(count, generator=draw, dtype=recipe.keys).argsort()
+    draw = recipe.generator("cpu", "order", epoch=epoch)
+    return torch.rand(count, generator=draw, dtype=torch.float64).argsort()

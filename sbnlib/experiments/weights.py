@@ -1,11 +1,11 @@
 r"""Binary weights and activations on one data set: every optimizer at the same search budget.
 
-    python -m sbnlib.experiments.weights --data digits --seeds 5 --out FILE
+    python -m sbnlib.experiments.weights --data digits --seeds 10 --out FILE
 
 Each network has two layers of binary units, each a matrix of +-1 weights followed by batch norm,
 and a real-valued linear head; the units are trained by straight-through. Methods differ in what
 the weights are in the forward pass and in what moves their latent parameters. Every method gets
-six trials, chosen by validation accuracy with one seed; then N fresh seeds at the chosen setting.
+fifteen trials, chosen by validation with one seed; then N fresh seeds at the chosen setting.
 All are tested alike: weights and units at their signs, batch-norm statistics taken anew for that.
 ``real`` is the twin with real-valued weights and the same binary units.
 """
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from sbnlib import data as datasets
 from sbnlib import optim
@@ -42,7 +43,7 @@ from sbnlib.experiments.cache import (
 from sbnlib.experiments.command import add_option, add_out, add_resume_dir, refusing
 from sbnlib.experiments.measurement import MeasurementError, check_writable
 from sbnlib.experiments.protocol import Runs, search_and_final, summary
-from sbnlib.experiments.training import WEIGHTS, Classifier, Recipe, fit, generator, threads
+from sbnlib.experiments.training import Classifier, Recipe, fit, generator, linear, threads
 from sbnlib.extras import extra
 from sbnlib.network import SBN, network_estimator
 from sbnlib.nn import BernoulliLinear
@@ -63,7 +64,7 @@ class Method:
         forward: what a weight is in the forward pass (see :class:`sbnlib.nn.BernoulliLinear`).
         noise: the law that turns latent weights into probabilities; None for real weights.
         optimizer: makes the optimizer from the latent weights and the two numbers of a trial.
-        trials: six settings (lr, second number).
+        trials: fifteen settings (lr, second number).
     """
 
     label: str
@@ -79,46 +80,53 @@ def _grid(
     return tuple((lr, other) for other in others for lr in lrs)
 
 
+def _steps(first: float) -> list[float]:
+    """Fifteen numbers, two to three times the one before: 1, 2, 5, 10, ... from ``first`` on."""
+    at = [float(f"{m}e{k}") for k in range(-5, 8) for m in (1, 2, 5)]
+    start = at.index(first)
+    return at[start : start + 15]
+
+
 METHODS: dict[str, Method] = {
     "mirror": Method(
         "mirror descent, KL", "sample", Logistic(),
-        lambda p, lr, kl: optim.MirrorDescent(p, lr, kl=kl),
-        _grid((30, 100, 300, 1000, 3000, 10000)),
+        lambda p, lr, kl: optim.MirrorDescent(p, lr, kl=kl), _grid(_steps(20)),
     ),
     "bc_stochastic": Method(
         "BinaryConnect, stochastic", "sample", Uniform(),
-        lambda p, lr, _: optim.BinaryConnect(p, lr), _grid((10, 30, 100, 300, 1000, 3000)),
+        lambda p, lr, _: optim.BinaryConnect(p, lr), _grid(_steps(2)),
     ),
     "bc_deterministic": Method(
         "BinaryConnect, deterministic", "sign", Uniform(),
-        lambda p, lr, _: optim.BinaryConnect(p, lr), _grid((1, 3, 10, 30, 100, 300)),
+        lambda p, lr, _: optim.BinaryConnect(p, lr), _grid(_steps(0.5)),
     ),
     "bop": Method(
         "Bop", "sign", Uniform(),
-        lambda p, lr, t: optim.Bop(p, lr, threshold=t), _grid((1e-2, 3e-2, 1e-1), (1e-5, 1e-4)),
+        lambda p, lr, t: optim.Bop(p, lr, threshold=t),
+        _grid((3e-3, 1e-2, 3e-2, 1e-1, 3e-1), (1e-5, 1e-4, 1e-3)),
     ),
     "bayesbinn": Method(
         "BayesBiNN, τ = 1", "concrete", Logistic(),
         lambda p, lr, n: optim.BayesBiNN(p, lr, train_set_size=n),
-        _grid((3e-3, 1e-2, 3e-2), (1e4, 1e5)),
+        _grid((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (1e5, 1e6, 1e7)),
     ),
-    "proxquant": Method(
-        "ProxQuant", "mean", Uniform(),
+    "adam_prox": Method(
+        "Adam, ProxQuant's map", "mean", Uniform(),
         lambda p, lr, rate: optim.Proximal(
             torch.optim.Adam(p, lr), optim.proxquant, lambda t: rate * t
         ),
-        _grid((3e-3, 1e-2, 3e-2), (1e-6, 1e-5)),
+        _grid((3e-2, 1e-1, 3e-1, 1.0, 3.0), (1e-6, 1e-5, 1e-4)),
     ),
     "adam": Method(
         "Adam on latent weights", "sign", Uniform(),
         lambda p, lr, _: optim.MirrorDescent(
             p, lr, noise=Uniform(), lazy=True, betas=(0.9, 0.999)
         ),
-        _grid((3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)),
+        _grid(_steps(1e-3)),
     ),
     "real": Method(
         "real weights (twin)", "real", None,
-        lambda p, lr, _: torch.optim.Adam(p, lr), _grid((3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+        lambda p, lr, _: torch.optim.Adam(p, lr), _grid(_steps(1e-4)),
     ),
 }  # fmt: skip
 
@@ -137,7 +145,7 @@ class _Layer(torch.nn.Module):
             )
             latent = self.matrix.eta
         with torch.no_grad():  # p uniform on [1/4, 3/4]; real weights of torch's own size
-            u = torch.rand(latent.shape, generator=draw, dtype=torch.float32)
+            u = torch.rand(latent.shape, generator=draw, dtype=torch.float64)
             start = (2 * u - 1) / math.sqrt(inputs)
             latent.copy_(start if method.noise is None else method.noise.icdf(0.25 + 0.5 * u))
         self.latent = [latent]  # in a list: the matrix registers it, this only names it
@@ -162,7 +170,7 @@ def train(
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     after_epoch: Callable[[], Any] = lambda: None,
 ) -> Row:
-    """Train once; a row with method, lr, other, seed, validation and test accuracy in [0, 1].
+    """Train once; a row: method, lr, other, seed, validation and test accuracy, validation_loss.
 
     Args:
         method: one of :data:`METHODS`.
@@ -182,11 +190,11 @@ def train(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
-    recipe = Recipe(seed, epochs, batch_size, keys=torch.float32)
+    recipe = Recipe(seed, epochs, batch_size, contender=method)
     which = _named(method, setting, seed)
     settings = {"hidden": list(hidden), "epochs": epochs, "batch_size": batch_size, "run": which}
     file = as_checkpoint(checkpoint, lambda: make_key("weights", settings, data))
-    model, layers = _build(METHODS[method], seed, data, hidden)
+    model, layers = _build(method, seed, data, hidden)
     latent = [layer.latent[0] for layer in layers]
     rest = [p for p in model.parameters() if all(p is not q for q in latent)]
     moving = [METHODS[method].optimizer(latent, *setting), torch.optim.Adam(rest, 0.01)]
@@ -196,10 +204,9 @@ def train(
         checkpoint=file, after_epoch=after_epoch,
     )  # fmt: skip
     _settle(model.net, layers, split)
-    return which | {
-        "validation": _accuracy(model, data.validation),
-        "test": _accuracy(model, data.test),
-    }
+    validation, loss = _evaluate(model, data.validation)
+    test, _ = _evaluate(model, data.test)
+    return which | {"validation": validation, "validation_loss": loss, "test": test}
 
 
 def _named(method: str, setting: tuple[float, float], seed: int) -> Row:
@@ -207,16 +214,14 @@ def _named(method: str, setting: tuple[float, float], seed: int) -> Row:
 
 
 def _build(
-    method: Method, seed: int, data: Dataset, hidden: Sequence[int]
+    method: str, seed: int, data: Dataset, hidden: Sequence[int]
 ) -> tuple[Classifier, list[_Layer]]:
     """The untrained classifier and the layers of its net."""
-    draw = generator("cpu", seed, WEIGHTS)
+    draw = generator("cpu", "weights", seed=seed, contender=method)
     sizes = [data.train.inputs.shape[1], *hidden]
-    layers = [_Layer(m, n, method, draw) for m, n in zip(sizes, sizes[1:], strict=False)]
+    layers = [_Layer(m, n, METHODS[method], draw) for m, n in zip(sizes, sizes[1:], strict=False)]
     net = SBN(*layers).double()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = torch.nn.Linear(sizes[-1], data.num_classes, dtype=torch.float32).double()
+    head = linear(sizes[-1], data.num_classes, 1.0, draw, torch.float64)
     return Classifier(net, head, network_estimator("straight_through")), layers
 
 
@@ -245,14 +250,16 @@ def _settle(net: torch.nn.Module, layers: Sequence[_Layer], split: Split) -> Non
 
 
 @torch.no_grad()
-def _accuracy(model: Classifier, split: Split) -> float:
+def _evaluate(model: Classifier, split: Split) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy."""
     scores = model.head(model.net(split.inputs.double(), mode="sign"))
-    return (scores.argmax(-1) == split.labels).double().mean().item()
+    accuracy = (scores.argmax(-1) == split.labels).double().mean().item()
+    return accuracy, cross_entropy(scores, split.labels).item()
 
 
 def run(
     data: str = "digits",
-    seeds: int = 5,
+    seeds: int = 10,
     *,
     methods: Sequence[str] = tuple(METHODS),
     epochs: int = 20,
@@ -290,18 +297,30 @@ def _run(settings: Key, data: Dataset, cache: Cache, progress: bool) -> Row:
     with Runs(cache, count=count, epochs=epochs, progress=progress) as runs:
         for method in methods:
             one = partial(_one, runs, method, data, epochs)
-            search, final = search_and_final(
-                METHODS[method].trials, one, seeds=seeds, score=lambda row: row["validation"]
-            )
+            search, final = search_and_final(METHODS[method].trials, one, seeds=seeds, score=_score)
             rows += search + final
     return measurement.record(
         kind="binary weights",
         command=_command(**settings),
         device=measurement.describe_device(),
         seeds=range(seeds),
-        checks={"same_number_of_trials": len({len(METHODS[m].trials) for m in methods}) == 1},
-        rows=rows + summarize(rows, methods),
+        checks={"same_number_of_trials": len({len(METHODS[m].trials) for m in methods}) == 1}
+        | {f"{method}_inside_grid": _is_inside(method, rows) for method in methods},
+        rows=rows + summarize(rows, methods, len(data.test)),
     )
+
+
+def _score(row: Row) -> tuple[float, float]:
+    """Validation accuracy; among equals, minus validation loss."""
+    return row["validation"], -row["validation_loss"]
+
+
+def _is_inside(method: str, rows: Sequence[Row]) -> bool:
+    """Whether neither number of the chosen setting ends the ones that were tried."""
+    chosen = next(r for r in rows if r["part"] == "final" and r["method"] == method)
+    tried = zip(*METHODS[method].trials, strict=True)
+    pairs = zip((chosen["lr"], chosen["other"]), tried, strict=True)
+    return all(min(v) < c < max(v) or len(set(v)) == 1 for c, v in pairs)
 
 
 def _checked(data: str, seeds: int, methods: Iterable[str], epochs: int) -> Key:
@@ -334,14 +353,14 @@ def _command(data: str, seeds: int, methods: Sequence[str], epochs: int) -> str:
     return words + (f" --methods {' '.join(methods)}" if list(methods) != list(METHODS) else "")
 
 
-def summarize(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
-    """Mean test accuracy and, where the twin was run, the paired difference to it, with errors."""
+def summarize(rows: Sequence[Row], methods: Sequence[str], images: int) -> list[Row]:
+    """Mean test accuracy and, where the twin was run, the difference to it, with their errors."""
     tests = {
         m: [r["test"] for r in rows if r["part"] == "final" and r["method"] == m] for m in methods
     }
     return [
         {"part": "summary", "method": method}
-        | summary(values, None if method == "real" else tests.get("real"), gap="minus_twin_mean")
+        | summary(values, None if method == "real" else tests.get("real"), images=images)
         for method, values in tests.items()
     ]
 
@@ -354,7 +373,7 @@ def _parser() -> argparse.ArgumentParser:
     known = ", ".join(datasets.DATASETS)
     add_option(parser, "data", "digits", f"data set: {known}", choices=sorted(datasets.DATASETS))
     add_option(
-        parser, "seeds", 5, "number of runs at a method's chosen setting, with the seeds 0, 1, ..."
+        parser, "seeds", 10, "number of runs at a method's chosen setting, with the seeds 0, 1, ..."
     )
     add_option(parser, "epochs", 20, "length of a run, in passes through the training images")
     words = "optimizers to compare, each once; real is the twin with real-valued weights"

@@ -855,11 +855,12 @@ def test_an_experiment_without_a_file_says_so(tmp_path):
 
 
 #: Fields of rows that may be missing: they are not drawn, or stand for what was not measured.
+SINCE_0_2 = {"images", "image_se", "minus_twin_p"}
 NOT_NEEDED = {
     "bench": {"difference"},
     "exact-cost": set(),
-    "classify": {"validation_loss"},
-    "binary weights": {"validation", "minus_twin_mean"},
+    "classify": {"validation_loss", "minus_twin_df"} | SINCE_0_2,
+    "binary weights": {"validation", "validation_loss", "minus_twin", "minus_twin_df"} | SINCE_0_2,
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 

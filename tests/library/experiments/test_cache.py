@@ -274,11 +274,11 @@ def small_weights(folder: Path | None) -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         size = {"hidden": (4,), "batch_size": 100, "epochs": 2}
         patch.setattr(weights, "train", partial(weights.train, **size))
-        for name in ("bop", "proxquant", "bayesbinn"):
+        for name in ("bop", "adam_prox", "bayesbinn"):
             method = weights.METHODS[name]
             less = dataclasses.replace(method, trials=method.trials[:2])
             patch.setitem(weights.METHODS, name, less)
-        methods = ["bop", "proxquant", "bayesbinn"]
+        methods = ["bop", "adam_prox", "bayesbinn"]
         return weights.run(seeds=2, methods=methods, epochs=2, folder=folder)["rows"]
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from sbnlib import data, network_estimator, registry
-from sbnlib.experiments import classify, measurement, training
+from sbnlib.experiments import classify, measurement, protocol, training
 from sbnlib.experiments.classify import Config
 from sbnlib.experiments.training import Classifier
 from sbnlib.network import SBN
@@ -191,19 +191,19 @@ def test_a_single_setting_needs_no_search():
     assert all(row["se"] is None for row in rows if row["part"] == "summary")
 
 
-def test_summary_is_paired():
+def test_summary_holds_each_prediction_against_the_twin():
     accuracies = {"sbn": [0.9, 0.8, 0.95], "tanh": [0.91, 0.83, 0.95]}
     final = {
         m: [{"model": m, "test": {"tanh" if m == "tanh" else "sign": a}} for a in values]
         for m, values in accuracies.items()
     }
-    sbn, twin = classify.summarize(final)
-    gaps = [-0.01, -0.03, 0.0]
-    assert sbn["mean"] == pytest.approx(statistics.fmean(accuracies["sbn"]))
-    assert sbn["minus_twin"] == pytest.approx(statistics.fmean(gaps))
-    assert sbn["minus_twin_se"] == pytest.approx(statistics.stdev(gaps) / math.sqrt(3))
-    assert sbn["se"] == pytest.approx(statistics.stdev(accuracies["sbn"]) / math.sqrt(3))
-    assert "minus_twin" not in twin
+    sbn, twin = classify.summarize(final, 100)
+    assert sbn == {"part": "summary", "model": "sbn", "prediction": "sign"} | protocol.summary(
+        accuracies["sbn"], accuracies["tanh"], images=100
+    )
+    assert twin == {"part": "summary", "model": "tanh", "prediction": "tanh"} | protocol.summary(
+        accuracies["tanh"], images=100
+    )
 
 
 class FourStates(nn.Module):
@@ -238,12 +238,12 @@ def test_predictions_are_what_they_say():
     assert loss == pytest.approx(-(4 * math.log(p) + math.log(1 - p)) / 5, rel=1e-5)
 
 
-def test_twin_is_a_plain_tanh_net_with_the_same_start():
+def test_twin_is_a_plain_tanh_net_with_a_start_of_its_own():
     data_set = classify.load(SMALL)
     twin = classify.build(SMALL, "tanh", data_set, 3.0, 0)
     sbn = classify.build(SMALL, "sbn", data_set, 3.0, 0)
     for (name, p), (other, q) in zip(twin.named_parameters(), sbn.named_parameters(), strict=True):
-        assert name == other and torch.equal(p, q)
+        assert name == other and p.shape == q.shape and not torch.equal(p, q)
     first, second = twin.net.layers
     x, y = data_set.test.inputs[:4].double(), data_set.test.labels[:4]
     logits = twin.head(torch.tanh(second(torch.tanh(first(x)))))

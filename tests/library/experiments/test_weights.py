@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import torch
 from places import MEASUREMENTS
 
 from sbnlib import data, optim
-from sbnlib.experiments import measurement, training, weights
+from sbnlib.experiments import measurement, protocol, training, weights
 from sbnlib.experiments.protocol import SEARCH_SEED
 
 FILE = MEASUREMENTS / "weights-digits.json"
@@ -92,6 +90,7 @@ def test_a_run_from_python_is_on_one_thread_as_its_command_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     row = {"method": "bop", "validation": 0.5, "test": 0.5, "lr": 1, "other": 1, "seed": 0}
+    row |= {"validation_loss": 1.0}
     used = set()
     monkeypatch.setattr(weights, "train", lambda *_, **__: used.add(torch.get_num_threads()) or row)
     with training.threads(2):
@@ -100,9 +99,9 @@ def test_a_run_from_python_is_on_one_thread_as_its_command_is(
     assert used == {1} and found["device"].endswith(", 1 thread")
 
 
-def test_every_method_has_six_different_trials() -> None:
-    assert {len(m.trials) for m in weights.METHODS.values()} == {6}
-    assert all(len(set(m.trials)) == 6 for m in weights.METHODS.values())
+def test_every_method_has_fifteen_different_trials() -> None:
+    assert {len(m.trials) for m in weights.METHODS.values()} == {15}
+    assert all(len(set(m.trials)) == 15 for m in weights.METHODS.values())
 
 
 @pytest.mark.parametrize("method", weights.METHODS)
@@ -134,14 +133,14 @@ def test_a_run_searches_by_validation_and_never_stores_the_test_of_a_trial(
         good = 0.9 if setting == weights.METHODS[method].trials[4] else 0.5
         return {
             "method": method, "lr": setting[0], "other": setting[1], "seed": seed,
-            "validation": good, "test": 0.7,
+            "validation": good, "validation_loss": 1.0, "test": 0.7,
         }  # fmt: skip
 
     monkeypatch.setattr(weights, "train", stub)
     rows = weights.run(seeds=2, methods=["bop", "real"])["rows"]
     search = [r for r in rows if r["part"] == "search"]
     final = [r for r in rows if r["part"] == "final"]
-    assert len(search) == 12 and not any("test" in r for r in search)
+    assert len(search) == 30 and not any("test" in r for r in search)
     assert {r["seed"] for r in search} == {SEARCH_SEED}
     for method in ("bop", "real"):
         chosen = {(r["lr"], r["other"]) for r in final if r["method"] == method}
@@ -149,18 +148,37 @@ def test_a_run_searches_by_validation_and_never_stores_the_test_of_a_trial(
     assert [r["seed"] for r in final] == [0, 1, 0, 1]
 
 
-def test_the_summary_is_paired() -> None:
+def test_among_equals_the_smaller_validation_loss_is_chosen() -> None:
+    rows = [
+        {"validation": v, "validation_loss": loss}
+        for v, loss in ((0.9, 2.0), (0.9, 1.0), (0.8, 0.1))
+    ]
+    assert max(rows, key=weights._score) == rows[1]
+
+
+@pytest.mark.parametrize(
+    "method, setting, inside",
+    [("adam", 3, True), ("adam", 0, False), ("adam", 14, False), ("bop", 6, True),
+     ("bop", 1, False), ("bop", 5, False), ("bop", 13, False)],
+)  # fmt: skip
+def test_a_chosen_setting_at_an_end_of_its_grid_is_noticed(
+    method: str, setting: int, inside: bool
+) -> None:
+    # Bop's are five rates by three thresholds: the sixth has the smallest rate
+    lr, other = weights.METHODS[method].trials[setting]
+    rows = [{"part": "final", "method": method, "lr": lr, "other": other}]
+    assert weights._is_inside(method, rows) is inside
+
+
+def test_the_summary_holds_each_method_against_the_twin() -> None:
     tests = {"bop": [0.9, 0.8, 0.95], "real": [0.91, 0.83, 0.95]}
     rows = [{"part": "final", "method": m, "test": v} for m, vs in tests.items() for v in vs]
-    bop, real = weights.summarize(rows, ["bop", "real"])
-    gaps = [-0.01, -0.03, 0.0]
-    assert bop["mean"] == pytest.approx(statistics.fmean(tests["bop"]))
-    assert bop["se"] == pytest.approx(statistics.stdev(tests["bop"]) / math.sqrt(3))
-    assert bop["minus_twin_mean"] == pytest.approx(statistics.fmean(gaps))
-    assert bop["minus_twin_se"] == pytest.approx(statistics.stdev(gaps) / math.sqrt(3))
-    assert "minus_twin_mean" not in real
-    (single,) = weights.summarize(rows[:1], ["bop"])
-    assert single["se"] is None and "minus_twin_mean" not in single
+    bop, real = weights.summarize(rows, ["bop", "real"], 50)
+    named = {"part": "summary", "method": "bop"}
+    assert bop == named | protocol.summary(tests["bop"], tests["real"], images=50)
+    assert real == named | {"method": "real"} | protocol.summary(tests["real"], images=50)
+    (single,) = weights.summarize(rows[:1], ["bop"], 50)
+    assert single["se"] is None and "minus_twin" not in single
 
 
 # ------------------------------------------------------------------------- the stored file
@@ -168,16 +186,17 @@ def test_the_summary_is_paired() -> None:
 
 def test_the_stored_file_has_its_form_and_its_arithmetic() -> None:
     stored = measurement.read(FILE)
-    assert stored["kind"] == "binary weights" and stored["seeds"] == [0, 1, 2, 3, 4]
-    assert stored["checks"] == {"same_number_of_trials": True}
+    assert stored["kind"] == "binary weights" and stored["seeds"] == list(range(10))
+    assert set(stored["checks"].values()) == {True} and len(stored["checks"]) == 9
     rows = stored["rows"]
     own = [r for r in rows if r["part"] != "summary"]
-    assert len(own) == len(weights.METHODS) * 11
-    assert [r for r in rows if r["part"] == "summary"] == weights.summarize(own, weights.METHODS)
+    assert len(own) == len(weights.METHODS) * 25
+    found = [r for r in rows if r["part"] == "summary"]
+    assert found == weights.summarize(own, weights.METHODS, 359)
     for method, m in weights.METHODS.items():
         search = [r for r in own if r["part"] == "search" and r["method"] == method]
         assert [(r["lr"], r["other"]) for r in search] == list(m.trials)
-        best = max(search, key=lambda r: r["validation"])
+        best = max(search, key=lambda r: (r["validation"], -r["validation_loss"]))
         final = [r for r in own if r["part"] == "final" and r["method"] == method]
         assert {(r["lr"], r["other"]) for r in final} == {(best["lr"], best["other"])}
 
@@ -205,7 +224,7 @@ def test_a_stored_row_can_be_repeated(digits: data.Dataset) -> None:
 OPTIMIZERS = {
     "mirror": optim.MirrorDescent, "adam": optim.MirrorDescent, "bop": optim.Bop,
     "bc_stochastic": optim.BinaryConnect, "bc_deterministic": optim.BinaryConnect,
-    "bayesbinn": optim.BayesBiNN, "proxquant": optim.Proximal,
+    "bayesbinn": optim.BayesBiNN, "adam_prox": optim.Proximal,
 }  # fmt: skip
 
 
@@ -223,7 +242,7 @@ def test_the_rates_in_the_docstrings_are_those_of_the_stored_search(method: str)
 
 @pytest.mark.slow
 def test_a_rate_of_one_is_small_because_the_gradient_is(digits: data.Dataset) -> None:
-    model, layers = weights._build(weights.METHODS["mirror"], 0, digits, (100, 100))
+    model, layers = weights._build("mirror", 0, digits, (100, 100))
     inputs, labels = digits.train.inputs[:50].double(), digits.train.labels[:50]
     model(inputs, labels, torch.Generator().manual_seed(0)).mean().backward()
     sizes = [layer.latent[0].grad.square().mean().sqrt().item() for layer in layers]
