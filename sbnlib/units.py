@@ -11,7 +11,17 @@ from torch import Tensor
 from sbnlib.contracts import check_ends_with, check_uniforms, check_unit, looking_is_free
 from sbnlib.noise import Noise, check_generator, widened
 
-__all__ = ["deterministic_sign", "mean_state", "sample_sign", "states_at", "uniforms"]
+__all__ = [
+    "by_words",
+    "deterministic_sign",
+    "draw",
+    "flipped",
+    "flipped_by_words",
+    "mean_state",
+    "sample_sign",
+    "states_at",
+    "uniforms",
+]
 
 
 def sample_sign(
