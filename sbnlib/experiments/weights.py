@@ -108,14 +108,14 @@ METHODS: dict[str, Method] = {
     "bayesbinn": Method(
         "BayesBiNN, τ = 1", "concrete", Logistic(),
         lambda p, lr, n: optim.BayesBiNN(p, lr, train_set_size=n),
-        _grid((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (1e5, 1e6, 1e7)),
+        _grid((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (1e6, 1e7, 1e8)),
     ),
     "adam_prox": Method(
         "Adam, ProxQuant's map", "mean", Uniform(),
         lambda p, lr, rate: optim.Proximal(
             torch.optim.Adam(p, lr), optim.proxquant, lambda t: rate * t
         ),
-        _grid((3e-2, 1e-1, 3e-1, 1.0, 3.0), (1e-6, 1e-5, 1e-4)),
+        _grid((1e-1, 3e-1, 1.0, 3.0, 1e1), (1e-6, 1e-5, 1e-4)),
     ),
     "adam": Method(
         "Adam on latent weights", "sign", Uniform(),
