@@ -87,6 +87,12 @@ def _steps(first: float) -> list[float]:
     return at[start : start + 15]
 
 
+def _prox(eta: Tensor, strength: float) -> None:
+    """ProxQuant's map, then the clip to the cube."""
+    optim.proxquant(eta, strength)
+    eta.clamp_(-1, 1)
+
+
 METHODS: dict[str, Method] = {
     "mirror": Method(
         "mirror descent, KL", "sample", Logistic(),
@@ -108,14 +114,12 @@ METHODS: dict[str, Method] = {
     "bayesbinn": Method(
         "BayesBiNN, τ = 1", "concrete", Logistic(),
         lambda p, lr, n: optim.BayesBiNN(p, lr, train_set_size=n),
-        _grid((1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (1e6, 1e7, 1e8)),
+        _grid((1e-3, 3e-3, 1e-2), (1e5, 1e6, 1e7, 1e8, 1e9)),
     ),
     "adam_prox": Method(
-        "Adam, ProxQuant's map", "mean", Uniform(),
-        lambda p, lr, rate: optim.Proximal(
-            torch.optim.Adam(p, lr), optim.proxquant, lambda t: rate * t
-        ),
-        _grid((1e-1, 3e-1, 1.0, 3.0, 1e1), (1e-6, 1e-5, 1e-4)),
+        "Adam, ProxQuant's map, clip", "mean", Uniform(),
+        lambda p, lr, rate: optim.Proximal(torch.optim.Adam(p, lr), _prox, lambda t: rate * t),
+        _grid((3e-2, 1e-1, 3e-1, 1.0, 3.0), (1e-6, 1e-5, 1e-4)),
     ),
     "adam": Method(
         "Adam on latent weights", "sign", Uniform(),
