@@ -1,6 +1,6 @@
 // What is wider than the page scrolls in a box of its own; the keyboard must reach such a box.
 (() => {
-  const BOXES = "mjx-container[display], div.math, div.cell_output, .pst-scrollable-table-container, pre";
+  const BOXES = "mjx-container[display], div.math, div.cell_output, .sbn-frame, .pst-scrollable-table-container, pre";
 
   // A long formula within a line of text is a box only where the line is too short for it.
   function markFormula(formula) {
@@ -28,5 +28,6 @@
     await window.MathJax?.startup?.promise;
     mark();
     window.addEventListener("resize", mark);
+    document.addEventListener("toggle", mark, true); // what was folded had no width
   });
 })();
