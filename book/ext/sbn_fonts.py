@@ -44,7 +44,7 @@ def small(source: bytes, limits: dict[str, object]) -> bytes:
     """
     font = opened(source)
     options = Options(notdef_outline=True)
-    options.layout_features += ["tnum", "lnum"]  # the figures of tables
+    options.layout_features += ["tnum", "lnum"]  # the digits of tables
     subsetter = Subsetter(options)
     subsetter.populate(unicodes=LETTERS)
     subsetter.subset(font)

@@ -7,8 +7,8 @@
    sources give the same bytes.
 4. Buttons that lead to the repository are there only when SBN_REPOSITORY_URL is set.
 5. The word that opens a proof can be styled, and ids that sphinx-proof and sphinx-exercise give
-   to every box alike are dropped: an id must be unique on its page. Thebe, which would need a
-   server, is not loaded.
+   to every box alike are dropped: an id must be unique on its page. A formula keeps the
+   punctuation after it. Thebe, which would need a server, is not loaded.
 6. The map on the front page links the chapters that exist, from the list and from its circles.
 7. The search finds the chapter on a thing first and shows no TeX (search.js).
 8. Two files that the themes ship among their scripts look like pages but are only pieces of
@@ -39,6 +39,7 @@ MAP_NODE = re.compile(r'<g class="sbn-node"><title>(?P<number>\d+) .*?</g>', re.
 TIPS_NAME = "tips"
 SCRIPT = re.compile(r"<script.*?</script>", re.S)
 REPEATED_IDS = re.compile(r' id="(?:proof|exercise|solution)-content"')
+PUNCTUATED = re.compile(r'(<span class="math notranslate nohighlight">[^<]*</span>[,.;:!?)’”]+)')
 PROOF = re.compile(r'<div class="proof admonition" id="proof">\s*<p>Proof\. ?')
 
 
@@ -157,7 +158,8 @@ def tidy_tips(app: Sphinx, exception: Exception | None) -> None:
 def mend_boxes(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
     body = REPEATED_IDS.sub("", context.get("body", ""))
     word = '<span class="sbn-proof-word">Proof.</span> '
-    context["body"] = PROOF.sub('<div class="proof admonition sbn-proof"><p>' + word, body)
+    body = PROOF.sub('<div class="proof admonition sbn-proof"><p>' + word, body)
+    context["body"] = PUNCTUATED.sub(r'<span class="sbn-together">\1</span>', body)
 
 
 def link_map(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:

@@ -20,11 +20,15 @@ var Scorer = {
   partialTerm: 2,
 };
 
-// What is shown of a page is its source, where formulas are TeX: short ones read as they are, of
-// the others a sign remains.
+// What is shown of a page is its text, without the frame around it. Formulas are TeX there: short
+// ones read as they are, of the others a sign remains.
 document.addEventListener("DOMContentLoaded", () => {
-  const text = Search.htmlToText;
   const readable = (whole, inline) => (inline && !/[\\{}&]/.test(inline) ? inline : "…");
-  Search.htmlToText = (...page) =>
-    text(...page).replace(/\\\((.*?)\\\)|\\\[.*?\\\]/gs, readable).replace(/\s+/g, " ");
+  Search.htmlToText = (html, anchor) => {
+    const page = new DOMParser().parseFromString(html, "text/html");
+    page.querySelectorAll(".headerlink, script, style").forEach((e) => e.remove());
+    const part = page.getElementById(anchor?.slice(1)) ?? page.querySelector("article");
+    const text = part?.textContent ?? "";
+    return text.replace(/\\\((.*?)\\\)|\\\[.*?\\\]/gs, readable).replace(/\s+/g, " ");
+  };
 });

@@ -22,7 +22,7 @@ __all__ = ["INK", "PAPER", "Picture", "show", "use"]
 FORMATS = ("svg", "png")
 DPI = 144
 SPACE = "margin:.5rem 0 1rem;color:inherit"
-MUTED = "color:var(--pst-color-text-muted,inherit);font-size:.875em;margin-top:.4rem"
+WORDS = "font-size:.875em;margin-top:.4rem"
 # A PNG cannot take the ink of the page. White is made to vanish into the page by blending, and a
 # dark page turns the picture's lightness over: book, JupyterLab, Colab.
 PNG_CSS = (
@@ -139,7 +139,7 @@ def wrap(
 ) -> str:
     """The figure element: the picture, what stands under it, the caption, the folded answer."""
     words = mathematics(caption or "") + (folded(answer) if answer else "")
-    below = f'<figcaption style="{MUTED}">{words}</figcaption>' if words else ""
+    below = f'<figcaption style="{WORDS}">{words}</figcaption>' if words else ""
     return (
         f'<figure class="sbn-figure" style="{SPACE}"{hook}>'
         f'<div class="sbn-frame" role="img" aria-label="{escape(alt)}">{frame}</div>'

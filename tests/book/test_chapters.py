@@ -15,6 +15,7 @@ from chapters import (
     directives,
     equations,
     exercises,
+    figures,
     labels,
     printed,
     prose,
@@ -27,6 +28,7 @@ from chapters import (
 PAGES = [p for suffix in ("md", "ipynb") for p in BOOK.rglob(f"*.{suffix}")]
 PAGES = sorted(p for p in PAGES if ".ipynb_checkpoints" not in p.parts)
 WORDS = {page: prose(page) for page in PAGES}
+FIGURES = {page: figures(page) for page in CHAPTERS}
 PROVED = ("prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary")
 KINDS, LEVELS = ("Prove", "Code", "Predict", "Break"), ("easy", "medium", "hard")
 EXERCISE = re.compile(r"[:`]{3,}\{exercise\}[^\n]*\n:label: (\S+)\n(?::[^\n]*\n)*\*([^*]+)\*")
@@ -68,7 +70,8 @@ def test_no_label_is_given_twice() -> None:
 )
 def test_every_reference_has_its_label(page: Path, role: str, kind: object) -> None:
     known = {label for text in WORDS.values() for label in kind(text)}
-    assert set(roles(WORDS[page], role)) <= known
+    drawn = {name for named in FIGURES.values() for name in named}
+    assert set(roles(WORDS[page], role)) <= known | (drawn if role == "numref" else set())
 
 
 @every_page
@@ -169,6 +172,27 @@ def test_there_are_two_live_figures(path: Path) -> None:
     for cell in live:
         html = "".join(o.data.get("text/html", "") for o in cell.outputs if "data" in o)
         assert 'type="range"' in html
+
+
+@each
+def test_every_figure_has_a_name_and_a_caption(path: Path) -> None:
+    drawing = [c for c in cells(path) if re.search(r"\bfigures\.(show|explore)\(", c.source)]
+    assert len(FIGURES[path]) == len(drawing), "one name each"
+    for name, cell in FIGURES[path].items():
+        assert re.fullmatch(rf"fig-{number(path)}-[a-z-]+", str(name)), cell.source
+        assert re.search(r"^ +(.*, )?caption=", cell.source, re.M), name
+
+
+@each
+def test_what_a_live_figure_answers_is_folded(path: Path) -> None:
+    """Its caption says what is drawn, at any setting; what to see at some is the answer."""
+    for name, cell in FIGURES[path].items():
+        for call in ast.walk(ast.parse(cell.source)):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "figures.explore":
+                words = {k.arg: k.value for k in call.keywords}
+                assert words.get("answer"), name
+                caption = ast.literal_eval(words["caption"])
+                assert not re.search(r"\b([Aa]t|[Ff]rom|[Ww]ith) (scale|step|\$[^$]*=)", caption), name
 
 
 @each

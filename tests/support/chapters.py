@@ -150,6 +150,12 @@ def labels(text: str) -> list[str]:
     return _labelled(text, "") + DOLLARS.findall(text) + TARGET.findall(text)
 
 
+def figures(path: Path) -> dict[str, Any]:
+    """The cells of a notebook that draw a figure, by the name that the figure has."""
+    drawing = [c for c in cells(path) if re.search(r"\bfigures\.(show|explore)\(", c.source)]
+    return {c.metadata.get("mystnb", {}).get("figure", {}).get("name"): c for c in drawing}
+
+
 def roles(text: str, name: str) -> list[str]:
     """The targets of a role: {eq}`label`, {ref}`words <label>`, {cite:t}`key,key`."""
     return [t.strip() for found in re.findall(ROLE % name, text) for t in found.split(",")]
