@@ -27,9 +27,9 @@ for (const root of document.querySelectorAll('[data-sbn="ID"]:not([data-ready])'
     });
     if (index !== shown) frame.innerHTML = build(data.frames[shown = index]);
   };
-  const answer = root.closest(".sbn-figure").querySelector(".sbn-answer");
   panel.addEventListener("input", () => {
     update();
+    const answer = root.closest(".sbn-figure").querySelector(".sbn-answer");
     if (answer) answer.open = true;
   });
   panel.hidden = false;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
@@ -78,7 +79,7 @@ def fitting(fig: Figure) -> str:
     words = (part for part in fig.findobj(Text) if isinstance(part, Text))  # as with Axes
     sizes = [w.get_fontsize() for w in words if w.get_visible() and w.get_text().strip()]
     points = fig.get_size_inches()[0] * 72
-    least = READABLE * points / min(sizes, default=READABLE * points)
+    least = READABLE * points / min(sizes, default=math.inf)
     return f"max-width:100%;min-width:{least:.0f}px;height:auto"
 
 

@@ -32,6 +32,7 @@ FIGURES = {page: figures(page) for page in CHAPTERS}
 PROVED = ("prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary")
 KINDS, LEVELS = ("Prove", "Code", "Predict", "Break"), ("easy", "medium", "hard")
 EXERCISE = re.compile(r"[:`]{3,}\{exercise\}[^\n]*\n:label: (\S+)\n(?::[^\n]*\n)*\*([^*]+)\*")
+SETTING = re.compile(r"\b([Aa]t|[Ff]rom|[Ww]ith) (scale|step|\$[^$]*=)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 each = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
@@ -192,7 +193,7 @@ def test_what_a_live_figure_answers_is_folded(path: Path) -> None:
                 words = {k.arg: k.value for k in call.keywords}
                 assert words.get("answer"), name
                 caption = ast.literal_eval(words["caption"])
-                assert not re.search(r"\b([Aa]t|[Ff]rom|[Ww]ith) (scale|step|\$[^$]*=)", caption), name
+                assert not SETTING.search(caption), name
 
 
 @each
