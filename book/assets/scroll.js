@@ -6,7 +6,8 @@
   function markFormula(formula) {
     formula.classList.remove("sbn-wide");
     const line = formula.closest("p, li, dd, td, th, figcaption, div");
-    const wide = formula.getBoundingClientRect().width > line.clientWidth + 1;
+    const whole = formula.closest(".sbn-together") ?? formula; // with the comma after it
+    const wide = whole.getBoundingClientRect().width > line.clientWidth;
     formula.classList.toggle("sbn-wide", wide);
     focusable(formula, wide);
   }
