@@ -49,14 +49,16 @@ TOGGLE = "document.querySelectorAll('button.toggle-button').forEach(b => b.click
 
 
 def overprinted(tab):
-    """Titles that run under the button which opens and closes their box."""
+    """Titles that run under the button which opens and closes their box, or do not hold it."""
     return tab.evaluate("""() => [...document.querySelectorAll("button.toggle-button")]
         .filter(button => {
-            const words = document.createRange(), { left, top } = button.getBoundingClientRect();
+            const words = document.createRange();
+            const { left, top, bottom } = button.getBoundingClientRect();
             words.selectNodeContents(button.parentElement);
             words.setEndBefore(button);
-            return [...words.getClientRects()].some(
-                line => line.right > left && line.bottom > top + 2);
+            return bottom > button.parentElement.getBoundingClientRect().bottom + 2
+                || [...words.getClientRects()].some(
+                    line => line.right > left && line.bottom > top + 2);
         })
         .map(button => button.parentElement.textContent.trim())""")
 
