@@ -1,12 +1,13 @@
 // What is wider than the page scrolls in a box of its own; the keyboard must reach such a box.
 (() => {
-  const BOXES = "mjx-container[display], div.math, div.cell_output, .pst-scrollable-table-container, pre";
+  const BOXES = "mjx-container[display], div.math, div.cell_output, .sbn-frame, .pst-scrollable-table-container, pre";
 
   // A long formula within a line of text is a box only where the line is too short for it.
   function markFormula(formula) {
     formula.classList.remove("sbn-wide");
     const line = formula.closest("p, li, dd, td, th, figcaption, div");
-    const wide = formula.getBoundingClientRect().width > line.clientWidth + 1;
+    const whole = formula.closest(".sbn-together") ?? formula; // with the comma after it
+    const wide = whole.getBoundingClientRect().width > line.clientWidth;
     formula.classList.toggle("sbn-wide", wide);
     focusable(formula, wide);
   }
@@ -28,5 +29,6 @@
     await window.MathJax?.startup?.promise;
     mark();
     window.addEventListener("resize", mark);
+    document.addEventListener("toggle", mark, true); // what was folded had no width
   });
 })();

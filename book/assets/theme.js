@@ -1,9 +1,8 @@
-// Two things that the theme's own scripts take for granted, and log an error where they are not.
+// Two things that the theme's own scripts take for granted.
 (() => {
   // That light or dark was chosen before. On a first visit the reader's system says which, and
   // says it before anything is painted.
   const page = document.documentElement.dataset;
-  page.mode ||= "auto";
   if (page.mode === "auto") {
     page.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   }

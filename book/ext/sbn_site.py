@@ -7,10 +7,11 @@
    sources give the same bytes.
 4. Buttons that lead to the repository are there only when SBN_REPOSITORY_URL is set.
 5. The word that opens a proof can be styled, and ids that sphinx-proof and sphinx-exercise give
-   to every box alike are dropped: an id must be unique on its page. Thebe, which would need a
-   server, is not loaded.
-6. The map on the front page links the chapters that exist and fills their circles.
-7. Two files that the themes ship among their scripts look like pages but are only pieces of
+   to every box alike are dropped: an id must be unique on its page. A formula keeps the
+   punctuation after it. Thebe, which would need a server, is not loaded.
+6. The map on the front page links the chapters that exist, from the list and from its circles.
+7. The search finds the chapter on a thing first and shows no TeX (search.js).
+8. Two files that the themes ship among their scripts look like pages but are only pieces of
    their templates; they are taken out of the built site.
 """
 
@@ -36,7 +37,9 @@ MAP_LIST = re.compile(r'<ol class="arabic simple"(?: start="(?P<start>\d+)")?>.*
 MAP_ENTRY = re.compile(r"<li><p>(.*?)</p>", re.S)
 MAP_NODE = re.compile(r'<g class="sbn-node"><title>(?P<number>\d+) .*?</g>', re.S)
 TIPS_NAME = "tips"
+SCRIPT = re.compile(r"<script.*?</script>", re.S)
 REPEATED_IDS = re.compile(r' id="(?:proof|exercise|solution)-content"')
+PUNCTUATED = re.compile(r'(<span class="math notranslate nohighlight">[^<]*</span>[,.;:!?)’”]+)')
 PROOF = re.compile(r'<div class="proof admonition" id="proof">\s*<p>Proof\. ?')
 
 
@@ -90,6 +93,10 @@ def repository_options(url: str) -> dict[str, object]:
     }
 
 
+def set_search(app: Sphinx, config: Config) -> None:
+    config.html_search_scorer = str(Path(__file__).with_name("search.js"))
+
+
 def set_theme_options(app: Sphinx, config: Config) -> None:
     config.html_theme_options.update(
         {
@@ -131,14 +138,18 @@ def write_every_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
 
 
 def tidy_tips(app: Sphinx, exception: Exception | None) -> None:
-    """Sort the keys of `selector_to_html = {…}`, since sets have no order; drop empty caches."""
+    """Sort the keys of `selector_to_html = {…}`, since sets have no order; drop empty caches.
+
+    A preview does not move, so the frames of a live figure stay out of it.
+    """
     if exception:
         return
     for path in sorted(Path(app.outdir, "_static", "tippy").rglob(f"*.{TIPS_NAME}.js")):
         first, newline, rest = path.read_text("utf-8").partition("\n")
         name, equals, data = first.partition(" = ")
         if data:
-            tips = json.dumps(json.loads(data), sort_keys=True)
+            shown = {k: SCRIPT.sub("", html) for k, html in json.loads(data).items()}
+            tips = json.dumps(shown, sort_keys=True)
             path.write_text(name + equals + tips + newline + rest, "utf-8")
     for cache in Path(app.outdir).glob("tippy_*_cache.json"):
         cache.unlink()
@@ -147,7 +158,8 @@ def tidy_tips(app: Sphinx, exception: Exception | None) -> None:
 def mend_boxes(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
     body = REPEATED_IDS.sub("", context.get("body", ""))
     word = '<span class="sbn-proof-word">Proof.</span> '
-    context["body"] = PROOF.sub('<div class="proof admonition sbn-proof"><p>' + word, body)
+    body = PROOF.sub('<div class="proof admonition sbn-proof"><p>' + word, body)
+    context["body"] = PUNCTUATED.sub(r'<span class="sbn-together">\1</span>', body)
 
 
 def link_map(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
@@ -169,7 +181,8 @@ def link_map(app: Sphinx, page: str, template: str, context: dict, doctree: obje
     def node(match: re.Match[str]) -> str:
         if int(match["number"]) not in written:
             return match[0]
-        return match[0].replace("sbn-node", "sbn-node sbn-written", 1)
+        href = context["pathto"](written[int(match["number"])])
+        return f'<a class="sbn-written" href="{href}">{match[0]}</a>'
 
     context["body"] = MAP_NODE.sub(node, MAP_LIST.sub(entries, context["body"]))
 
@@ -186,6 +199,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     sphinx_tippy.uuid4 = lambda: TIPS_NAME
     number_chapters_by_name()
     app.connect("config-inited", set_theme_options)
+    app.connect("config-inited", set_search)
     app.connect("config-inited", unload_thebe)
     app.connect("html-page-context", mend_boxes, priority=400)  # before the tips are collected
     app.connect("html-page-context", link_map, priority=400)

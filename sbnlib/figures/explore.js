@@ -27,7 +27,11 @@ for (const root of document.querySelectorAll('[data-sbn="ID"]:not([data-ready])'
     });
     if (index !== shown) frame.innerHTML = build(data.frames[shown = index]);
   };
-  inputs.forEach((input) => input.addEventListener("input", update));
+  panel.addEventListener("input", () => {
+    update();
+    const answer = root.closest(".sbn-figure").querySelector(".sbn-answer");
+    if (answer) answer.open = true;
+  });
   panel.hidden = false;
   update();
 }

@@ -52,6 +52,7 @@ def explore(
     fmt: str = "svg",
     start: Mapping[str, Any] | None = None,
     caption: str | None = None,
+    answer: str | None = None,
     **grid: Sequence[Any] | Slider,
 ) -> Any:
     """A figure that follows its sliders; the last line of a cell.
@@ -69,7 +70,8 @@ def explore(
         fmt: "svg" for curves, "png" for dense pictures.
         start: the first position, a dict such as ``{"a": 0.5}``; parameters that are not named
             start in the middle of their slider.
-        caption: what to see; ``$...$`` is mathematics.
+        caption: what is drawn; ``$...$`` is mathematics.
+        answer: what the sliders show, folded until the reader has moved one or opens it.
         **grid: for each parameter of ``draw`` a sequence of positions, or a ``Slider``.
 
     Raises:
@@ -84,8 +86,8 @@ def explore(
     sliders = _sliders(grid)
     at = _start(sliders, {} if start is None else start)
     if _live():
-        return _widgets(draw, alt, fmt, sliders, at, caption)
-    return _static(draw, alt, fmt, sliders, at, caption)
+        return _widgets(draw, alt, fmt, sliders, at, caption, answer)
+    return _static(draw, alt, fmt, sliders, at, caption, answer)
 
 
 def device() -> torch.device:
@@ -169,10 +171,12 @@ def _static(
     sliders: dict[str, Slider],
     at: dict[str, int],
     caption: str | None,
+    answer: str | None,
 ) -> style.Picture:
     first = _index(sliders, at)
     frames = _frames(draw, fmt, sliders, at)
-    digest = content_hash(repr((alt, caption, sliders, at)) + "".join(map("".join, frames)))
+    words = (alt, caption, answer, sliders, at)
+    digest = content_hash(repr(words) + "".join(map("".join, frames)))
     table, base, changes = pack(frames, first)
     data = {
         "start": first,
@@ -183,7 +187,7 @@ def _static(
     picture = with_ids("".join(frames[first]), digest)
     extra = _panel(sliders, at) + _scripts(with_ids("\n".join(table), digest), data, digest)
     css = f"<style>{_asset('explore.css')}</style>" + (style.PNG_CSS if fmt == "png" else "")
-    html = css + style.wrap(picture, alt, caption, extra, hook=f' data-sbn="{digest}"')
+    html = css + style.wrap(picture, alt, caption, answer, extra, f' data-sbn="{digest}"')
     return style.Picture(html, alt, _image(picture, fmt))
 
 
@@ -320,6 +324,7 @@ def _widgets(
     sliders: dict[str, Slider],
     at: dict[str, int],
     caption: str | None,
+    answer: str | None,
 ) -> Any:
     import ipywidgets as w
 
@@ -347,4 +352,20 @@ def _widgets(
         control.observe(update, names="value")
     update()
     words = [w.HTMLMath(style.mathematics(caption))] if caption else []
-    return w.VBox([picture, *controls.values(), *words])
+    return w.VBox([picture, *controls.values(), *words, *_answer(controls, answer)])
+
+
+def _answer(controls: Mapping[str, Any], answer: str | None) -> list[Any]:
+    """The answer, folded until a slider moves."""
+    import ipywidgets as w
+
+    if not answer:
+        return []
+    words = w.HTMLMath(style.folded(answer))
+
+    def unfold(_: object) -> None:
+        words.value = style.folded(answer, opened=True)
+
+    for control in controls.values():
+        control.observe(unfold, names="value")
+    return [words]

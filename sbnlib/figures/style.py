@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
-from .svg import INK, PAPER, content_hash, svg_lines, with_ids
+from .svg import INK, PAPER, content_hash, fitting, svg_lines, with_ids
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ __all__ = ["INK", "PAPER", "Picture", "show", "use"]
 FORMATS = ("svg", "png")
 DPI = 144
 SPACE = "margin:.5rem 0 1rem;color:inherit"
-MUTED = "color:var(--pst-color-text-muted,inherit);font-size:.875em;margin-top:.4rem"
+WORDS = "font-size:.875em;margin-top:.4rem"
 # A PNG cannot take the ink of the page. White is made to vanish into the page by blending, and a
 # dark page turns the picture's lightness over: book, JupyterLab, Colab.
 PNG_CSS = (
@@ -32,10 +32,10 @@ PNG_CSS = (
     "{filter:invert(1) hue-rotate(180deg);mix-blend-mode:screen}</style>"
 )
 STYLE: dict[Any, Any] = {  # Any: Matplotlib's stubs want its own literals as keys
-    "figure.figsize": (6.4, 3.4),
+    "figure.figsize": (5.5, 3.1),  # whole on a phone, with text that can be read there
     "figure.constrained_layout.use": True,
     "figure.facecolor": "white",
-    "font.size": 9,
+    "font.size": 10,
     "font.sans-serif": ["DejaVu Sans"],
     "mathtext.fontset": "stix",
     "axes.titlesize": "medium",
@@ -129,13 +129,29 @@ def on_white(svg: str) -> str:
     return svg.replace('style="', 'style="background:#fff;color:#000;', 1)
 
 
-def wrap(frame: str, alt: str, caption: str | None, extra: str = "", hook: str = "") -> str:
-    """The figure element: the picture, what stands under it, the caption."""
-    below = f'<figcaption style="{MUTED}">{mathematics(caption)}</figcaption>' if caption else ""
+def wrap(
+    frame: str,
+    alt: str,
+    caption: str | None,
+    answer: str | None = None,
+    extra: str = "",
+    hook: str = "",
+) -> str:
+    """The figure element: the picture, what stands under it, the caption, the folded answer."""
+    words = mathematics(caption or "") + (folded(answer) if answer else "")
+    below = f'<figcaption style="{WORDS}">{words}</figcaption>' if words else ""
     return (
         f'<figure class="sbn-figure" style="{SPACE}"{hook}>'
         f'<div class="sbn-frame" role="img" aria-label="{escape(alt)}">{frame}</div>'
         f"{extra}{below}</figure>"
+    )
+
+
+def folded(answer: str, opened: bool = False) -> str:
+    """What the sliders show, for those who have made their guess."""
+    return (
+        f'<details class="sbn-answer"{" open" if opened else ""}><summary>What the sliders show'
+        f"</summary><p>{mathematics(answer)}</p></details>"
     )
 
 
@@ -161,7 +177,7 @@ def png_tag(fig: Figure, data: bytes) -> str:
     return (
         '<img class="sbn-png dark-light" alt="" decoding="sync" '
         f'width="{width:.0f}" height="{height:.0f}" '
-        'style="max-width:100%;height:auto;padding:0;background:none" '
+        f'style="{fitting(fig)};padding:0;background:none" '
         f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
     )
 

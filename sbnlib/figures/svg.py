@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.text import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +31,7 @@ PAPER = "#fefefe"
 
 PREFIX = "\x00"  # stands for the hash of the content until the content is known
 SCALE = 100  # units per pt
+READABLE = 9  # px, the smallest words
 FONTS = "DejaVu Sans,Bitstream Vera Sans,Verdana,Geneva,sans-serif"  # all of the same width
 MATHS = "STIXGeneral,STIX Two Text,Times New Roman,Liberation Serif,Times,serif"
 COLOURS = {INK: "currentColor", PAPER: "var(--pst-color-background,#fff)"}
@@ -64,7 +67,20 @@ def svg_lines(fig: Figure, names: dict[str, str] | None = None) -> list[str]:
     body: list[str] = []
     for child in root:
         _write(child, used, names, body)
-    return [_root_tag(root), *body, "</svg>"]
+    return [_root_tag(root, fitting(fig)), *body, "</svg>"]
+
+
+def fitting(fig: Figure) -> str:
+    """The style of a picture that shrinks with the page as long as its words can be read.
+
+    That is 9 px for the smallest of them (an index within a word is smaller than the word). Where
+    the page is narrower the picture scrolls in its frame.
+    """
+    words = (part for part in fig.findobj(Text) if isinstance(part, Text))  # as with Axes
+    sizes = [w.get_fontsize() for w in words if w.get_visible() and w.get_text().strip()]
+    points = fig.get_size_inches()[0] * 72
+    least = READABLE * points / min(sizes, default=math.inf)
+    return f"max-width:100%;min-width:{least:.0f}px;height:auto"
 
 
 def content_hash(text: str) -> str:
@@ -89,13 +105,13 @@ def _savefig(fig: Figure) -> str:
     return buffer.getvalue()
 
 
-def _root_tag(root: ET.Element) -> str:
+def _root_tag(root: ET.Element, style: str) -> str:
     width, height = (float(v) for v in root.get("viewBox", "").split()[2:])
     # Presentation attributes, not a style sheet: a style sheet in inline SVG acts on the page.
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width * 4 / 3:.0f}" height="{height * 4 / 3:.0f}" fill="currentColor" '
-        f'stroke-linejoin="round" font-family="{FONTS}" style="max-width:100%;height:auto">'
+        f'stroke-linejoin="round" font-family="{FONTS}" style="{style}">'
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from chapters import as_in_the_book, chapter, containing, define, printed, prose, tagged
+from chapters import as_in_the_book, chapter, containing, define, figures, printed, tagged, under
 from scipy import optimize
 from scipy.special import expit
 
@@ -826,8 +826,8 @@ def test_the_checker_names_what_is_wrong(
 
 
 def test_what_the_page_says_of_the_frames(book: dict) -> None:
-    """How many of the 17 bars miss, and the eight equal samples, at the settings in the text."""
-    text = prose(PATH)
+    """How many of the 17 bars miss, and the eight equal samples, at the settings in the answer."""
+    text = under(figures(PATH)["fig-03-closing-in"])["answer"]
     assert "At $\\sigma=1$ and 4096 samples all of them hit, at $\\sigma=0.4$ eleven miss." in text
     missed = {}
     for scale in (0.4, 1.0):

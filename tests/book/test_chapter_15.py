@@ -281,9 +281,9 @@ def test_prop_15_cold_is_the_gradient_of_the_relaxed_mean_loss() -> None:
 
 
 NATURAL = (
-    r"\eta\leftarrow\eta-\alpha N\,\bigl(g_\tau+\tfrac1N\,\eta\bigr), \qquad "
-    r"g_\tau=2\,s\,\partial L(w), \qquad "
-    r"\mathbb{E}\,g_\tau=\nabla_p\,\mathbb{E}L(w) ."
+    r"\begin{gathered} \eta\leftarrow\eta-\alpha N\,\bigl(g_\tau+\tfrac1N\,\eta\bigr),\\ "
+    r"g_\tau=2\,s\,\partial L(w),\qquad "
+    r"\mathbb{E}\,g_\tau=\nabla_p\,\mathbb{E}L(w) . \end{gathered}"
 )
 
 

@@ -15,6 +15,7 @@ from chapters import (
     directives,
     equations,
     exercises,
+    figures,
     labels,
     printed,
     prose,
@@ -22,14 +23,17 @@ from chapters import (
     statements,
     tagged,
     tags,
+    under,
 )
 
 PAGES = [p for suffix in ("md", "ipynb") for p in BOOK.rglob(f"*.{suffix}")]
 PAGES = sorted(p for p in PAGES if ".ipynb_checkpoints" not in p.parts)
 WORDS = {page: prose(page) for page in PAGES}
+FIGURES = {page: figures(page) for page in CHAPTERS}
 PROVED = ("prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary")
 KINDS, LEVELS = ("Prove", "Code", "Predict", "Break"), ("easy", "medium", "hard")
 EXERCISE = re.compile(r"[:`]{3,}\{exercise\}[^\n]*\n:label: (\S+)\n(?::[^\n]*\n)*\*([^*]+)\*")
+SETTING = re.compile(r"\b([Aa]t|[Ff]rom|[Ww]ith) (scale|step|\$[^$]*=)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 each = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
@@ -68,7 +72,8 @@ def test_no_label_is_given_twice() -> None:
 )
 def test_every_reference_has_its_label(page: Path, role: str, kind: object) -> None:
     known = {label for text in WORDS.values() for label in kind(text)}
-    assert set(roles(WORDS[page], role)) <= known
+    drawn = {name for named in FIGURES.values() for name in named}
+    assert set(roles(WORDS[page], role)) <= known | (drawn if role == "numref" else set())
 
 
 @every_page
@@ -169,6 +174,24 @@ def test_there_are_two_live_figures(path: Path) -> None:
     for cell in live:
         html = "".join(o.data.get("text/html", "") for o in cell.outputs if "data" in o)
         assert 'type="range"' in html
+
+
+@each
+def test_every_figure_has_a_name_and_a_caption(path: Path) -> None:
+    drawing = [c for c in cells(path) if re.search(r"\bfigures\.(show|explore)\(", c.source)]
+    assert len(FIGURES[path]) == len(drawing), "one name each"
+    for name, cell in FIGURES[path].items():
+        assert re.fullmatch(rf"fig-{number(path)}-[a-z-]+", str(name)), cell.source
+        assert under(cell).get("caption"), name
+
+
+@each
+def test_what_a_live_figure_answers_is_folded(path: Path) -> None:
+    """Its caption says what is drawn, at any setting; what to see at some is the answer."""
+    for name, cell in FIGURES[path].items():
+        if "figures.explore(" in cell.source:
+            assert under(cell).get("answer"), name
+            assert not SETTING.search(under(cell)["caption"]), name
 
 
 @each

@@ -200,14 +200,16 @@ def test_notebooks_come_in_the_order_of_the_contents(tmp_path):
 
 @pytest.mark.slow
 def test_in_a_running_notebook_the_slider_calls_draw(tmp_path):
-    live = "panel = figures.explore(draw, 'A curve.', a=np.linspace(0, 2, 10))\npanel"
+    live = "panel = figures.explore(draw, 'A curve.', answer='Up.', a=np.linspace(0, 2, 10))\npanel"
     move = (
-        "picture, slider = panel.children\nbefore = picture.value\nslider.index = 7\n"
-        "print(before != picture.value, '<svg' in picture.value, slider.label)"
+        "picture, slider, answer = panel.children\nbefore = picture.value\n"
+        "folded = ' open' not in answer.value\nslider.index = 7\n"
+        "print(before != picture.value, '<svg' in picture.value, slider.label)\n"
+        "print(folded, '<details class=\"sbn-answer\" open>' in answer.value)"
     )
     path = notebook(tmp_path / "n.ipynb", IMPORTS, live, move)
     client = NotebookClient(read(path), kernel_name="python3")
     environment = {k: v for k, v in execute.os.environ.items() if k != "SBN_FIGURES"}
     ran = client.execute(env=environment)
     assert "application/vnd.jupyter.widget-view+json" in ran.cells[1].outputs[0].data
-    assert ran.cells[2].outputs[0].text == "True True 1.56\n"
+    assert ran.cells[2].outputs[0].text == "True True 1.56\nTrue True\n"

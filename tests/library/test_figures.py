@@ -97,7 +97,7 @@ def test_text_is_text():
     html = figures.show(draw(), ALT).html
     assert ">value &amp; &lt;more&gt;</text>" in html
     assert ">pre-activation\xa0</tspan>" in html  # one word, not fourteen letters
-    assert re.search(r'font-style:italic;font-size:9px;font-family:STIXGeneral,[^"]*">a<', html)
+    assert re.search(r'font-style:italic;font-size:10px;font-family:STIXGeneral,[^"]*">a<', html)
 
 
 def test_private_letters_of_stix_become_unicode():
@@ -123,6 +123,25 @@ def test_bundle_and_words():
     assert r"At \(a&lt;0\) &amp; more.</figcaption>" in bundle["text/html"]
     assert "background:#fff" in bundle["image/svg+xml"]
     assert bundle["text/plain"] == "Picture('A \"quoted\" sentence.')"
+
+
+@pytest.mark.parametrize("fmt", ["svg", "png"])
+@pytest.mark.parametrize(("points", "least"), [(9, 480), (12, 360)])
+def test_a_picture_shrinks_until_its_smallest_words_are_nine_pixels(fmt, points, least):
+    """480 pt are 640 px: words of 9 pt are 12 px there, and 9 px at three quarters of it."""
+    fig, ax = plt.subplots(figsize=(480 / 72, 3))
+    ax.text(0.5, 0.5, "smallest", fontsize=points)
+    ax.set_title("larger", fontsize=14)
+    ax.text(0.1, 0.1, "hidden", fontsize=2, visible=False)
+    ax.set(xticks=[], yticks=[])
+    html = figures.show(fig, ALT, fmt=fmt).html
+    assert re.findall(r"min-width:(\d+)px", html) == [str(least)]
+
+
+def test_a_picture_without_words_shrinks_to_nothing():
+    fig, ax = plt.subplots()
+    ax.set(xticks=[], yticks=[])
+    assert "min-width:0px" in figures.show(fig, ALT).html
 
 
 def test_png_is_small_and_quantized():
@@ -176,6 +195,18 @@ def test_each_position_of_the_sliders_has_its_own_frame():
     assert "a is 1, b is y</text>" in picture.html.partition("<script")[0]
     for i, (a, b) in enumerate(itertools.product(*grid.values())):
         assert f"a is {a}, b is {b}</text>" in frame(picture, i)
+
+
+def test_the_answer_is_folded_under_the_caption():
+    words = small(caption="Drawn.", answer="At $a<0$ it falls.").html.partition("<figcaption")[2]
+    bare = small(caption="Drawn.").html.partition("<figcaption")[2]
+    assert re.search(
+        r">Drawn\.<details class=\"sbn-answer\"><summary>[^<]+</summary>"
+        r"<p>At \\\(a&lt;0\\\) it falls\.</p></details></figcaption></figure>$",
+        words,
+    )
+    assert small(answer="Up.").html != small(answer="Down.").html.replace("Down.", "Up."), "its ids"
+    assert bare.endswith(">Drawn.</figcaption></figure>")
 
 
 def test_for_the_tests_a_slider_draws_its_ends_and_its_start_only(monkeypatch):

@@ -37,8 +37,43 @@ def colors(request, tab):
     return request.param
 
 
+def test_nothing_lies_over_a_title_and_no_formula_is_cut(tab):
+    """Also in solutions, which are opened and closed again."""
+    tab.evaluate(TOGGLE)
+    assert overprinted(tab) == []
+    assert cut(tab) == []
+    tab.evaluate(TOGGLE)
+
+
+TOGGLE = "document.querySelectorAll('button.toggle-button').forEach(b => b.click())"
+
+
+def overprinted(tab):
+    """Titles that run under the button which opens and closes their box, or do not hold it."""
+    return tab.evaluate("""() => [...document.querySelectorAll("button.toggle-button")]
+        .filter(button => {
+            const words = document.createRange();
+            const { left, top, bottom } = button.getBoundingClientRect();
+            words.selectNodeContents(button.parentElement);
+            words.setEndBefore(button);
+            return bottom > button.parentElement.getBoundingClientRect().bottom + 2
+                || [...words.getClientRects()].some(
+                    line => line.right > left && line.bottom > top + 2);
+        })
+        .map(button => button.parentElement.textContent.trim())""")
+
+
+def cut(tab):
+    """Displayed formulas wider than the text."""
+    return tab.evaluate("""() => [...document.querySelectorAll("mjx-container[display]")]
+        .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+        .map(e => e.closest("div.math").id || e.textContent)""")
+
+
 def test_page_is_whole(tab, colors):
     assert tab.problems == []
+    assert {"Literata", "Inter"} <= loaded(tab), "the fonts of the book"
+    assert pale(tab) == []
     assert tab.locator("mjx-merror").count() == 0
     assert RAW.findall(prose(tab)) == []
     assert no_name(tab) == []
@@ -46,6 +81,20 @@ def test_page_is_whole(tab, colors):
     rules = [] if colors == "light" else ["color-contrast"]  # the others do not look at colours
     broken = axe(tab, rules)
     assert {rule: at for rule, at in broken.items() if rule not in KNOWN_VIOLATIONS | known} == {}
+
+
+def loaded(tab):
+    """The fonts that the page has, and that are its own."""
+    return set(
+        tab.evaluate("""async () => [...await document.fonts.ready]
+        .filter(font => font.status === "loaded").map(font => font.family)""")
+    )
+
+
+def pale(tab):
+    """Captions in thin letters."""
+    return tab.evaluate("""() => [...document.querySelectorAll("figcaption, .caption-text")]
+        .filter(e => getComputedStyle(e).fontWeight < 400).map(e => e.textContent)""")
 
 
 def prose(tab):

@@ -63,12 +63,48 @@ def page_widths(tab):
     )
 
 
+def test_words_in_pictures_can_be_read(tab):
+    """Nine pixels at least; an index within a word is smaller than the word."""
+    tab.set_viewport_size({"width": PHONE, "height": 900})
+    assert small_words(tab) == []
+
+
+def small_words(tab):
+    return tab.evaluate("""() => [...document.querySelectorAll("article svg:has(text)")]
+        .flatMap(svg => {
+            const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+            const size = e => parseFloat(getComputedStyle(e).fontSize) * scale;
+            return [...svg.querySelectorAll("text")].map(text => {
+                const parts = [...text.querySelectorAll("tspan")];
+                return [Math.max(...(parts.length ? parts : [text]).map(size)), text.textContent];
+            });
+        })
+        .filter(([size]) => size < 8.95)""")
+
+
+def test_what_goes_on_at_the_side_shows_it(tab):
+    """A box that scrolls sideways has a shadow where it goes on."""
+    tab.set_viewport_size({"width": PHONE, "height": 900})
+    assert without_edge(tab) == []
+
+
+def without_edge(tab):
+    """Boxes wider inside than outside that scroll, or are cut off, and do not show it."""
+    return tab.evaluate("""() => [...document.querySelectorAll("article *")]
+        .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+        .filter(e => !e.closest("svg") && !e.matches("mjx-container *"))
+        .filter(e => getComputedStyle(e).overflowX !== "visible")
+        .filter(e => !getComputedStyle(e).backgroundAttachment.includes("local"))
+        .map(e => e.outerHTML.slice(0, 100))""")
+
+
 def test_sliders_move_the_picture(tab):
     figures = tab.query_selector_all("[data-sbn]")
     assert figures or not tab.url.endswith(f"{PAGES[0]}.html"), "the front page has a live figure"
     for figure in figures:
         sliders = figure.query_selector_all("input[type=range]")
         assert sliders
+        assert opened(figure) is False, "the answer comes after the guess"
         for slider in sliders:
             before = state(slider)
             assert before["max"] >= 9, "at least ten positions"
@@ -76,7 +112,13 @@ def test_sliders_move_the_picture(tab):
             after = state(slider)
             assert after["other picture"]
             assert after["spoken"] != before["spoken"]
+            assert opened(figure)
     assert tab.problems == []
+
+
+def opened(figure):
+    """Whether the answer under a figure is open."""
+    return figure.evaluate("f => f.closest('figure').querySelector('.sbn-answer').open")
 
 
 def state(slider):
@@ -107,4 +149,7 @@ def test_page_reads_without_javascript(reader_without_scripts, page):
         assert figure.locator("noscript, .sbn-note").first.is_visible()
     ink = "getComputedStyle(document.documentElement).getPropertyValue('--sbn-ink')"
     assert tab.evaluate(ink), "the colours of the book, not the theme's"
+    tab.set_viewport_size({"width": 320, "height": 900})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 320
+    assert without_edge(tab) == []
     assert tab.problems == []

@@ -150,6 +150,20 @@ def labels(text: str) -> list[str]:
     return _labelled(text, "") + DOLLARS.findall(text) + TARGET.findall(text)
 
 
+def figures(path: Path) -> dict[str, Any]:
+    """The cells of a notebook that draw a figure, by the name that the figure has."""
+    drawing = [c for c in cells(path) if re.search(r"\bfigures\.(show|explore)\(", c.source)]
+    return {c.metadata.get("mystnb", {}).get("figure", {}).get("name"): c for c in drawing}
+
+
+def under(cell: Any) -> dict[str, str]:
+    """What stands under the figure of a cell: its ``caption`` and its ``answer``."""
+    calls = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Call)]
+    (call,) = (c for c in calls if ast.unparse(c.func) in ("figures.show", "figures.explore"))
+    words = {k.arg: k.value for k in call.keywords}
+    return {k: ast.literal_eval(words[k]) for k in ("caption", "answer") if k in words}
+
+
 def roles(text: str, name: str) -> list[str]:
     """The targets of a role: {eq}`label`, {ref}`words <label>`, {cite:t}`key,key`."""
     return [t.strip() for found in re.findall(ROLE % name, text) for t in found.split(",")]
