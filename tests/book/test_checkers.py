@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from chapters import CHAPTERS, as_in_the_book, run, tagged
+from chapters import BOOK as PAGES
+from chapters import CHAPTERS, as_in_the_book, chapter, run, tagged
 
+from sbnlib import Logistic
 from sbnlib.exercises import Answer, Function
 
 
@@ -79,6 +82,16 @@ def test_what_json_can_hold_it_holds(check: Answer) -> None:
     data = json.loads(json.dumps(check.data()))
     assert data["kind"] in ("number", "choice", "formula", "function")
     assert [wrong["says"] for wrong in data["wrong"]] == [says for _, says in check.wrong]
+
+
+def test_the_example_of_the_page_on_how_to_work_is_as_printed(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    page = (PAGES / "how-to.md").read_text("utf-8")
+    code, said_there = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.S).groups()
+    space = run(chapter(6), *tagged(chapter(6), "checker")) | {"noise": Logistic()}
+    exec(code, space)
+    assert capsys.readouterr().out == said_there
 
 
 class Silent:
