@@ -1,4 +1,4 @@
-"""Notebooks run here as they run for the book, but sliders draw a few of their frames only."""
+"""Notebooks run here as for the book, but sliders draw few frames, and each cell runs twice."""
 
 import os
 import sys
@@ -9,4 +9,5 @@ sys.path.insert(0, str(ROOT / "book" / "tools"))
 
 from execute import ENVIRONMENT  # noqa: E402
 
+pytest_plugins = ["again"]  # tests/support/again.py
 os.environ.update(ENVIRONMENT | {"SBN_FIGURES": "ends"})

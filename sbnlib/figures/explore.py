@@ -61,7 +61,7 @@ def explore(
     (the stored outputs of the book), and outside notebooks, every frame is computed here and the
     output is plain HTML that needs no kernel, no library and no network. Without JavaScript it
     shows the start frame and says so. ``SBN_FIGURES=ends``, for tests, draws every slider's first,
-    start and last position only.
+    start and last position only, ``SBN_FIGURES=start`` the start frame alone.
 
     Args:
         draw: called as ``draw(**params)``, returns a Matplotlib figure. It must depend on its
@@ -220,9 +220,12 @@ def _frames(
 
 def _due(sliders: Mapping[str, Slider], at: Mapping[str, int], place: Mapping[str, int]) -> bool:
     """Whether a frame has to be drawn: each one, or at the ends and the starts of sliders only."""
-    if os.environ.get("SBN_FIGURES") != "ends":
+    frames = os.environ.get("SBN_FIGURES")
+    if frames not in ("ends", "start"):
         return True
-    return all(place[n] in (0, at[n], len(s.values) - 1) for n, s in sliders.items())
+    return frames == "ends" and all(
+        place[n] in (0, at[n], len(s.values) - 1) for n, s in sliders.items()
+    )
 
 
 def _drawn(draw: Draw, params: Mapping[str, Any]) -> Figure:
@@ -302,7 +305,7 @@ def _asset(name: str) -> str:
 
 def _stored() -> bool:
     """Whether outputs are made for the book, or compared with those of the book."""
-    return os.environ.get("SBN_FIGURES") in ("static", "ends")
+    return os.environ.get("SBN_FIGURES") in ("static", "ends", "start")
 
 
 def _live() -> bool:

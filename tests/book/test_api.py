@@ -23,6 +23,7 @@ MODULES = [
     "sbnlib.registry",
     "sbnlib.figures",
     "sbnlib.data",
+    "sbnlib.exercises",
     "sbnlib.experiments.classify",
     "sbnlib.experiments.measurement",
 ]

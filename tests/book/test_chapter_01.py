@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bridge import z_limit
-from chapters import as_in_the_book, chapter, containing, define, printed
+from chapters import as_in_the_book, chapter, containing, define, printed, run, tagged
 from scipy import integrate, special, stats
 
 import sbnlib
@@ -534,6 +534,10 @@ def test_exercise_vertices_no_interior_minimum_and_half_of_the_vertices():
     assert np.sum(value[below] == value.min()) == 1
 
 
+def checker():
+    return run(CHAPTER, *tagged(CHAPTER, "checker"))["check"]
+
+
 def best_of_all(table, p):
     return define(CHAPTER, "states")["states"](len(p))[table.argmin()]
 
@@ -554,25 +558,34 @@ def a_sample(table, p):
     return 2.0 * (torch.rand(len(p), generator=torch.Generator().manual_seed(0)) < p) - 1
 
 
+def backwards(table, p):
+    """The units numbered from the last to the first: the right way through another table."""
+    turned = table.reshape([2] * len(p)).permute(*reversed(range(len(p)))).flatten()
+    return define(CHAPTER, "round_down")["round_down"](turned, p.flip(0)).flip(0)
+
+
+def turned(table, p):
+    return define(CHAPTER, "round_down")["round_down"](table, p).flip(0)
+
+
 WRONG = {
+    backwards: "begin with the first",
+    turned: "reversed order",
     more_probable: "more probable sign",
     best_of_all: "best of all states",
     uphill: "rounds up",
     zeros_and_ones: "not a state",
-    a_sample: "",
+    a_sample: "not the state of the recipe; case 1 of 30: [",
 }
 
 
 @pytest.mark.parametrize("answer", WRONG, ids=lambda f: f.__name__)
 def test_ex_01_round_checker_fails_wrong_answers(answer, capsys):
-    check = define(CHAPTER, "states", "check")["check"]
-    assert not check(answer)
+    assert not checker()(answer)
     assert WRONG[answer] in capsys.readouterr().out
 
 
 def test_ex_01_round_checker_fails_who_forgets_the_signs_already_set_wrong(capsys):
-    check = define(CHAPTER, "states", "check")["check"]
-
     def forgetful(table, p):
         out = []
         for i in range(len(p)):
@@ -581,13 +594,13 @@ def test_ex_01_round_checker_fails_who_forgets_the_signs_already_set_wrong(capsy
             out.append(1.0 if phi(table.numpy(), ends[0]) <= phi(table.numpy(), ends[1]) else -1.0)
         return torch.tensor(out)
 
-    assert not check(forgetful)
+    assert not checker()(forgetful)
     assert "already set" in capsys.readouterr().out
 
 
 def test_ex_01_round_solution_is_no_worse_than_the_mean():
-    space = define(CHAPTER, "states", "round_down", "check")
-    assert space["check"](space["round_down"])
+    space = define(CHAPTER, "states", "round_down")
+    assert checker()(space["round_down"])
     rng = np.random.default_rng(14)
     for _ in range(50):
         table, p = rng.normal(size=32), rng.random(5)

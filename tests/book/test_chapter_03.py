@@ -797,10 +797,9 @@ WRONG = {
     "no M - 1": (lambda s, r: naive(s, r) - population(s) - population(r), "M - 1"),
     "not divided by M": (lambda s, r: naive(s, r) - s.var(0).sum() - r.var(0).sum(), "Var/M"),
     "cut off": (lambda s, r: right(s, r).clamp_min(0), "negative answers"),
-    "not squared": (lambda s, r: right(s, r).abs().sqrt(), "square roots"),
+    "not squared": (lambda s, r: right(s, r).abs().sqrt(), "square root"),
     "a vector": (lambda s, r: s.mean(0) - r.mean(0), "one number"),
-    "nothing": (lambda s, r: None, "one number"),
-    "zero": (lambda s, r: 0.0, "on average"),
+    "zero": (lambda s, r: 0.0, "the average over all data sets is off"),
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from chapters import as_in_the_book, chapter, define
+from chapters import as_in_the_book, chapter, run, tagged
 from scipy import integrate, stats
 
 from sbnlib.nn import BernoulliLinear
@@ -203,16 +203,16 @@ WRONG = {
     "draw for each input": lambda v, y, p: (
         4 * ((v**2)[:, :, None] * (v**2)[:, None, :]).sum(0) @ (1 - (2 * p - 1) ** 2) / len(v) ** 2
     ),
-    "not the variance": lambda v, y, p: 4 * (v.T @ v / len(v)) @ (1 - (2 * p - 1) ** 2),
+    "are squared": lambda v, y, p: 4 * (v.T @ v / len(v)) @ (1 - (2 * p - 1) ** 2),
+    "not the variance": lambda v, y, p: correct(v, y, p) * 2,
     "not 1": lambda v, y, p: 4 * ((v.T @ v / len(v)) ** 2).sum(-1),
-    "must be": lambda v, y, p: correct(v, y, p).float(),
-    "not an array": lambda v, y, p: None,
+    "standard deviation": lambda v, y, p: correct(v, y, p).sqrt(),
 }
 
 
 @pytest.fixture(scope="module")
 def check() -> Callable[..., bool]:
-    return define(PAGE, "states", "probability", "check")["check"]
+    return run(PAGE, *tagged(PAGE, "checker"))["check"]
 
 
 def test_the_checker_accepts_the_right_answer(check: Callable[..., bool]) -> None:

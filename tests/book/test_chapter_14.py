@@ -836,11 +836,10 @@ WRONG = {
     "explicit": (explicit, "explicit step"),
     "a probability as latent weight": (raw, "latent weight"),
     "no projection": (unclipped, "project"),
-    "averaged in p": (in_p, "p is off"),
-    "no pull": (lambda e, g, n, lr, lam, q: clip(e - lr * g, n), "p is off"),
+    "averaged in p": (in_p, "are off"),
+    "no pull": (lambda e, g, n, lr, lam, q: clip(e - lr * g, n), "plain mirror step"),
     "summed": (lambda *v: right(*v).sum(), "shape ()"),
-    "nan": (lambda *v: right(*v) * torch.nan, "p is off"),
-    "nothing": (lambda *v: None, "not an array"),
+    "nan": (lambda *v: right(*v) * torch.nan, "are off"),
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from chapters import as_in_the_book, chapter, containing, define, printed, tagged, tex
+from chapters import as_in_the_book, chapter, containing, define, printed, run, tagged, tex
 from scipy import integrate
 
 from sbnlib import optim
@@ -439,19 +439,22 @@ def test_exercise_trap_by_geometry() -> None:
 
 
 def test_the_checker_refuses_wrong_answers(capsys: pytest.CaptureFixture) -> None:
-    space = define(PATH, "check", "steps_to_flip")
-    assert space["check"](space["steps_to_flip"])
-    right = space["steps_to_flip"]
+    check = run(PATH, *tagged(PATH, "checker"))["check"]
+    right = define(PATH, "steps_to_flip")["steps_to_flip"]
+    assert check(right) and check(lambda *v: np.float64(right(*v)))
+    assert check(lambda *v: np.int64(k) if (k := right(*v)) < math.inf else k)
     wrong = {
         "forgets": lambda c, g, t: math.inf if c <= t else max(1, math.ceil(t / (g * c))),
         "positive slopes": lambda c, g, t: right(abs(c), g, t),
-        "tends to c": lambda c, g, t: 10**6 if 0 < c <= t else right(c, g, t),
+        "tends to c": lambda c, g, t: max(1, math.ceil(t / (g * c))) if c <= t else right(c, g, t),
         "off by one": lambda c, g, t: right(c, g, t) - 1,
-        "not a number": lambda c, g, t: None,
+        "where m meets tau exactly": lambda c, g, t: (
+            math.inf if c <= t else math.ceil(math.log(1 - t / c) / math.log(1 - g))
+        ),
     }
     for hint, answer in wrong.items():
         capsys.readouterr()
-        assert not space["check"](answer)
+        assert not check(answer)
         assert hint in capsys.readouterr().out, hint
 
 

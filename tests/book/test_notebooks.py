@@ -1,15 +1,20 @@
 """Every notebook of the book: its form, and that the tools which execute and compare it work.
 
 The comparison itself is nbval's, on by default (pyproject.toml): each code cell is run again and
-what it prints must be what is stored.
+what it prints must be what is stored, once in their order and once more from the last to the first
+(tests/support/again.py).
 """
 
+import dis
 import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from types import CodeType
 
 import execute
 import nbformat
@@ -83,6 +88,52 @@ def test_live_figures_have_ten_positions_and_are_stored_as_html(path):
         assert all(int(last) >= 9 for last in re.findall(sliders, data.get("text/html", "")))
 
 
+# ------------------------------------------------------------------ any cell runs again alone
+
+
+def inner_names(code):
+    """What the functions inside a piece of code read from outside, by the function's name."""
+    found = defaultdict(set)
+    for inner in (c for c in code.co_consts if isinstance(c, CodeType)):
+        names = {i.argval for i in dis.get_instructions(inner) if i.opname == "LOAD_GLOBAL"}
+        found[inner.co_name] |= names.union(*inner_names(inner).values())
+    return found
+
+
+def names_of(source):
+    """What a cell binds, what it takes from other cells, and what its functions read."""
+    code = compile(source, "cell", "exec")
+    bound, taken, inside = set(), set(), inner_names(code)
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "STORE_NAME":
+            bound.add(instruction.argval)
+        elif instruction.opname == "LOAD_NAME" and instruction.argval not in bound:
+            taken.add(instruction.argval)
+    return bound, taken.union(*(names - bound for names in inside.values())), inside
+
+
+def rebound(sources):
+    """Names bound twice that a cell takes from another, at once or when it calls its function."""
+    cells = [names_of(source) for source in sources]
+    shared = set().union(*(taken for _, taken, _ in cells))
+    for bound, _, inside in cells:
+        shared |= set().union(*(inside[name] for name in bound & shared & set(inside)))
+    return {name for name in shared if sum(name in bound for bound, _, _ in cells) > 1}
+
+
+@each
+def test_what_a_cell_takes_from_another_is_bound_in_one_place(path):
+    assert rebound([c.source for c in code_cells(path)]) == set()
+
+
+def test_a_name_bound_twice_is_found_in_the_open_and_inside_functions():
+    assert rebound(["a = 1", "print(a)", "a = 2"]) == {"a"}
+    assert rebound(["a = 1", "b = [a for _ in range(3)]", "for a in range(3): pass"]) == {"a"}
+    late = ["k = 1\ndef f(): return (lambda: k)()", "print(f())", "k = 2"]
+    assert rebound(late) == {"k"}
+    assert rebound(["a = 1\nprint(a)", "a = 2\nprint(a)", "def f(a): return a"]) == set()
+
+
 # ---------------------------------------------------------------------------------- the tools
 
 IMPORTS = """\
@@ -119,8 +170,9 @@ def nbval(folder):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval"]
     rules = ROOT / "tests" / "support" / "nbval.cfg"
     command += ["--nbval-current-env", "--nbval-sanitize-with", rules, "--tb=no", "-rA"]
-    command += ["-c", "/dev/null", "--rootdir", folder, folder]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    command += ["-c", "/dev/null", "--rootdir", folder, "-p", "again", folder]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(rules.parent), str(ROOT)])}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +219,16 @@ def test_nbval_passes_over_a_curve_that_moved_and_fails_on_stale_numbers_and_wor
     assert set(re.findall(r"^FAILED (\S+)", told, re.M)) == {
         "stale.ipynb::Cell",
     }, told
-    assert "2 failed, 8 passed" in told
-    assert len(re.findall(r"^PASSED n\.ipynb::Cell", told, re.M)) == 5
+    assert "4 failed, 16 passed" in told  # each cell twice
+    assert len(re.findall(r"^PASSED n\.ipynb::Cell", told, re.M)) == 10
+
+
+@pytest.mark.slow
+def test_a_cell_that_finds_what_a_later_one_left_behind_fails_the_second_time(tmp_path):
+    path = notebook(tmp_path / "n.ipynb", "a = [1]", "print(a)", "a[0] = 2")
+    assert execute.main([str(path)]) == 0
+    told = nbval(tmp_path).stdout
+    assert re.findall(r"^FAILED (n.*?)(?= - |$)", told, re.M) == ["n.ipynb::Cell 1, again"], told
 
 
 def test_a_cell_that_raises_leaves_the_notebook_alone(tmp_path, capsys):

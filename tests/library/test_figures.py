@@ -209,7 +209,7 @@ def test_the_answer_is_folded_under_the_caption():
     assert bare.endswith(">Drawn.</figcaption></figure>")
 
 
-def test_for_the_tests_a_slider_draws_its_ends_and_its_start_only(monkeypatch):
+def test_for_the_tests_a_slider_draws_its_ends_and_its_start_only_or_the_start_alone(monkeypatch):
     drawn, grid = [], {"scale": [1, 2, 3, 4], "shift": [0, 1]}
 
     def noted(**params):
@@ -221,9 +221,12 @@ def test_for_the_tests_a_slider_draws_its_ends_and_its_start_only(monkeypatch):
     monkeypatch.setenv("SBN_FIGURES", "ends")
     picture = figures.explore(noted, ALT, **grid)
     assert sorted(drawn[8:]) == list(itertools.product((1, 3, 4), (0, 1)))
+    monkeypatch.setenv("SBN_FIGURES", "start")
+    still = figures.explore(noted, ALT, **grid)
+    assert drawn[14:] == [(3, 1)]
     seen = [p.html.replace(re.search(r'data-sbn="(\w+)"', p.html)[1], "").partition("<script")[0]
-            for p in (whole, picture)]  # fmt: skip
-    assert seen[0] == seen[1], "what is there before a slider moves is what nbval compares"
+            for p in (whole, picture, still)]  # fmt: skip
+    assert seen[0] == seen[1] == seen[2], "what is there before a slider moves is compared"
 
 
 def test_pack_restores_every_frame():

@@ -28,7 +28,7 @@ LINES = (
     ("guards",),
     ("exact",),
     ("accuracy",),
-    ("figures", "data"),
+    ("figures", "data", "exercises"),
     ("gain", "map"),
     ("diagnose",),
     ("optim", "packed"),

@@ -6,7 +6,9 @@ Nothing is drawn: ``define`` takes single statements out of a notebook, and only
 from __future__ import annotations
 
 import ast
+import builtins
 import re
+import symtable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +110,26 @@ def define(path: Path, *names: str) -> dict[str, Any]:
             missing -= wanted
     if missing:
         raise NameError(f"{path.name} does not define {sorted(missing)}")
+    return space
+
+
+def missing(source: str) -> set[str]:
+    """The names that a piece of code takes from elsewhere, those of Python left out."""
+    table = symtable.symtable(source, "cell", "exec")
+    return _globals(table) - {s.get_name() for s in table.get_symbols() if s.is_assigned()}
+
+
+def _globals(table: symtable.SymbolTable) -> set[str]:
+    own = {s.get_name() for s in table.get_symbols() if s.is_global()}
+    return own.union(*(_globals(t) for t in table.get_children())) - set(dir(builtins))
+
+
+def run(path: Path, cell: Any, space: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run one cell, before it only what it names: the definitions of the notebook."""
+    if space is None:
+        imports = define(path)
+        space = define(path, *(missing(cell.source) - set(imports)))
+    exec(compile(cell.source, cell.id, "exec"), space)
     return space
 
 
