@@ -185,7 +185,9 @@ def test_sampling_by_hand_is_the_librarys(by_hand: dict) -> None:
     net = as_sbn(xor(by_hand))
     x0 = by_hand["inputs"].expand(100, 4, 2)
     mine = by_hand["sample"](x0, torch.Generator().manual_seed(1))
-    assert torch.equal(mine, net(x0, generator=torch.Generator().manual_seed(1)))
+    stream = torch.Generator().manual_seed(1)
+    u = [torch.rand(100, 4, n, generator=stream) for n in (3, 2)]
+    assert torch.equal(mine, net(x0, u=u))
 
 
 def test_states_by_hand_are_the_librarys(by_hand: dict) -> None:

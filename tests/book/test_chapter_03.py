@@ -827,16 +827,16 @@ def test_the_checker_names_what_is_wrong(
 def test_what_the_page_says_of_the_frames(book: dict) -> None:
     """How many of the 17 bars miss, and the eight equal samples, at the settings in the answer."""
     text = under(figures(PATH)["fig-03-closing-in"])["answer"]
-    assert "At $\\sigma=1$ and 4096 samples all of them hit, at $\\sigma=0.4$ eleven miss." in text
+    assert "At 4096 samples four miss with $\\sigma=1$, and eight with $\\sigma=0.4$." in text
     missed = {}
     for scale in (0.4, 1.0):
         net = book["xor_net"](scale)
-        rows = book["draw_samples"](net, book["candidates"]["ST"], 4096, 3).numpy()
+        rows = book["draw_samples"](net, book["candidates"]["ST"], 4096, 10).numpy()
         off = abs(rows.mean(0) - moments("ST", scale)[0])
         missed[scale] = int((off > rows.std(0, ddof=1) / 64).sum())
         if scale == 0.4:
             assert np.ptp(rows[:8], axis=0).max() < 1e-15
-    assert missed == {0.4: 11, 1.0: 0}
+    assert missed == {0.4: 8, 1.0: 4}
 
 
 def test_the_shares_of_the_data() -> None:

@@ -496,11 +496,17 @@ def test_fading_memory_of_a_lazy_decay() -> None:
 
 
 def test_the_teacher_is_found() -> None:
-    rows = re.findall(r"^(\w+) +([\d ]+)$", printed(containing(PATH, "teacher = ")), re.M)
-    counts = {k: [int(v) for v in row.split()] for k, row in rows}
-    assert len(counts) == 3
-    assert all(v[-1] == 0 and v[0] > 30 for v in counts.values())
-    assert np.ptp(np.array(list(counts.values())), axis=0).max() <= 3  # "hardly differ"
+    text = printed(containing(PATH, "teacher = "))
+    rows = re.findall(r"^(\w+) +((?:[\d.]+ +){4}[\d.]+) *$", text, re.M)
+    counts = np.array([[float(v) for v in row.split()] for _, row in rows])
+    assert counts.shape == (3, 5)
+    assert (counts[:, -1] < 2).all() and (counts[:, 0] > 45).all()  # "about one in a hundred"
+    assert np.ptp(counts, axis=0).max() < 3.5  # "differ by a weight or two"
+    gaps = {
+        k: (float(v), float(e)) for k, v, e in re.findall(r"^(\w+) +(\S+) \+- (\S+)$", text, re.M)
+    }
+    assert set(gaps) == {"Cauchy", "uniform"}
+    assert gaps["Cauchy"][0] > 3 * gaps["Cauchy"][1]  # "Cauchy noise ... is behind"
 
 
 # ---------------------------------------------------------------------- the geometry theorem

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from chapters import as_in_the_book, chapter, containing, define, printed, run, tagged, tex
-from scipy import integrate
+from chapters import (
+    as_in_the_book,
+    chapter,
+    containing,
+    define,
+    printed,
+    prose,
+    run,
+    tagged,
+    tex,
+)
+from scipy import integrate, stats
 
 from sbnlib import optim
 from sbnlib.experiments import measurement, weights
@@ -458,18 +469,74 @@ def test_the_checker_refuses_wrong_answers(capsys: pytest.CaptureFixture) -> Non
         assert hint in capsys.readouterr().out, hint
 
 
-def test_the_table_is_the_stored_measurement() -> None:
-    folder = PATH.parents[1] / "measurements"
-    rows = measurement.read(folder / "weights-digits.json")["rows"]
+@pytest.fixture(scope="module")
+def summaries() -> dict[str, dict]:
+    """Means, errors, differences and p-values from the final rows alone, by numpy and scipy."""
+    rows = measurement.read(PATH.parents[1] / "measurements" / "weights-digits.json")["rows"]
+    final = [r for r in rows if r["part"] == "final"]
+    tests = {m: np.array([r["test"] for r in final if r["method"] == m]) for m in weights.METHODS}
+    se = {m: v.std(ddof=1) / len(v) ** 0.5 for m, v in tests.items()}
+    return {
+        m: {
+            "mean": v.mean(),
+            "se": se[m],
+            "gap": v.mean() - tests["real"].mean(),
+            "gap_se": np.hypot(se[m], se["real"]),
+            "p": stats.ttest_ind(v, tests["real"], equal_var=False).pvalue,
+        }
+        for m, v in tests.items()
+    }
+
+
+def holm(p: dict[str, float]) -> dict[str, float]:
+    """By the definition: the largest of (m - k + 1) p over the smaller ones and itself."""
+    order = sorted(p.values())
+    raised = [min(1.0, (len(p) - k) * v) for k, v in enumerate(order)]
+    return {m: max(raised[: order.index(v) + 1]) for m, v in p.items()}
+
+
+def test_the_table_is_the_stored_measurement(summaries: dict[str, dict]) -> None:
     said = "".join(printed(c) for c in tagged(PATH, "hide-input"))
-    for row in (r for r in rows if r["part"] == "summary"):
-        line = next(
-            x for x in said.splitlines() if x.startswith(weights.METHODS[row["method"]].label)
-        )
-        assert f"{row['mean']:.3f} +- {row['se']:.3f}" in line
-        if row["method"] != "real":
-            gap = f"{row['minus_twin_mean']:.3f} +- {row['minus_twin_se']:.3f}"
-            assert gap.replace("-0.000 ", "0.000 ") in line.replace("-0.000 ", "0.000 ")
+    adjusted = holm({m: r["p"] for m, r in summaries.items() if m != "real"})
+    for m, row in summaries.items():
+        label = weights.METHODS[m].label
+        line = next(x for x in said.splitlines() if x.startswith(label + " "))
+        expected = [row["mean"], row["se"]]
+        if m != "real":
+            expected += [row["gap"], row["gap_se"], adjusted[m]]
+        numbers = re.findall(r"[+-]?\d\.\d{3,4}", line[44:])
+        assert [float(v) for v in numbers] == pytest.approx(expected, abs=5.1e-4)
+
+
+def test_what_the_words_say_of_the_table(summaries: dict[str, dict]) -> None:
+    words, s = prose(PATH), summaries
+    adjusted = holm({m: r["p"] for m, r in s.items() if m != "real"})
+    assert [m for m, p in adjusted.items() if p < 0.05] == ["bc_stochastic"]
+
+    def shown(value: float, se: float) -> str:
+        return f"${value:.3f}\\pm{se:.3f}$"
+
+    bc, prox = s["bc_stochastic"], s["adam_prox"]
+    assert f"below the twin, by {shown(-bc['gap'], bc['gap_se'])}" in words
+    assert f"map is at {shown(prox['gap'], prox['gap_se'])}" in words
+    assert f"$p={prox['p']:.2f}$ and among seven has ${adjusted['adam_prox']:.2f}$" in words
+    rest = s.keys() - {"bc_stochastic", "adam_prox"}
+    assert all(abs(s[m]["gap"]) < 0.005 for m in rest)  # "within a half per cent"
+    gap, se = s["mirror"]["mean"] - bc["mean"], np.hypot(s["mirror"]["se"], bc["se"])
+    assert f"is worse by {shown(gap, se)}" in words
+    errors = [np.sqrt(r["mean"] * (1 - r["mean"]) / 359) for r in s.values()]
+    assert {round(e, 2) for e in errors} == {0.01}
+
+
+def test_most_methods_were_level_over_a_factor_of_a_hundred() -> None:
+    rows = measurement.read(PATH.parents[1] / "measurements" / "weights-digits.json")["rows"]
+    level = []
+    for m in weights.METHODS:
+        search = [r for r in rows if r["part"] == "search" and r["method"] == m]
+        best = max(r["validation"] for r in search)
+        near = [r["lr"] for r in search if r["validation"] >= best - 5.5 / 360]  # "a few images"
+        level.append(max(near) / min(near) >= 100)
+    assert sum(level) > len(level) / 2
 
 
 def test_the_repeated_run_is_the_stored_one() -> None:

@@ -25,6 +25,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from places import BOOK, MEASUREMENTS, ROOT, SITE
+from scipy import stats
 
 from sbnlib.experiments import measurement
 
@@ -381,12 +382,24 @@ def mean_se(values):
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
-def check_accuracy(cells, values, twin):
-    assert with_error(cells[0], *mean_se(values))
+def check_accuracy(cells, values, twin, *, welch):
+    """Mean, difference to the twin and p, by Welch or, in files from before 0.2.0, by seed."""
+    accuracy, gap, p = cells
+    assert with_error(accuracy, *mean_se(values))
     if twin is None:
-        assert cells[1] == "–"
+        assert gap == p == "–"
+    elif welch:
+        (mean, se), (other, other_se) = mean_se(values), mean_se(twin)
+        assert with_error(gap, mean - other, math.hypot(se, other_se))
+        expected = stats.ttest_ind(values, twin, equal_var=False).pvalue
+        assert p == ("< 0.001" if expected < 0.0005 else f"{expected:.3f}")
     else:
-        assert with_error(cells[1], *mean_se([a - b for a, b in zip(values, twin, strict=True)]))
+        assert with_error(gap, *mean_se([a - b for a, b in zip(values, twin, strict=True)]))
+        assert p == "–"
+
+
+def by_welch(name):
+    return any("minus_twin_p" in row for row in rows_of(name, "summary"))
 
 
 CLASSIFIED = [path.name for path in FILES if record(path.name)["kind"] == "classify"]
@@ -402,13 +415,14 @@ def test_accuracies_are_those_of_the_runs(built, name):
     for prediction in predictions:
         values = [r["test"][prediction] for r in final if prediction in r["test"]]
         gap = None if prediction == "tanh" else twin
-        check_accuracy(one(lines, prediction)[1:], values, gap)
+        check_accuracy(one(lines, prediction)[1:], values, gap, welch=by_welch(name))
     settings = built.facts(name)["Settings"].split("; ")
     for words_, model in zip(settings, ("sbn", "tanh"), strict=True):
         chosen = next(r for r in final if r["model"] == model)
         tried = len([r for r in rows_of(name, "search") if r["model"] == model])
         assert words_ == (f"{model}: {tried} tried, chosen learning rate {chosen['lr']}, "
-                          f"initial gain {chosen['init_gain']:.0f}")  # fmt: skip
+                          f"initial gain {chosen['init_gain']:g}")  # fmt: skip
+    check_test_images(built, name, 359)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -419,10 +433,23 @@ def test_accuracies_of_binary_weights_are_those_of_the_runs(built, name):
     assert [line[0].split()[0] for line in lines] == methods
     for method in methods:
         _, setting, *cells = one(lines, method)
-        check_accuracy(cells, tests[method], None if method == "real" else tests["real"])
+        twin = None if method == "real" else tests["real"]
+        check_accuracy(cells, tests[method], twin, welch=True)
         chosen = next(r for r in final if r["method"] == method)
         numbers = [chosen["lr"], chosen["other"]] if chosen["other"] else [chosen["lr"]]
         assert [value(v) for v in setting.split(", ")] == pytest.approx(numbers)
+    check_test_images(built, name, 359)
+
+
+def check_test_images(built, name, images):
+    """What another draw of the test images would change: the binomial error at the lowest mean."""
+    if not by_welch(name):
+        assert "Test images" not in built.facts(name)
+        return
+    rows = rows_of(name, "summary")
+    worst = max(math.sqrt(r["mean"] * (1 - r["mean"]) / images) for r in rows)
+    said = built.facts(name)["Test images"]
+    assert said.startswith(f"{images}; ") and f"{100 * worst:.2f} points" in said
 
 
 # gpu
@@ -575,9 +602,12 @@ CLAIMS = {
         lambda: max(ratio_on_the_h100("exact_gradient", units=8)) < 1,
     "Against 16 threads of a CPU":
         lambda: rows_of(H100, "environment")[0]["cpu"].endswith(", 16 threads"),
-    "each one gets six trials":
+    "moves the accuracy of one network by 0.8 points or more":
+        lambda: all(100 * r["image_se"] > 0.75 for k in ("classify-digits.json", GONE)
+                    for r in rows_of(k, "summary")),
+    "each one gets fifteen trials":
         lambda: {len([r for r in rows_of("weights-digits.json", "search") if r["method"] == m])
-                 for m in {r["method"] for r in rows_of("weights-digits.json")}} == {6},
+                 for m in {r["method"] for r in rows_of("weights-digits.json")}} == {15},
 }  # fmt: skip
 
 
@@ -931,9 +961,11 @@ def test_failed_checks_are_named():
 def test_a_single_seed_has_no_error():
     content = copy.deepcopy(record("classify-digits.json"))
     for row in content["rows"]:
-        row |= {key: None for key in ("se", "minus_twin_se") if key in row}
+        errors = ("se", "minus_twin_se", "minus_twin_df", "minus_twin_p")
+        row |= {key: None for key in errors if key in row}
     (table,) = sbn_tables.draw(content).tables
-    assert list(table.rows[0][1:]) == ["97.72", "−0.45"] and list(table.rows[-1][1:])[1] == "–"
+    assert list(table.rows[0][1:]) == ["96.82", "−0.72", "–"]
+    assert list(table.rows[-1][2:]) == ["–", "–"]
 
 
 def test_the_newest_run_comes_first(tmp_path):
