@@ -36,7 +36,7 @@ from torch import Tensor
 
 from sbnlib.contracts import Loss, NetworkEstimator, check_count, check_values, looking_is_free
 from sbnlib.exact import exact_gradient, trainable
-from sbnlib.network import SBN, batch_shape, network_estimator
+from sbnlib.network import SBN, network_estimator
 
 __all__ = ["Accuracy", "Estimate", "gradient_samples", "measure"]
 
@@ -337,7 +337,7 @@ def _record(
     finally:
         for handle in handles:
             handle.remove()
-    return _check_estimate(values, (count, *batch_shape(net, inputs))), calls
+    return _check_estimate(values, (count, len(inputs))), calls
 
 
 def _combine(values: Tensor, calls: Calls, retain_graph: bool) -> dict[str, Tensor]:
@@ -393,7 +393,7 @@ def _samples_one_by_one(
     rows = []
     for _ in range(count):
         values = estimator(net, inputs, loss, generator=generator)
-        mean = _check_estimate(values, batch_shape(net, inputs)).mean()
+        mean = _check_estimate(values, inputs.shape[:1]).mean()
         rows.append(torch.autograd.grad(mean, parameters, materialize_grads=True))
     return {name: torch.stack(g) for name, g in zip(names, zip(*rows, strict=True), strict=True)}
 
@@ -600,7 +600,8 @@ def _check_problem(net: SBN, inputs: Tensor, loss: Loss) -> Tensor:
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
         what = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
         raise TypeError(f"inputs must be a floating-point tensor, got {what}")
-    if len(batch_shape(net, inputs)) != 1 or not len(inputs):
+    rows = isinstance(net.layers[0], torch.nn.Linear)  # others know how many axes an input has
+    if inputs.dim() < 2 or rows and inputs.dim() > 2 or not len(inputs):
         raise ValueError(
             f"inputs must be one batch, shape (B, n_0) with B >= 1, got {tuple(inputs.shape)}"
         )

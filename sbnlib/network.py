@@ -251,11 +251,14 @@ class _Pathwise:
         self.chain_rule = chain_rule
         self.__name__ = f"pathwise({name_of(chain_rule)})"
 
+    def __repr__(self) -> str:
+        return self.__name__
+
     def __call__(
         self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
         x = net(inputs, mode="sample", estimator=self.chain_rule, generator=generator)
-        return evaluate(loss, x, shape=batch_shape(net, inputs))
+        return evaluate(loss, x, shape=batch_shape(net, x))
 
 
 def layerwise(estimator: LossBased | str) -> NetworkEstimator:
@@ -275,15 +278,25 @@ def layerwise(estimator: LossBased | str) -> NetworkEstimator:
         ValueError: unknown name, or the name of an estimator of another kind.
         TypeError: neither a name nor a function.
     """
-    given = as_loss_based(estimator)
-    takes_surrogate = takes(given, "surrogate", among_others=False)
-    loss_based = with_generator(given)
+    return _Layerwise(as_loss_based(estimator))
 
-    def estimate(
-        net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
+
+class _Layerwise:
+    """What :func:`layerwise` returns."""
+
+    def __init__(self, given: Callable[..., Tensor]) -> None:
+        self.takes_surrogate = takes(given, "surrogate", among_others=False)
+        self.loss_based = with_generator(given)
+        self.__name__ = f"layerwise({name_of(self.loss_based)})"
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+    def __call__(
+        self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
         for k, layer in enumerate(net.layers):
-            if any(isinstance(m, _ConvNd | BernoulliConv2d) for m in layer.modules()):
+            if any(isinstance(m, _CONVOLUTIONS) for m in layer.modules()):
                 raise ValueError(f"layerwise needs fully connected layers, layer {k} is {layer}")
         x = inputs
         total: Tensor | float = 0.0
@@ -292,27 +305,30 @@ def layerwise(estimator: LossBased | str) -> NetworkEstimator:
             top = k == len(net.layers) - 1
             rest = loss if top else torch.no_grad()(_rest(net, loss, k, "sample", generator))
             options: dict[str, Any] = {"generator": generator}
-            if takes_surrogate and not top:
+            if self.takes_surrogate and not top:
                 options["surrogate"] = _rest(net, loss, k, "mean", generator)
-            value = loss_based(rest, a, net.noise, **options)
+            value = self.loss_based(rest, a, net.noise, **options)
             total = total + (value if top else value - value.detach())
             if not top:
                 x = sample_sign(a, net.noise, generator=generator)
-        return check_values(total, batch_shape(net, inputs))
+        return check_values(total, a.shape[:-1])
 
-    estimate.__name__ = f"layerwise({name_of(loss_based)})"
-    return estimate
+
+class _Relaxed:
+    """A relaxed unit in the form of a chain-rule estimator; the state is not looked at."""
+
+    def __init__(self, relaxation: Callable[..., Tensor]) -> None:
+        self.relaxation, self.__name__ = relaxation, "unit"
+
+    def __call__(
+        self, a: Tensor, x: Tensor, noise: Noise, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return self.relaxation(a, noise, generator=generator)
 
 
 def _relaxed(relaxation: Callable[..., Tensor]) -> NetworkEstimator:
     """Every unit relaxed: the loss of the relaxed network, with its own exact gradient."""
-
-    def unit(
-        a: Tensor, x: Tensor, noise: Noise, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return relaxation(a, noise, generator=generator)
-
-    return pathwise(unit)
+    return pathwise(_Relaxed(relaxation))
 
 
 _TO_NETWORK: dict[str, Callable[..., NetworkEstimator]] = {
@@ -334,8 +350,15 @@ def _rest(net: SBN, loss: Loss, k: int, mode: str, generator: torch.Generator | 
     return rest
 
 
-def batch_shape(net: SBN, inputs: Tensor) -> torch.Size:
-    """The shape (..., B) of ``inputs`` without the axes of one input (three for a Conv2d)."""
-    first = next(m for m in net.layers[0].modules() if not any(m.children()))
-    axes = 1 + len(first.kernel_size) if isinstance(first, _ConvNd | BernoulliConv2d) else 1
-    return inputs.shape[: inputs.dim() - axes]
+#: Layers whose states may have more than one axis.
+_CONVOLUTIONS = (_ConvNd, BernoulliConv2d)
+
+
+def batch_shape(net: SBN, x: Tensor) -> torch.Size:
+    """The shape (..., B) of the last layer's states, without the axes of one state.
+
+    That is one axis; behind a Conv2d three, unless they were flattened.
+    """
+    inside = net.layers[-1].modules()
+    axes = [1 + len(m.kernel_size) for m in inside if isinstance(m, _CONVOLUTIONS)]
+    return x.shape[: -axes[0] if axes and axes[0] <= x.dim() else -1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import numpy as np
@@ -286,6 +287,22 @@ def test_frozen_layers_and_layers_without_bias() -> None:
 def test_its_name_says_what_it_is() -> None:
     assert layerwise(reinforce).__name__ == "layerwise(reinforce)"
     assert not hasattr(layerwise(reinforce), "chain_rule")
+
+
+@pytest.mark.parametrize("name", registry.ESTIMATORS)
+def test_a_network_estimator_can_be_pickled(name: str) -> None:
+    estimator, net = network_estimator(name), sbnlib.SBN(nn.Linear(2, 3), nn.Linear(3, 2))
+    again = pickle.loads(pickle.dumps(estimator))
+    values, others = (
+        e(net, torch.ones(4, 2), lambda x: (x**2 + x).sum(-1), generator=seeded(1))
+        for e in (estimator, again)
+    )
+    assert torch.equal(values, others) and again.__name__ == estimator.__name__
+
+
+def test_it_prints_as_its_name() -> None:
+    assert repr(layerwise(reinforce)) == "layerwise(reinforce)"
+    assert repr(pathwise("zgr")) == "pathwise(zgr)"
 
 
 # ------------------------------------------------------------------------------ bad input

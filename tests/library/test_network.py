@@ -16,8 +16,18 @@ from scipy import stats
 from torch import nn
 
 import sbnlib
-from sbnlib import SBN, Logistic, chain_rule, darn, identity, pathwise, straight_through, zgr
-from sbnlib.nn import Sign
+from sbnlib import (
+    SBN,
+    Logistic,
+    chain_rule,
+    darn,
+    identity,
+    measure,
+    pathwise,
+    straight_through,
+    zgr,
+)
+from sbnlib.nn import BernoulliConv2d, BernoulliLinear, Sign
 
 noises = pytest.mark.parametrize("noise_name", ref.NOISES)
 ESTIMATORS = {
@@ -208,6 +218,48 @@ def test_convolutions_are_layers_too() -> None:
     assert values.shape == (5,)
     values.mean().backward()
     assert net.layers[0].weight.grad.abs().sum() > 0
+
+
+class GatedConv(nn.Module):
+    """A convolution with its channels scaled by a layer on their means (squeeze, excitation)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(1, 2, 3), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.conv(x)
+        return a * torch.sigmoid(self.gate(a.mean((-1, -2))))[..., None, None]
+
+
+TAIL = nn.Sequential(nn.Flatten(-3), nn.Linear(2 * 4 * 4, 3))
+IMAGE_NETS = {
+    "batch norm first": (nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3)), TAIL),
+    "flatten first": (nn.Sequential(nn.Flatten(-3), nn.Linear(36, 3)),),
+    "weight norm": (nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)), TAIL),
+    "in containers": (nn.Sequential(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3))), TAIL),
+    "a gate behind it": (GatedConv(),),
+    "a convolution last": (nn.AvgPool2d(2), nn.Conv2d(1, 1, 3, padding=1)),
+    "norm behind it": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)),),
+    "weight norm last": (nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)),),
+    "flat behind it": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()),),
+    "Bernoulli weights": (BernoulliConv2d(1, 2, 3),),
+    "flat Bernoulli": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(1), BernoulliLinear(32, 3)),),
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_NETS)
+def test_a_right_loss_of_an_image_network_is_taken_whatever_its_first_layer(name: str) -> None:
+    net, images = SBN(*IMAGE_NETS[name]).eval(), torch.rand(5, 1, 6, 6, generator=seeded())
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return x.sum((-1, -2, -3)) if x.dim() == 4 else x.sum(-1)
+
+    assert pathwise("zgr")(net, images, loss, generator=seeded()).shape == (5,)
+    reference = {key: torch.zeros_like(p) for key, p in net.named_parameters()}
+    assert measure(net, images, loss, "zgr", 4, reference=reference)["all"].num_samples == 4
+    with pytest.raises(ValueError, match=r"loss must return one value an input, shape \(5,\)"):
+        pathwise("zgr")(net, images, lambda x: x.sum(), generator=seeded())
 
 
 # ------------------------------------------------------------------------- SBN: gradients
