@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bridge import z_limit
-from chapters import as_in_the_book, chapter, containing, define, printed, run, tagged
+from chapters import as_in_the_book, chapter, containing, curves, define, printed, run, tagged
 from scipy import integrate, special, stats
 
 import sbnlib
@@ -607,3 +607,55 @@ def test_ex_01_round_solution_is_no_worse_than_the_mean():
         x = space["round_down"](torch.tensor(table), torch.tensor(p))
         index = np.flatnonzero((bits(5) == x.numpy()).all(axis=1))[0]
         assert table[index] <= phi(table, p) + 1e-14
+
+
+# ------------------------------------------------------------------- what the figures draw
+
+
+@pytest.mark.parametrize("m", [1, 4])
+def test_fig_staircase(m):
+    (mean, stairs), *_ = curves(CHAPTER, "staircase", M=m)
+    u = torch.rand(512, 2, generator=torch.Generator().manual_seed(51)).numpy()[:m]
+    z = 0.5 * special.logit(u)
+    for k in range(0, 961, 37):
+        b = mean[0][k]
+        assert mean[1][k] == pytest.approx(expected_xor((b, b), 0.5), abs=1e-12)
+        sampled = [xor_loss(sign(INPUTS @ WEIGHTS.T + b - pair)).mean() for pair in z]
+        assert stairs[1][k] == pytest.approx(np.mean(sampled), abs=1e-12)
+    steps = np.flatnonzero(np.diff(stairs[1]))
+    assert len(steps) == 6 if m == 1 else 6 < len(steps) <= 6 * m
+
+
+@pytest.mark.parametrize(("scale", "b2"), [(0.3, 0.5), (1.5, -1.5)])
+def test_fig_terraces(scale, b2):
+    (flat, smooth), (slope,) = curves(CHAPTER, "terraces", scale=scale, b2=b2)
+    for k in range(0, 121, 7):
+        b, h = np.array([flat[0][k], b2]), np.array([1e-5, 0])
+        assert flat[1][k] == pytest.approx(xor_loss(sign(INPUTS @ WEIGHTS.T + b)).mean())
+        assert smooth[1][k] == pytest.approx(expected_xor(b, scale), abs=1e-12)
+        quotient = (expected_xor(b + h, scale) - expected_xor(b - h, scale)) / 2e-5
+        assert 10 ** slope[1][k] == pytest.approx(abs(quotient), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("w", [0.4, 3.0])
+def test_fig_many(w):
+    (lines,) = curves(CHAPTER, "many", w=w)
+    assert len(lines) == 10  # four curves with a disc each, two levels
+    hit, miss = special.expit(w) ** 2, special.expit(-w) ** 2
+    for m, (p, value), disc in zip((1, 2, 5, 50), lines[:8:2], lines[1:8:2], strict=True):
+        k = np.arange(m + 1)
+        up, down = (k * hit + (m - k) * miss) / m, (k * miss + (m - k) * hit) / m
+        for j in range(0, 61, 6):
+            law = stats.binom.pmf(k, m, p[j])
+            assert value[j] == pytest.approx(-law @ (0.6 * np.log(up) + 0.4 * np.log(down)))
+            if m < 6:
+                assert value[j] == pytest.approx(many(m, p[j], w), abs=1e-12)
+        assert disc[1, 0] == value.min()
+    levels = [line[1][0] for line in lines[8:]]
+    assert levels == pytest.approx([2 * stats.entropy([0.6, 0.4]), stats.entropy([0.6, 0.4])])
+
+
+def test_fig_many_has_no_minimum_to_mark_where_all_is_flat():
+    (lines,) = curves(CHAPTER, "many", w=0)
+    assert len(lines) == 6
+    assert all(np.ptp(line[1]) < 1e-12 for line in lines)

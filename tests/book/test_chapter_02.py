@@ -19,9 +19,11 @@ from bridge import z_limit
 from chapters import (
     BOOK,
     as_in_the_book,
+    axes,
     cells,
     chapter,
     containing,
+    curves,
     define,
     printed,
     run,
@@ -749,3 +751,60 @@ def test_the_checker_rejects_a_wrong_answer(answer: Callable, capsys) -> None:
 
 def test_the_chapter_is_executed_to_the_end() -> None:
     assert all(c.execution_count for c in cells(PAGE))
+
+
+# ------------------------------------------------------------------- what the figures draw
+
+
+def scaled(net: Layers, sigma: float) -> Layers:
+    return [(w / sigma, c / sigma) for w, c in net]
+
+
+@pytest.mark.parametrize("sigma", [0.3, 2.0])
+def test_fig_bars(by_hand: dict, sigma: float) -> None:
+    (ax,) = axes(PAGE, "bars", sigma=sigma)
+    heights = np.array([bar.get_height() for bar in ax.patches]).reshape(4, 4)
+    for x0, row in zip(patterns(2), heights, strict=True):
+        (_, x2), p = paths(scaled(xor(by_hand), sigma), x0)
+        law = [p[(x2 == votes).all(axis=1)].sum() for votes in patterns(2)]
+        assert row == pytest.approx(law, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_fig_cost(n: int) -> None:
+    (every, layered), measured = curves(PAGE, "cost", n=n)
+    assert every[0].tolist() == list(range(1, 9))
+    assert every[1] == pytest.approx([2.0 ** (n * k) for k in range(1, 9)])
+    assert layered[1] == pytest.approx([2 * 2.0**n + (k - 1) * 4.0**n for k in range(1, 9)])
+    rows = measurement.read(STORED)["rows"]
+    for way, line in zip(("enumeration", "layers", "library"), measured, strict=True):
+        stored = [(r["layers"], r["seconds"]) for r in rows if (r["way"], r["width"]) == (way, n)]
+        assert sorted(stored) == sorted(zip(*line, strict=True))
+
+
+@pytest.mark.parametrize("w", [1.0, 20.0])
+def test_fig_copying(w: float) -> None:
+    (lines,) = curves(PAGE, "copying", w=w)
+    (a, mean), (_, field), (_, step) = lines[1:]
+    for j in range(0, 81, 8):
+        states, p = paths([(np.zeros((1, 1)), a[j : j + 1]), (np.array([[w]]), np.array([w / 2]))],
+                          np.zeros(1))  # fmt: skip
+        assert mean[j] == pytest.approx(p @ states[1][:, 0], abs=1e-12)
+        below = 2 * cdf(a[j]) - 1
+        assert field[j] == pytest.approx(2 * cdf(w / 2 + w * below) - 1, abs=1e-12)
+    assert step.tolist() == [-1, -1, 1]  # w/2 + w sign(a) has the sign of a
+
+
+@pytest.mark.parametrize(("sigma", "m"), [(0.5, 8), (2.0, 64)])
+def test_fig_segment(by_hand: dict, sigma: float, m: int) -> None:
+    (lines,) = curves(PAGE, "segment", sigma=sigma, M=m)
+    (t, flat), (_, mean), (_, field), (_, dots) = lines
+    assert np.abs(dots - mean).max() < 5 * 0.5 / m**0.5  # Hoeffding: 41 dots, 1e-3 in all
+    for j in range(0, 41, 4):
+        x = y = np.array([t[j], -1.0])
+        (_, x2), p = paths(scaled(xor(by_hand), sigma), x)
+        assert mean[j] == pytest.approx(p @ cdf(x2.sum(axis=1)), abs=1e-12)
+        for w, c in xor(by_hand):
+            x, y = 2 * cdf((w @ x + c) / sigma) - 1, np.where(w @ y + c >= 0, 1.0, -1.0)
+        assert field[j] == pytest.approx(cdf(x.sum()), abs=1e-12)
+        assert flat[j] == pytest.approx(cdf(y.sum()), abs=1e-12)

@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from chapters import as_in_the_book, chapter, containing, define, figures, printed, tagged, under
+from chapters import (
+    as_in_the_book,
+    chapter,
+    containing,
+    curves,
+    define,
+    drawing,
+    figures,
+    printed,
+    tagged,
+    under,
+)
 from scipy import optimize
 from scipy.special import expit
 
@@ -848,3 +859,36 @@ def test_the_shares_of_the_data() -> None:
         within = sum(p @ ((r - p @ r) ** 2).sum(1) for p, r in tables) / 4
         share[name] = between / (between + within)
     assert 0.04 < share["score"] < 0.06 and share["ST"] > 1 / 3 and share["identity"] > 1 / 2
+
+
+# ------------------------------------------------------------------- what the figures draw
+
+
+@pytest.mark.parametrize(("m", "scale"), [(64, 1.0), (4096, 0.4)])
+def test_fig_closing_in(m: int, scale: float) -> None:
+    g, (mean, variance) = exact(scale), moments("ST", scale)
+    left, right = curves(PATH, "closing_in", M=m, scale=scale)
+    for lines, truth in ((left, mean / np.sqrt(g @ g)), (right, np.log10(variance / (g @ g)))):
+        dashes = lines[0][1].reshape(17, 3)  # from, to, a gap
+        assert dashes[:, 0] == pytest.approx(truth, abs=1e-9)
+        assert dashes[:, 1] == pytest.approx(truth, abs=1e-9)
+    rows = drawing(PATH, "closing_in").__globals__["runs"][scale][2][:m].numpy()
+    se = rows.std(0, ddof=1) / np.sqrt(m)
+    bars = left[1][1].reshape(17, 3)
+    assert left[2][1] == pytest.approx(rows.mean(0))
+    assert bars[:, 1] - bars[:, 0] == pytest.approx(2 * se, abs=1e-12)
+    if scale == 1:
+        assert right[2][1] == pytest.approx(np.log10(rows.var(0, ddof=1)))
+
+
+@pytest.mark.parametrize(("B", "scale"), [(8, 1.0), (4000, 0.4)])
+def test_fig_crossing(B: int, scale: float) -> None:
+    left, right = curves(PATH, "crossing", B=B, scale=scale)
+    for row, name in enumerate(("ST", "ZGR", "identity", "score")):
+        bias2, variance = numbers(name, scale)
+        x, y = left[1 + 2 * row]
+        assert 10**y == pytest.approx(bias2 + variance / 2**x, rel=1e-9)
+        point = left[2 + 2 * row]
+        assert point[:, 0] == pytest.approx([np.log2(B), np.log10(bias2 + variance / B)])
+        line = next(k for k in right if k.shape[1] == 2 and k[1][0] == -row)
+        assert line[0] == pytest.approx(np.log10([max(bias2, 1e-3), variance / B]))

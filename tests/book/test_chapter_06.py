@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from chapters import as_in_the_book, chapter, containing, define, printed, prose, tagged
+from chapters import as_in_the_book, chapter, containing, curves, define, printed, prose, tagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -1011,3 +1011,45 @@ def test_the_search_was_as_told(rows: list[dict]) -> None:
     assert (config.epochs, config.schedule) == (40, "cosine")
     sizes = [len(part.labels) for part in (digits.train, digits.validation, digits.test)]
     assert sum(sizes) == 1797 and sizes[2] == 359
+
+
+# ------------------------------------------------------------------- what the figures draw
+
+
+@pytest.mark.parametrize(("a", "A"), [(1.2, 0.8), (-0.6, -2.0)])
+def test_fig_extension(a: float, A: float) -> None:
+    left, right = curves(PATH, "extension", a=a, A=A)
+    t, loss = left[0]
+    assert loss == pytest.approx(0.5 * t + A * t**2 / 2 - A / 2, abs=1e-12)
+    for tangent, x in ((left[2], -1.0), (left[4], 1.0)):
+        rise = np.diff(tangent[1]) / np.diff(tangent[0])
+        assert rise == pytest.approx(0.5 + A * x) and tangent.mean(1) == pytest.approx([x, 0.5 * x])
+    value, slopes = quadratic(np.array([[A]]), np.array([0.5]))
+    for k in range(0, 49, 6):
+        at = right[1][0][k : k + 1]
+        assert right[1][1][k] == pytest.approx(gradient(LOGISTIC, value, at)[0], abs=1e-7)
+        assert right[2][1][k] == pytest.approx(moments(LOGISTIC, slopes, at)[0][0], abs=1e-12)
+    ends = [
+        gradient(LOGISTIC, value, np.array([a]))[0],
+        moments(LOGISTIC, slopes, np.array([a]))[0][0],
+    ]
+    assert right[3].tolist() == [[a, a], pytest.approx(ends, abs=1e-7)]
+
+
+@pytest.mark.parametrize(("b", "m"), [(0.4, 4), (1.1, 512)])
+def test_fig_stall(b: float, m: int) -> None:
+    left, right = curves(PATH, "stall", b=b, M=m)
+    mu, mean = left[0]
+    at = [np.array([[(1 + v) / 2, (1 - v) / 2]]) @ [1 / 2 + b, 1 / 2 - b] for v in mu]
+    assert mean == pytest.approx(np.ravel(at), abs=1e-12)  # E[x^2/2 + b x]
+    assert left[1][1] == pytest.approx(mu**2 / 2 + b * mu)
+    assert left[2][0, 0] == pytest.approx(mu[left[1][1].argmin()], abs=0.026)
+    u = torch.rand(240, m, generator=torch.Generator().manual_seed(1)).numpy()
+    exact = sampled = 1.5
+    for t in range(240):
+        if t % 3 == 0:
+            assert right[1][1][t // 3] == pytest.approx(np.tanh(exact / 2), abs=1e-9)
+            assert right[2][1][t // 3] == pytest.approx(np.tanh(sampled / 2), abs=1e-9)
+        x = np.where(u[t] < LOGISTIC.cdf(sampled), 1, -1)
+        exact = exact - 2 * LOGISTIC.pdf(exact) * b
+        sampled = sampled - (2 * LOGISTIC.pdf(sampled) * (x + b)).mean()

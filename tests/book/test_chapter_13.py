@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from chapters import as_in_the_book, chapter, run, tagged
+from chapters import as_in_the_book, axes, chapter, curves, run, tagged
 from scipy import integrate, stats
 
 from sbnlib.nn import BernoulliLinear
@@ -225,3 +225,38 @@ def test_the_checker_fails_a_wrong_answer_with_a_hint(
 ) -> None:
     assert not check(WRONG[hint])
     assert hint in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------- what the figures draw
+
+
+@pytest.mark.parametrize(("rho", "p0"), [(0.8, 0.5), (0.0, 0.95)])
+def test_fig_batch_figure(rho: float, p0: float) -> None:
+    ((shared, own),) = curves(PAGE, "batch_figure", rho=rho, p0=p0)
+    u = torch.rand(33, 6, generator=torch.Generator().manual_seed(3)).numpy()
+    normal, w = stats.norm.ppf(u), states(6)
+    weight = law(w, np.full(6, p0))
+
+    def spread(estimate: np.ndarray) -> float:
+        return sum(weight @ (estimate - weight @ estimate) ** 2)
+
+    for k, size in enumerate((1, 2, 4, 8, 16, 32)):
+        v = rho * normal[:1] + np.sqrt(1 - rho**2) * normal[1 : size + 1]
+        each = [2 * (w @ row - 1)[:, None] * row for row in v]  # 2 dL/dw for one input
+        assert shared[:, k] == pytest.approx([size, spread(sum(each) / size)], rel=1e-9)
+        assert own[1, k] == pytest.approx(sum(map(spread, each)) / size**2, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "p0"), [(3, 0.95), (10, 0.6)])
+def test_fig_law(n: int, p0: float) -> None:
+    (ax,) = axes(PAGE, "law", n=n, p0=p0)
+    (steps,), v = ax.patches, np.linspace(0.6, 1.4, n)
+    v /= np.linalg.norm(v)
+    values, edges, _ = steps.get_data()
+    z, weight = states(n) @ v, law(states(n), np.full(n, p0))
+    for height, lo, hi in zip(values, edges, edges[1:], strict=False):
+        inside = weight[(z >= lo) & (z < hi)].sum()
+        assert height * (hi - lo) == pytest.approx(inside, abs=1e-12)
+    mean, spread = weight @ z, np.sqrt(weight @ z**2 - (weight @ z) ** 2)
+    t, density = ax.lines[0].get_xydata().T
+    assert density == pytest.approx(stats.norm.pdf(t, mean, spread), abs=1e-9)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from chapters import as_in_the_book, chapter, containing, define, printed, tagged
+from chapters import as_in_the_book, chapter, containing, curves, define, printed, tagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize, special, stats
@@ -857,3 +857,48 @@ def test_the_checker_names_what_is_wrong(
     capsys.readouterr()
     assert space["check"](answer) is False
     assert hint in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------- what the figures draw
+
+
+@pytest.mark.parametrize(("p1", "lr"), [(0.22, 0.1), (0.52, 1.4)])
+def test_fig_race(p1: float, lr: float) -> None:
+    left, right = curves(PATH, "race", p1=p1, lr=lr)
+    steps = round(14 / lr)
+    keep = np.unique(np.linspace(0, steps, 29).astype(int))
+    for k, name in enumerate(("Logistic", "Cauchy", "Uniform")):
+        walk = descend(name, [p1, 0.05], lr, steps)
+        assert np.allclose(left[2 * k].T, walk[keep], atol=1e-9)
+        assert np.allclose(left[2 * k + 1][:, 0], walk[-1], atol=1e-9)
+        losses = [mean_loss(p) for p in walk[keep]]
+        assert np.allclose(right[k], [lr * keep, losses], atol=1e-9)
+
+
+@pytest.mark.parametrize(("N", "scale"), [(30, 1.0), (50, 0.5)])
+def test_fig_inertia(N: int, scale: float) -> None:
+    left, right = curves(PATH, "inertia", N=N, scale=scale)
+    for k, lazy in enumerate((True, False)):
+        eta, path = np.zeros(2), [np.full(2, 0.5)]
+        for t in range(N + 10):
+            eta = eta - 0.1 * np.array([1.0, 0.4]) * (1 if t < N else -1)
+            eta = eta if lazy else np.clip(eta, -scale, scale)
+            path.append(np.clip((1 + eta / scale) / 2, 0, 1))
+        assert np.allclose(left[2 * k].T, path, atol=1e-9)
+        assert np.allclose(left[2 * k + 1][:, 0], path[-1], atol=1e-9)
+        assert np.allclose(right[k][1], np.array(path)[:, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize("k", [0.3, 1.0])
+def test_fig_proxies(k: float) -> None:
+    (fisher, speed), (path, dots, _) = curves(PATH, "proxies", k=k)
+    eta, start = special.logit(fisher[0]), special.logit(np.array([0.22, 0.05]))
+    f = LAWS["Logistic"].pdf(eta)
+    assert np.allclose(fisher[1], 4 * f, atol=1e-12)  # F(1 - F) = f, for logistic noise
+    assert np.allclose(speed[1], 4 * f * proxy(k)(eta), atol=1e-12)
+    for j in (10, 25, 50):
+        assert np.allclose(path[:, j], special.expit(flow(proxy(k), start, 24 * j / 50)), atol=1e-4)
+    eta = start
+    for dot in dots.T:
+        assert np.allclose(dot, special.expit(eta), atol=1e-9)
+        eta = eta - 0.3 * proxy(k)(eta) * gradient(special.expit(eta))

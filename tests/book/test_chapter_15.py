@@ -18,6 +18,7 @@ from chapters import (
     as_in_the_book,
     chapter,
     containing,
+    curves,
     define,
     printed,
     prose,
@@ -542,3 +543,44 @@ def test_most_methods_were_level_over_a_factor_of_a_hundred() -> None:
 def test_the_repeated_run_is_the_stored_one() -> None:
     words = printed(containing(PATH, "again = weights.train")).split()
     assert words[1].rstrip(",") == words[3]
+
+
+# ------------------------------------------------------------------- what the figures draw
+
+
+@pytest.mark.parametrize(("gamma", "tau"), [(0.1, 0.2), (0.01, 0.0)])
+def test_fig_inertia(gamma: float, tau: float) -> None:
+    (average, *_), (latent, weight, *_) = curves(PATH, "inertia", gamma=gamma, tau=tau)
+    u = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64).numpy()
+    g = 3.4 * u - 1.7 + np.repeat([0.1, -0.1], 100)
+    m = [sum(gamma * (1 - gamma) ** (t - s) * g[s] for s in range(t + 1)) for t in range(200)]
+    assert np.allclose(average[1], m, atol=1e-12)
+    assert np.allclose(3 * latent[1], np.where(np.array(m) > 0, -1, 1))
+    w = 1.0
+    for value, drawn in zip(m, 3 * (weight[1] + 1), strict=True):
+        w = -np.sign(value) if abs(value) > tau else w
+        assert math.isclose(drawn, w, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize(("power", "lam"), [(-1, 2), (-8, 12)])
+def test_fig_factor(power: int, lam: float) -> None:
+    (plain, constant, single, _), (right, dot) = curves(PATH, "factor", power=power, lam=lam)
+    tau = 10.0**power
+    for k in range(0, 49, 6):
+        at = plain[0][k]
+        mean = integrate.quad(
+            lambda v, at=at: (np.cosh(at) / np.cosh(tau * v - at) / np.cosh(v)) ** 2 / 2, -25, 25
+        )[0]
+        assert math.isclose(plain[1][k], mean, rel_tol=1e-6)
+        inner = mean / np.cosh(at) ** 2
+        with_constant = (inner + 1e-10 / tau) / (np.cosh(at) ** -2 + 1e-10)
+        assert math.isclose(constant[1][k], with_constant, rel_tol=1e-6)
+        u = (np.arange(1000, dtype=np.float32) + np.float32(0.5)) / np.float32(1000)
+        w = np.tanh((np.float32(at) + np.log(u / (1 - u)) / 2) / np.float32(tau))
+        mu = np.tanh(np.float32(at))
+        s = (1 - w * w + np.float32(1e-10)) / np.float32(tau) / (1 - mu * mu + np.float32(1e-10))
+        assert math.isclose(single[1][k], s.mean(dtype=float), rel_tol=2e-2)
+    for t, p in (*right.T[::16], dot[:, 0]):  # the mass of 1/(2 cosh^2) where |lam + d| < 9.02 t
+        mass = integrate.quad(lambda v: 0.5 / np.cosh(v - lam) ** 2, -9.02 * t, 9.02 * t,
+                              epsabs=0, epsrel=1e-9)[0]  # fmt: skip
+        assert math.isclose(p, mass, rel_tol=1e-6)

@@ -195,6 +195,13 @@ def test_what_a_live_figure_answers_is_folded(path: Path) -> None:
 
 
 @each
+def test_the_curves_of_every_live_figure_have_a_test(path: Path) -> None:
+    live = [m[1] for c in cells(path) for m in re.finditer(r"figures\.explore\(\s*(\w+)", c.source)]
+    names = written_tests(path)
+    assert live and [name for name in live if f"test_fig_{name}" not in names] == []
+
+
+@each
 def test_code_that_draws_stays_out_of_the_way(path: Path) -> None:
     drawing = [c for c in cells(path) if re.search(r"figures\.(show|explore)\(", c.source)]
     assert all("hide-input" in tags(c) for c in drawing)

@@ -1,6 +1,7 @@
 """Chapters as data: their cells, their own definitions run here, the labels that they use.
 
-Nothing is drawn: ``define`` takes single statements out of a notebook, and only those asked for.
+``define`` takes single statements out of a notebook, and only those asked for; ``curves`` gives the
+data of a figure without the picture.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ import ast
 import builtins
 import re
 import symtable
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
+import pytest
 import torch
 from places import BOOK
+
+import sbnlib.figures
 
 CHAPTERS = sorted(
     p for p in BOOK.glob("*/[0-9][0-9]-*.ipynb") if ".ipynb_checkpoints" not in p.parts
@@ -116,7 +124,11 @@ def define(path: Path, *names: str) -> dict[str, Any]:
 def missing(source: str) -> set[str]:
     """The names that a piece of code takes from elsewhere, those of Python left out."""
     table = symtable.symtable(source, "cell", "exec")
-    return _globals(table) - {s.get_name() for s in table.get_symbols() if s.is_assigned()}
+    return _globals(table) - _bound(table)
+
+
+def _bound(table: symtable.SymbolTable) -> set[str]:
+    return {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
 
 
 def _globals(table: symtable.SymbolTable) -> set[str]:
@@ -131,6 +143,50 @@ def run(path: Path, cell: Any, space: dict[str, Any] | None = None) -> dict[str,
         space = define(path, *(missing(cell.source) - set(imports)))
     exec(compile(cell.source, cell.id, "exec"), space)
     return space
+
+
+# -------------------------------------------------------------------------------- figures
+
+
+def needed(path: Path, cell: Any) -> list[Any]:
+    """The cell and those before it that bind what it takes, at any remove, in their order."""
+    before = cells(path)
+    before = before[: [c.id for c in before].index(cell.id)]
+    found, wanted = [cell], missing(cell.source)
+    for earlier in reversed(before):
+        if _bound(symtable.symtable(earlier.source, "cell", "exec")) & wanted:
+            found.insert(0, earlier)
+            wanted |= missing(earlier.source)
+    return found
+
+
+@cache
+def drawing(path: Path, name: str) -> Callable[..., Any]:
+    """The function of this name that draws a figure, its cell run without drawing a frame."""
+    (cell,) = (c for c in cells(path) if f"def {name}(" in c.source)
+    space: dict[str, Any] = {"__name__": path.stem}
+    with as_in_the_book(), redirect_stdout(StringIO()), pytest.MonkeyPatch.context() as patch:
+        for function in ("show", "explore"):
+            patch.setattr(sbnlib.figures, function, lambda *given, **more: None)
+        for each in needed(path, cell):
+            exec(compile(each.source, each.id, "exec"), space)
+    return space[name]
+
+
+def curves(path: Path, name: str, **params: Any) -> list[list[np.ndarray]]:
+    """The lines that a figure draws at some setting: for each of its axes, each line as (x, y)."""
+    return [
+        [np.array(k.get_xydata(), float).T for k in ax.lines] for ax in axes(path, name, **params)
+    ]
+
+
+def axes(path: Path, name: str, **params: Any) -> list[Any]:
+    """The axes that a figure draws at some setting."""
+    draw = drawing(path, name)
+    with as_in_the_book():
+        fig = draw(**params)
+    plt.close(fig)
+    return fig.axes
 
 
 # --------------------------------------------------------------------------------- labels
