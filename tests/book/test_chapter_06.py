@@ -298,7 +298,7 @@ def test_thm_06_multilinear_needs_the_last_layer() -> None:
     off = [np.linalg.norm(found[k, "weight"][0] - exact[k, "weight"]) for k in (0, 1)]
     off = [v / np.linalg.norm(exact[k, "weight"]) for k, v in enumerate(off)]
     assert off[1] < 1e-14
-    text = printed(containing(PATH, "exact_moments(net"))
+    text = printed(containing(PATH, "exact_moments(deep"))
     said = re.search(r"1 +([\d.]+)\n +2 +([\d.]+)\n", text).groups()
     assert said == (f"{off[0]:.4f}", f"{off[1]:.4f}")
 

@@ -127,6 +127,8 @@ def test_what_is_no_answer_is_told_so(
 ) -> None:
     right, words = said(check, NOT_ANSWERS[given], capsys)
     assert not right and len(words.split()) >= 3
+    if isinstance(check, Function):
+        assert words.startswith("hand in the function itself; got ")
 
 
 def raising(error: BaseException) -> Callable[..., object]:
