@@ -912,7 +912,8 @@ def test_a_row_that_lacks_a_field_is_refused(path):
             except sbn_tables.Undrawable:
                 continue
             lacking.add(key)
-    assert lacking == NOT_NEEDED[content["kind"]]
+    there = {key for row in content["rows"] for key in row}
+    assert lacking == NOT_NEEDED[content["kind"]] & there
 
 
 @every_file

@@ -170,6 +170,7 @@ def drawing(path: Path, name: str) -> Callable[..., Any]:
             patch.setattr(sbnlib.figures, function, lambda *given, **more: None)
         for each in needed(path, cell):
             exec(compile(each.source, each.id, "exec"), space)
+    plt.close("all")
     return space[name]
 
 

@@ -186,6 +186,7 @@ def test_weights_does_not_take_the_rows_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"method": "bop", "validation": 0.5, "test": 0.5, "lr": 1, "other": 1, "seed": 0}
+    row |= {"validation_loss": 1.0}
     monkeypatch.setattr(weights, "train", lambda *_, **__: row)
     weights.run(seeds=1, methods=["bop"], epochs=2, folder=tmp_path)
     monkeypatch.setattr(weights, "train", lambda *_, **__: pytest.fail("trained"))
