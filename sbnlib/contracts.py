@@ -31,7 +31,7 @@ import functools
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol
@@ -101,11 +101,7 @@ class NetworkEstimator(Protocol):
 
 def takes(function: Callable[..., Any], keyword: str, *, among_others: bool = True) -> bool:
     """Whether ``function`` can be handed ``keyword=``, by name or among any others (``**kw``)."""
-    call = function.forward if isinstance(function, torch.nn.Module) else function
-    try:
-        parameters = inspect.signature(call).parameters.values()
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return False
+    parameters = (_parameters(function) or {}).values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if among_others and any(p.kind is p.VAR_KEYWORD for p in parameters):
         return True
@@ -122,6 +118,46 @@ def with_generator(estimator: Callable[..., Tensor]) -> Callable[..., Tensor]:
     if isinstance(estimator, _Deterministic) or takes(estimator, "generator") and not bound:
         return estimator
     return _Deterministic(estimator)
+
+
+#: The first arguments by which a function is known to be of a kind.
+_FIRST = {
+    ("a", "x", "noise"): "chain rule",
+    ("loss", "a", "noise"): "loss based",
+    ("net", "inputs", "loss"): "network",
+    ("a", "noise"): "relaxation",
+}
+
+
+def named_kind(function: Callable[..., Any]) -> str | None:
+    """The kind of an estimator by the names of its arguments; None where they tell nothing."""
+    names = argument_names(function)
+    return next((kind for first, kind in _FIRST.items() if names[: len(first)] == first), None)
+
+
+def argument_names(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(_parameters(function) or ())
+
+
+def can_be_called(function: Callable[..., Any], count: int) -> bool:
+    """Whether ``function`` takes ``count`` arguments by position, and its ``generator``."""
+    parameters = _parameters(function)
+    if parameters is None:
+        return True
+    options = {"generator": None} if "generator" in parameters else {}
+    try:
+        inspect.Signature(list(parameters.values())).bind(*[None] * count, **options)
+    except TypeError:
+        return False
+    return True
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    call = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        return inspect.signature(call).parameters
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return None
 
 
 @dataclass(frozen=True)
@@ -182,6 +218,8 @@ def check_ends_with(name: str, x: Tensor, a: Tensor) -> None:
 
 def check_uniforms(u: Tensor) -> None:
     """Where looking is free, uniforms are on [0, 1): one at 1 would make a certain +1 a -1."""
+    if not u.is_floating_point():
+        raise TypeError(f"u must be floating-point uniforms on [0, 1), got {u.dtype}")
     if not looking_is_free(u) or u.numel() == 0:
         return
     low, high = float(u.amin()), float(u.amax())
@@ -232,6 +270,11 @@ def check_tau(tau: float | Tensor) -> None:
         raise ValueError(f"tau must be a temperature from 1e-37 to 1e37, got {tau!r}")
 
 
+def check_function(name: str, value: object, of: str) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be a function of {of}, got {value!r}")
+
+
 def check_weight(name: str, value: object) -> None:
     """A weight is a finite number or a tensor."""
     number = isinstance(value, Real) and math.isfinite(value)
@@ -256,6 +299,7 @@ def evaluate(
 
     The loss gets a copy: it may change its argument in place, and the states are needed after it.
     """
+    check_function(name, loss, "the states")
     shape = x.shape[:-1] if shape is None else shape
     try:
         values = loss(x.clone())

@@ -9,7 +9,7 @@ what stands for a random sign. :func:`set_mode` chooses it for the whole network
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -60,19 +60,20 @@ def reestimate_batch_norm(net: Module, data: Tensor | Iterable[Any]) -> Module:
     its own through all the data: what comes into a layer must be settled before it is measured.
 
     Args:
-        net: any module.
+        net: any module; after an error its statistics are as they were.
         data: inputs as one tensor, or as batches that can be gone through more than once: tensors,
             or tuples whose first entry is the inputs. The mean over the batches is unweighted.
 
     Raises:
         ValueError: no batch norm with running statistics, no data, or batches that can be gone
             through only once.
+        TypeError: data that are neither a tensor nor batches, batches that hold no tensor.
 
     Afterwards batch norm is in evaluation mode; all other modules are as they were.
     """
     _check_module(net)
     batches = _batches(data)
-    with torch.no_grad(), in_evaluation_mode(net):
+    with torch.no_grad(), in_evaluation_mode(net), _restored_after_an_error(_batch_norms(net)):
         for norm in _in_order_of_use(net, batches):
             norm.reset_running_stats()
             momentum, norm.momentum = norm.momentum, None  # None: a plain mean over the batches
@@ -88,9 +89,23 @@ def reestimate_batch_norm(net: Module, data: Tensor | Iterable[Any]) -> Module:
     return net
 
 
+@contextmanager
+def _restored_after_an_error(norms: list[Any]) -> Iterator[None]:
+    before = [{name: b.clone() for name, b in norm.named_buffers()} for norm in norms]
+    try:
+        yield
+    except BaseException:
+        for norm, buffers in zip(norms, before, strict=True):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
+        raise
+
+
 def _batches(data: Tensor | Iterable[Any]) -> list[Any] | Iterable[Any]:
     if isinstance(data, Tensor):
         data = [data]
+    if isinstance(data, str | Mapping) or not isinstance(data, Iterable):
+        raise TypeError(f"data must be a tensor or batches of tensors, got {type(data).__name__}")
     if isinstance(data, Iterator):
         raise ValueError("data must be a tensor or batches that can be gone through again, such "
                          f"as a list or a DataLoader, got {type(data).__name__}")  # fmt: skip
@@ -100,7 +115,13 @@ def _batches(data: Tensor | Iterable[Any]) -> list[Any] | Iterable[Any]:
 
 
 def _inputs(batch: Any) -> Tensor:
-    return batch[0] if isinstance(batch, tuple | list) else batch
+    inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            "data must hold tensors, or tuples that begin with one, got a batch of type "
+            f"{type(batch).__name__}"
+        )
+    return inputs
 
 
 def _batch_norms(net: torch.nn.Module) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import Loss, looking_is_free
+from sbnlib.contracts import Loss, check_function, looking_is_free
 
 __all__ = ["classification_loss"]
 
@@ -39,6 +39,7 @@ def classification_loss(head: Callable[[Tensor], Tensor], targets: Tensor) -> Lo
     >>> loss(torch.ones(7, 2, 5)).shape
     torch.Size([7, 2])
     """
+    check_function("head", head, "states (N, n)")
     kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
     if kind not in INTEGERS:
         raise TypeError(f"targets must be a tensor of integers, got {kind}")

@@ -9,7 +9,6 @@ The real-valued head belongs to the loss: a 784-200-200-10 classifier is
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -24,10 +23,14 @@ from sbnlib.contracts import (
     Loss,
     LossBased,
     NetworkEstimator,
+    argument_names,
+    can_be_called,
+    check_function,
     check_states,
     check_values,
     evaluate,
     name_of,
+    named_kind,
     takes,
     with_generator,
 )
@@ -132,10 +135,13 @@ class SBN(torch.nn.Module):
         """One value a layer, or an error that says how many there should be."""
         if values is None:
             return [None] * len(self.layers)
-        if isinstance(values, Tensor) or len(values) != len(self.layers):
-            got = "a tensor" if isinstance(values, Tensor) else f"{len(values)}"
-            raise ValueError(f"{name} must hold {len(self.layers)} tensors, one a layer, got {got}")
-        return values
+        if isinstance(values, Tensor | str) or not isinstance(values, Sequence):
+            got = f"a {type(values).__name__}"
+        elif len(values) != len(self.layers):
+            got = f"{len(values)}"
+        else:
+            return values
+        raise ValueError(f"{name} must hold {len(self.layers)} tensors, one a layer, got {got}")
 
 
 def run_layer(layer: torch.nn.Module, x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -149,6 +155,11 @@ def run_layer(layer: torch.nn.Module, x: Tensor, generator: torch.Generator | No
         for part in layer:
             x = run_layer(part, x, generator)
         return x
+    if generator is not None and any(draws(m) for m in layer.modules() if m is not layer):
+        raise ValueError(
+            "generator must reach every module that draws: the forward of "
+            f"{type(layer).__name__} must take generator= and pass it on"
+        )
     return layer(x)
 
 
@@ -194,37 +205,26 @@ def network_estimator(estimator: str | NetworkEstimator) -> NetworkEstimator:
     return with_generator(estimator)
 
 
-#: The first arguments of the other kinds, and what makes a network estimator of such a function.
+#: What makes a network estimator of a function of another kind.
 _CURES = {
-    ("a", "x", "noise"): "; use pathwise({})",
-    ("loss", "a", "noise"): "; use layerwise({})",
-    ("a", "noise"): "; give a relaxation by its name in the registry",
+    "chain rule": "; use pathwise({})",
+    "loss based": "; use layerwise({})",
+    "relaxation": "; give a relaxation by its name in the registry",
 }
 
 
 def _check_arguments(estimator: Callable[..., Tensor]) -> None:
     """A network estimator is called with (net, inputs, loss); other kinds name other arguments."""
-    try:
-        signature = inspect.signature(estimator)
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return
-    names = tuple(signature.parameters)
-    cure = next((cure for first, cure in _CURES.items() if names[: len(first)] == first), "")
-    options = {"generator": None} if "generator" in names else {}
-    if cure or not _can_be_called(signature, *[None] * 3, **options):
-        name = name_of(estimator.func if isinstance(estimator, functools.partial) else estimator)
+    kind = named_kind(estimator)
+    cure = _CURES.get(kind or "", "")
+    if isinstance(estimator, type) or cure or not can_be_called(estimator, 3):
+        is_partial = isinstance(estimator, functools.partial)
+        base = name_of(getattr(estimator, "func", estimator))
+        name = f"partial({base}, ...)" if is_partial else base
         raise ValueError(
             "estimator must be a network estimator (net, inputs, loss, *, generator), got "
-            f"{name}({', '.join(names)}){cure.format(name)}"
+            f"{base}({', '.join(argument_names(estimator))}){cure.format(name)}"
         )
-
-
-def _can_be_called(signature: inspect.Signature, *args: Any, **options: Any) -> bool:
-    try:
-        signature.bind(*args, **options)
-    except TypeError:
-        return False
-    return True
 
 
 def pathwise(estimator: ChainRule | str) -> NetworkEstimator:
@@ -295,6 +295,7 @@ class _Layerwise:
     def __call__(
         self, net: SBN, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
     ) -> Tensor:
+        check_function("loss", loss, "the states")
         for k, layer in enumerate(net.layers):
             if any(isinstance(m, _CONVOLUTIONS) for m in layer.modules()):
                 raise ValueError(f"layerwise needs fully connected layers, layer {k} is {layer}")

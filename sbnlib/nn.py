@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from sbnlib.contracts import (
     ChainRule,
@@ -93,6 +94,7 @@ class Sign(torch.nn.Module):
         if name == "estimator":  # torch would file a module and pass the property by
             object.__setattr__(self, name, value)
         else:
+            value = as_noise(value) if name == "noise" else value
             super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
@@ -218,6 +220,7 @@ class _Bernoulli(torch.nn.Module):
     # load_state_dict(assign=True). So eta is marked again wherever that can have happened.
 
     def __setattr__(self, name: str, value: Any) -> None:
+        value = as_noise(value) if name == "noise" else value
         law = getattr(value, "noise", None) if name == "eta" else None
         if law is not None and law != self.noise:
             raise ValueError(f"eta must be of the layer's {self.noise!r}, got one of {law!r}")
@@ -295,10 +298,15 @@ class _Bernoulli(torch.nn.Module):
 
         Raises:
             ValueError: unknown ``mode``.
+            RuntimeError: torch's ``prune`` or ``parametrize`` was put on ``eta``.
         """
         mode = self.mode if mode is None else mode
         if mode not in WEIGHT_MODES:
             raise ValueError(f"mode must be one of {WEIGHT_MODES}, got {mode!r}")
+        if "eta_orig" in self._parameters or is_parametrized(self, "eta"):
+            raise RuntimeError(
+                "eta must be a parameter of the layer, got one that prune or parametrize computes"
+            )
         eta = self.eta.detach()
         if mode == "concrete":
             w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)

@@ -142,9 +142,7 @@ class Noise:
         return torch.where(upper, -a, a)
 
     def _icdf_lower(self, p: Tensor) -> Tensor:
-        raise NotImplementedError(
-            f"{type(self).__name__} must define _icdf_lower, the quantiles up to 1/2 at scale 1"
-        )
+        raise self._lacks("_icdf_lower, the quantiles up to 1/2")
 
 
 class Logistic(Noise):
@@ -282,6 +280,9 @@ def as_noise(noise: Noise | str) -> Noise:
         TypeError: neither a noise model nor a name.
     """
     if isinstance(noise, Noise):
+        if not hasattr(noise, "scale"):
+            name = type(noise).__name__
+            raise TypeError(f"noise must have a scale, {name} must call super().__init__(scale)")
         if type(noise) not in _OWN and not noise._tried:
             _try(noise)
         return noise

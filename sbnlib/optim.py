@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from sbnlib.contracts import check_number, is_finite
+from sbnlib.contracts import check_function, check_number, is_finite
 from sbnlib.nn import _Bernoulli
 from sbnlib.noise import Logistic, Noise, Uniform, as_noise
 
@@ -558,6 +558,7 @@ class Proximal(Optimizer):
     ) -> None:
         if not isinstance(base, Optimizer):
             raise TypeError(f"base must be an optimizer of torch, got {base!r}")
+        check_function("prox", prox, "latent weights and a strength")
         self.base, self.prox, self.strength, self.lazy, self.steps = base, prox, strength, lazy, 0
         # Hooks as after torch's constructor, which would make groups and a state of its own, too
         self.__setstate__({})
@@ -699,6 +700,7 @@ class FlipRatio:
 
     Raises:
         ValueError: no weights.
+        TypeError: ``params`` is a tensor or a module, or holds something other than tensors.
 
     Source: Helwegen et al. 2019 (NeurIPS), who plot its logarithm; larq's ``FlipRatio``.
 
@@ -711,9 +713,15 @@ class FlipRatio:
     """
 
     def __init__(self, params: Iterable[Tensor]) -> None:
+        if isinstance(params, Tensor | torch.nn.Module) or not isinstance(params, Iterable):
+            got = type(params).__name__
+            raise TypeError(f"params must be tensors of weights, such as a list of them, got {got}")
         self.params = list(params)
         if not self.params:
             raise ValueError("params must hold at least one tensor of weights, got none")
+        for p in self.params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"params must hold tensors only, got {p!r}")
         self.signs = self._signs()
 
     def __call__(self) -> float:

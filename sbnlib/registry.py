@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import ChainRule, LossBased, name_of
+from sbnlib.contracts import ChainRule, LossBased, can_be_called, name_of, named_kind
 from sbnlib.estimators import (
     arm,
     concrete,
@@ -416,8 +416,16 @@ def _checked(function: Callable[..., Tensor], kind: str) -> Callable[..., Tensor
     wanted, base = _WANTED[kind], getattr(function, "func", function)  # a partial's
     if not callable(function):
         raise TypeError(f"estimator must be a registry name or {wanted}, got {name_of(function)}")
-    found = "network" if hasattr(function, "chain_rule") else _KIND_OF.get(id(base), kind)
+    if id(base) in _KIND_OF:
+        found = _KIND_OF[id(base)]
+    elif isinstance(function, type):
+        raise TypeError(f"estimator must be {wanted}, got the class {name_of(function)}")
+    else:
+        found = "network" if hasattr(function, "chain_rule") else named_kind(function) or kind
     if found != kind:
         got = f"{name_of(base)} of kind {found!r}"
         raise ValueError(f"estimator must be {wanted}, got {got}: {_PLACE[found]}")
+    if id(base) not in _KIND_OF and not can_be_called(function, 3):
+        got = f"{name_of(base)}, which does not take three arguments"
+        raise TypeError(f"estimator must be {wanted}, got {got}")
     return function

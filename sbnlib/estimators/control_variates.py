@@ -52,7 +52,7 @@ def muprop(
     """
     noise = check_loss_based(a, noise, num_samples)
     a0 = widened(a.detach())
-    mean = mean_state(a.detach(), noise).requires_grad_()
+    mean = _leaf(mean_state(a.detach(), noise))
     with torch.enable_grad():
         centre = evaluate(loss if surrogate is None else surrogate, mean)
         slope = widened(_derivative("loss", centre, mean))
@@ -206,7 +206,7 @@ def _coupled(
 ) -> tuple[Tensor, Tensor]:
     """Losses ``(M, ...)`` and estimates ``(M, ..., n)``."""
     noise = check_loss_based(a, noise, num_samples)
-    leaf = widened(a.detach()).repeat(num_samples, *[1] * a.dim()).requires_grad_()
+    leaf = _leaf(widened(a.detach()).repeat(num_samples, *[1] * a.dim()))
     u = uniforms(leaf.shape, a, generator)
     x = states_at(leaf, noise, u)
     values = evaluate(loss, x.to(a.dtype))
@@ -228,6 +228,16 @@ _CURES = {
     "estimator without derivatives such as disarm",
     "control": "control must be differentiable in z: its derivative is a part of the estimate",
 }
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """``x`` as the variable of a derivative that is taken on the way."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "muprop, rebar and relax cannot be transformed by torch.func, because they take "
+            "derivatives on the way: use torch.autograd.grad on what they return"
+        )
+    return x.requires_grad_()
 
 
 def _derivative(name: str, values: Tensor, x: Tensor, create_graph: bool = False) -> Tensor:

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import check_ends_with, check_pre_activations, looking_is_free
+from sbnlib.contracts import (
+    check_ends_with,
+    check_function,
+    check_pre_activations,
+    looking_is_free,
+)
 from sbnlib.estimators.chain_rule import attach
 from sbnlib.estimators.relaxed import sech2
 from sbnlib.noise import (
@@ -188,8 +193,10 @@ def proxy(
 
     Raises:
         ValueError: unknown ``name``, the message lists the known ones; not one of the three; a
-            slope that requires a gradient or (looked at on the CPU only) is not finite; a result
-            of ``h`` or ``function`` that has not the shape of ``a``.
+            ``function`` that is constant in ``a``; a slope that requires a gradient or (looked at
+            on the CPU only) is not finite; a result of ``h`` or ``function`` that has not the shape
+            of ``a``.
+        TypeError: an ``h`` or a ``function`` that cannot be called.
 
     Source: the ``source`` of the entry; chapter 8.
     """
@@ -198,10 +205,15 @@ def proxy(
         raise ValueError(f"one of name, h and function must be given, got {given or 'none'}")
     if name is not None and name not in PROXIES:
         raise ValueError(f"name must be one of {sorted(PROXIES)}, got {name!r}")
+    for key, value in (("h", h), ("function", function)):
+        if value is not None:
+            check_function(key, value, "a")
     check_pre_activations(a)
     check_ends_with("x", x, a)
     if function is not None:
         m = _elementwise("function", function, widened(a))
+        if a.requires_grad and torch.is_grad_enabled() and not m.requires_grad:
+            raise ValueError("function must be differentiable in a, got a result without a graph")
         return x + (m - m.detach()).to(a.dtype)
     a0 = widened(a.detach())
     return attach(x, a, _elementwise("h", h, a0) if h is not None else PROXIES[str(name)].h(a0))
