@@ -576,10 +576,6 @@ def grows_once_it_is_above_one():
 CLAIMS = {
     "for small nets nothing, and for larger ones a factor that grows with each unit":
         grows_once_it_is_above_one,
-    "their 359 test images are few: near 98\u00a0% the error over the choice of images is 0.7 "
-    "points, more than that over the seeds":
-        lambda: error_over_images(0.98, 359) == 0.7 > max(
-            seeds_of("classify-digits.json", "sbn") + seeds_of("classify-digits.json", "tanh")),
     "has ten thousand test images, and near 89\u00a0% the error over their choice is 0.3 points":
         lambda: error_over_images(0.89, 10_000) == 0.3,
     "a single sample of the network falls behind the twin by 0.83 ± 0.07 points":
@@ -602,9 +598,10 @@ CLAIMS = {
         lambda: max(ratio_on_the_h100("exact_gradient", units=8)) < 1,
     "Against 16 threads of a CPU":
         lambda: rows_of(H100, "environment")[0]["cpu"].endswith(", 16 threads"),
-    "moves the accuracy of one network by 0.8 points or more":
-        lambda: all(100 * r["image_se"] > 0.75 for k in ("classify-digits.json", GONE)
-                    for r in rows_of(k, "summary")),
+    "moves the accuracy of one network by 0.8 points or more, which is more than the seeds do":
+        lambda: min(100 * r["image_se"] for r in rows_of("classify-digits.json", "summary"))
+        > max(0.75, *seeds_of("classify-digits.json", "sbn"),
+              *seeds_of("classify-digits.json", "tanh")),
     "each one gets fifteen trials":
         lambda: {len([r for r in rows_of("weights-digits.json", "search") if r["method"] == m])
                  for m in {r["method"] for r in rows_of("weights-digits.json")}} == {15},
