@@ -505,7 +505,7 @@ def test_the_table_is_the_stored_measurement(summaries: dict[str, dict]) -> None
         expected = [row["mean"], row["se"]]
         if m != "real":
             expected += [row["gap"], row["gap_se"], adjusted[m]]
-        numbers = re.findall(r"[+-]?\d\.\d{3,4}", line[44:])
+        numbers = re.findall(r"[+-]?\d\.\d{3,4}", line[42:])
         assert [float(v) for v in numbers] == pytest.approx(expected, abs=5.1e-4)
 
 
