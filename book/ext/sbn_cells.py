@@ -3,8 +3,8 @@
 JupyterLab's own renderer knows neither directives nor roles nor labels. So a page is cut into cells
 at its headings, boxes and labelled equations, and rewritten:
 
-1. ``draft`` cuts and rewrites what needs no other page: boxes, tables, exercises with a cell for the
-   answer, folded solutions, stored figures as pictures. A label becomes the id of its cell.
+1. ``draft`` cuts and rewrites what needs no other page: boxes, tables, exercises with a cell for
+   the answer, folded solutions, stored figures as pictures. A label becomes the id of its cell.
 2. ``finish`` puts the book's own words for references, numbers and links in their place, once the
    drafts of all pages say where each label is.
 
@@ -36,7 +36,7 @@ EQUATION = re.compile(r"\$\$(?:(?!\$\$).)*\$\$ \((?P<label>[\w-]+)\)", re.S)
 CUT = re.compile(r"^(?=#{1,6} |\([\w-]+\)=\s*$|\$\$\n(?:(?!\$\$).)*\n\$\$ \([\w-]+\))", re.M | re.S)
 ANCHOR = re.compile(r'<a id="([\w-]+)">')
 ROW_TARGET = re.compile(r"\(([\w-]+)\)=\s+")
-#: What is rewritten at the end, after what has to stay as it is: code, and formulas without a label.
+#: What is rewritten at the end; code, and formulas without a label, stay as they are.
 REFERENCE = re.compile(
     r"(?P<code>^ *(?P<fence>`{3,}).*?^ *(?P=fence) *$)"
     r"|\{(?P<role>[\w:-]+)\}`(?P<given>[^`]+)`"
@@ -83,7 +83,7 @@ class Draft:
 
 
 def blocks(text: str) -> Iterator[str | Directive]:
-    """The text between fences, and the fences: directives, and code, which is one without a name."""
+    """The text between fences, and the fences: directives, and code, a directive without a name."""
     plain: list[str] = []
     lines = iter(text.split("\n"))
     for line in lines:
@@ -128,7 +128,8 @@ def _directive(found: re.Match[str], lines: list[str]) -> Directive:
 
 def plain(text: str) -> str:
     """Markdown without directives."""
-    return "\n".join(b if isinstance(b, str) else boxed(b) for b in blocks(text))
+    parts = "\n".join(b if isinstance(b, str) else boxed(b) for b in blocks(text))
+    return re.sub(r"\n{3,}", "\n\n", parts).strip("\n")
 
 
 def boxed(directive: Directive) -> str:
@@ -292,7 +293,7 @@ class _Cutter:
         self.exercise = block
 
     def _answer(self) -> None:
-        """An empty cell for the reader, after the checker if there is one: for words or for code."""
+        """An empty cell for the reader, after the checker if there is one: for words or code."""
         if self.exercise is None:
             return
         words = self.exercise.body.startswith("*Prove")
@@ -405,7 +406,7 @@ def svg_address(svg: str) -> str:
 
 @dataclass(frozen=True)
 class Words:
-    """What a reference says, in pieces, each with the label that it leads to, if it leads anywhere."""
+    """What a reference says, in pieces, each with the label that it leads to or none."""
 
     pieces: tuple[tuple[str, str], ...]
 

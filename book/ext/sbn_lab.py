@@ -9,6 +9,7 @@ site.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,8 +18,8 @@ import nbformat
 from docutils import nodes
 from nbformat import NotebookNode
 from pybtex.plugin import find_plugin
-from sbn_cells import Book, Draft, Unknown, Words, draft, wanted
-from sbn_site import chapter_of
+from sbn_cells import Book, Draft, Unknown, Words, draft, svg_address, wanted
+from sbn_site import MAP_NODE, chapter_of
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -28,6 +29,14 @@ from sphinx.util import logging
 ONLY_ON_THE_SITE = {"book/back/api", "book/back/measurements"}
 ROOT = "book/"
 BIBLIOGRAPHY = re.compile(r"^```\{bibliography\}.*?^```$", re.S | re.M)
+MAP = re.compile(r'<svg(?= )(?P<rest>.*?aria-label="(?P<alt>[^"]*)".*?</svg>)', re.S)
+MAP_LINE = re.compile(r"^(?P<number>\d+)\. (?P<title>.+)$", re.M)
+MAP_STYLE = (
+    "<style>svg{background:#fff;font-family:sans-serif}text{font-size:15px}"
+    ".sbn-edges path{stroke:#666;fill:none;marker-end:url(#sbn-arrow)}marker path{fill:#666}"
+    "circle{fill:#f2f2f2;stroke:#666}.sbn-node text{text-anchor:middle}"
+    ".sbn-written circle{fill:#0072b2}.sbn-written text{fill:#fff}</style>"
+)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -46,15 +55,39 @@ def cells(env: BuildEnvironment, page: str) -> list[NotebookNode]:
     """The cells of a page; a page without code is one of them."""
     path = Path(env.doc2path(page))
     if path.suffix == ".ipynb":
-        return nbformat.read(path, as_version=4).cells
+        found = nbformat.read(path, as_version=4).cells
+        for cell in found if page == env.config.root_doc else ():
+            cell.source = map_of(env, page, cell.source)
+        return found
     text = BIBLIOGRAPHY.sub(lambda _: bibliography(env), path.read_text("utf-8"))
     return [nbformat.v4.new_markdown_cell(text, id=path.name.partition(".")[0])]
+
+
+def map_of(env: BuildEnvironment, page: str, text: str) -> str:
+    """The front page with links from the list of chapters, and the map as an image."""
+    written = {chapter_of(doc): doc for doc in env.found_docs if chapter_of(doc)}
+
+    def line(found: re.Match[str]) -> str:
+        doc = written.get(int(found["number"]))
+        path = f"{os.path.relpath(doc, os.path.dirname(page))}.ipynb" if doc else ""
+        return f"{found['number']}. [{found['title']}]({path})" if doc else found[0]
+
+    def node(found: re.Match[str]) -> str:
+        return found[0].replace("sbn-node", "sbn-node sbn-written" if int(found["number"]) in written
+                                else "sbn-node", 1)  # fmt: skip
+
+    def image(found: re.Match[str]) -> str:
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg"{found["rest"]}'
+        svg = MAP_NODE.sub(node, svg.replace(">", f">{MAP_STYLE}", 1))
+        return f'<img alt="{found["alt"]}" width="700" src="{svg_address(svg)}">'
+
+    return MAP.sub(image, MAP_LINE.sub(line, text))
 
 
 def bibliography(env: BuildEnvironment) -> str:
     """The works, each with its key as label."""
     markdown = find_plugin("pybtex.backends", "markdown")()
-    works = [c for c in env.get_domain("cite").citations]
+    works = env.get_domain("cite").citations
     return "\n\n".join(
         f"({work.key})=\n{work.formatted_entry.text.render(markdown)}" for work in works
     )
