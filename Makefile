@@ -46,7 +46,8 @@ quick: lint
 
 lab: book
 	@$(BIN)/python book/tools/lab.py
-	$(BIN)/jupyter lab notebooks/index.ipynb
+	JUPYTER_CONFIG_PATH="$(CURDIR)/book/tools/jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	    $(BIN)/jupyter lab notebooks/index.ipynb
 
 execute: $(INSTALLED)
 	$(BIN)/python book/tools/execute.py

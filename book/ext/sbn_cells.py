@@ -197,6 +197,7 @@ def _table(directive: Directive) -> str:
 
 
 def _anchored(text: str) -> str:
+    text = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     return ROW_TARGET.sub(r'<a id="\1"></a>', text)
 
 

@@ -73,11 +73,12 @@ def map_of(env: BuildEnvironment, page: str, text: str) -> str:
         return f"{found['number']}. [{found['title']}]({path})" if doc else found[0]
 
     def node(found: re.Match[str]) -> str:
-        return found[0].replace("sbn-node", "sbn-node sbn-written" if int(found["number"]) in written
-                                else "sbn-node", 1)  # fmt: skip
+        filled = int(found["number"]) in written
+        return found[0].replace("sbn-node", "sbn-node sbn-written", 1) if filled else found[0]
 
     def image(found: re.Match[str]) -> str:
         svg = f'<svg xmlns="http://www.w3.org/2000/svg"{found["rest"]}'
+        svg = svg.replace('"0 0 580 312"', '"-8 -8 596 328"', 1)  # with a margin
         svg = MAP_NODE.sub(node, svg.replace(">", f">{MAP_STYLE}", 1))
         return f'<img alt="{found["alt"]}" width="700" src="{svg_address(svg)}">'
 

@@ -1,4 +1,4 @@
-"""Put the copies of the pages for JupyterLab where the reader works, and keep what the reader wrote.
+"""Put the copies of the pages for JupyterLab where the reader works; keep what the reader wrote.
 
     python book/tools/lab.py        after `make book`; `make lab` does both, and opens JupyterLab
 
