@@ -359,8 +359,9 @@ def figure_name(cell: NotebookNode) -> str:
 
 
 def code_cell(cell: NotebookNode) -> NotebookNode:
-    """The cell with what the site hides folded and its pictures as images."""
+    """The cell, not run yet, with its pictures as images; what the site hides is folded."""
     cell = nbformat.from_dict(cell)
+    cell.execution_count = None
     tags = set(cell.metadata.get("tags", []))
     hidden = {}
     if tags & {"hide-input", "remove-input", "hide-cell", "remove-cell"}:
@@ -370,6 +371,8 @@ def code_cell(cell: NotebookNode) -> NotebookNode:
     if hidden:
         cell.metadata["jupyter"] = hidden
     for output in cell.outputs:
+        if "execution_count" in output:
+            output.execution_count = None
         if 'class="sbn-figure"' in output.get("data", {}).get("text/html", ""):
             output.data = _picture(output.data, figure_name(cell))
     return cell
