@@ -6,7 +6,7 @@
 # and, for those who work on it:
 #
 #   make quick     style, types and the tests that take no browser and no notebook
-#   make lab       open the notebooks in JupyterLab, with live sliders
+#   make lab       open copies of the chapters in JupyterLab, with live sliders, to write in
 #   make execute   run the notebooks again and store their outputs
 #   make bench     the speed of exact gradients and measurements, as ratios
 #   make serve     serve the built book at http://localhost:8000
@@ -44,8 +44,10 @@ test: book
 quick: lint
 	$(PYTEST) tests/library tests/book tests/support -m "not site and not slow" $(TESTS)
 
-lab: $(INSTALLED)
-	$(BIN)/jupyter lab book/index.ipynb
+lab: book
+	@$(BIN)/python book/tools/lab.py
+	JUPYTER_CONFIG_PATH="$(CURDIR)/book/tools/jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+	    $(BIN)/jupyter lab notebooks/index.ipynb
 
 execute: $(INSTALLED)
 	$(BIN)/python book/tools/execute.py
