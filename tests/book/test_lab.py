@@ -200,7 +200,7 @@ def folders(tmp_path, monkeypatch):
     """What the book makes, what the reader has, with a memory of trust that is nobody else's."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     made, copies = tmp_path / "made", tmp_path / "copies"
-    put(made, read="1", written="1", gone="1")
+    put(made, read="1", written="1", gone="1", left="1")
     assert list(lab.refresh(made, copies)) == []
     return made, copies
 
@@ -214,13 +214,16 @@ def test_copies_are_trusted(folders):
 
 def test_what_the_reader_wrote_stays_and_the_rest_follows_the_book(folders):
     made, copies = folders
-    put(copies, written="mine", own="mine")
+    put(copies, written="mine", own="mine", left="mine")
     assert list(lab.refresh(made, copies)) == []  # the book has nothing newer
     put(made, read="2", written="2")
     (made / "gone.ipynb").unlink()
+    (made / "left.ipynb").unlink()
     for _ in range(2):
         assert [p.stem for p in lab.refresh(made, copies)] == ["written"]
-        assert sources(copies) == {"read": "2", "written": "mine", "own": "mine"}
+        assert sources(copies) == {
+            "read": "2", "written": "mine", "own": "mine", "left": "mine",
+        }  # fmt: skip
 
 
 def test_a_broken_list_loses_nothing(folders):
@@ -229,7 +232,7 @@ def test_a_broken_list_loses_nothing(folders):
     put(made, read="2")
     (copies / lab.LIST).write_text("{")
     assert {p.stem for p in lab.refresh(made, copies)} == {"read", "written"}
-    assert sources(copies) == {"read": "1", "written": "mine", "gone": "1"}
+    assert sources(copies) == {"read": "1", "written": "mine", "gone": "1", "left": "1"}
 
 
 def test_without_a_build_it_says_what_to_do(tmp_path, monkeypatch, capsys):

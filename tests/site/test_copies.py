@@ -63,7 +63,7 @@ def test_every_page_but_those_that_sphinx_draws_has_a_copy():
 @every_copy
 def test_nothing_is_raw(page):
     text = CODE.sub("", markdown(read(copy(page))))
-    assert not re.findall(r":::|^ *```\{|\{[\w:-]+\}`|^\([\w-]+\)=|\$|^:\w+:|<svg", text, re.M)
+    assert not re.findall(r":::|^ *```\{|\{[\w:-]+\}|^\([\w-]+\)=|\$|^:\w+:|<svg", text, re.M)
     formulas = re.findall(r"\$\$.*?\$\$(?: \([\w-]+\))?", markdown(read(copy(page))), re.S)
     assert not [f for f in formulas if f.endswith(")") or "\n\n" in f]
 
@@ -156,8 +156,15 @@ def test_exercises_have_an_answer_cell_and_a_folded_solution(page):
         assert heading.metadata == {"jp-MarkdownHeadingCollapsed": True}
         assert heading.source.startswith("#### Solution to Exercise ")
         assert rest[0].cell_type == "markdown" and not rest[0].source.startswith("#")
-    for cell in tagged(cells, "checker"):
-        assert cell.metadata["jupyter"] == {"source_hidden": True}
+
+
+@every_copy
+def test_what_the_site_hides_is_folded(page):
+    cells = read(copy(page))
+    for tag in ("hide-input", "remove-input", "checker"):
+        assert all(c.metadata["jupyter"]["source_hidden"] for c in tagged(cells, tag))
+    for cell in tagged(cells, "hide-output"):
+        assert cell.metadata["jupyter"]["outputs_hidden"]
 
 
 @every_copy
