@@ -13,6 +13,7 @@ import pytest
 import torch
 from bridge import z_limit
 from chapters import as_in_the_book, chapter, containing, curves, define, printed, run, tagged
+from pins import pin
 from scipy import integrate, special, stats
 
 import sbnlib
@@ -65,6 +66,13 @@ def integral_over_threshold(function, a, density):
 # -------------------------------------------------------------------------- signs and plateaus
 
 
+@pin(
+    "eq-01-net",
+    r"""
+    \begin{gathered} x_1=\operatorname{sign}(v_1+v_2+b_1),\\
+    x_2=\operatorname{sign}(-v_1-v_2+b_2),\\ \text{score}=1-x_1-x_2 . \end{gathered}
+    """,
+)
 def test_eq_01_net_computes_xor_exactly_for_biases_between_zero_and_two():
     for b1, b2 in itertools.product(np.arange(-3.75, 4, 0.5), repeat=2):
         x = sign(INPUTS @ WEIGHTS.T + [b1, b2])
@@ -72,6 +80,15 @@ def test_eq_01_net_computes_xor_exactly_for_biases_between_zero_and_two():
         assert right == (0 < b1 < 2 and 0 < b2 < 2)
 
 
+@pin(
+    "prop-01-plateau",
+    r"""
+    Take a network of layers of signs, $x_k=\operatorname{sign}(W_kx_{k-1}+b_k)$, with $x_0=v$
+    the input, and any loss of the last states, summed over *finitely many* inputs. At every
+    parameter where no pre-activation is zero, the total loss is constant in a neighbourhood, so
+    its gradient is zero. The other parameters form a set of measure zero.
+    """,
+)
 def test_prop_01_plateau_in_two_layers_nothing_moves_until_a_pre_activation_crosses_zero():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -101,6 +118,13 @@ def test_prop_01_plateau_fails_for_infinitely_many_inputs():
 # --------------------------------------------------------------------------------------- one coin
 
 
+@pin(
+    "eq-01-unit",
+    r"""
+    \begin{gathered} x=\operatorname{sign}(a-Z),\qquad Z\sim F,\\ P(x=+1\mid a)=P(Z\le a)=F(a).
+    \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("law", [stats.logistic, stats.norm, stats.cauchy])
 def test_eq_01_unit_probability_by_quadrature_over_the_threshold(law):
     for a in (-1.3, 0.0, 0.8):
@@ -120,6 +144,7 @@ def test_eq_01_unit_frequencies_of_both_ways_to_flip():
         assert np.abs(z).max() < z_limit(10)
 
 
+@pin("eq-01-law", r"P(x\mid a)=F(xa),\qquad x\in\{-1,+1\}.")
 @pytest.mark.parametrize("law", [stats.logistic, stats.norm, stats.uniform(-1, 2)])
 def test_eq_01_law_holds_for_symmetric_continuous_noise(law):
     a = np.linspace(-3, 3, 25)
@@ -136,6 +161,14 @@ def test_eq_01_law_fails_without_symmetry_and_with_atoms():
 # ----------------------------------------------------------------------------- the expected loss
 
 
+@pin(
+    "def-01-expected",
+    r"""
+    Let $x_1,\dots,x_n$ be units that are independent given their pre-activations $a$. The
+    [expected loss](nota-expected-loss) is {eq-01-expected}
+    """,
+)
+@pin("eq-01-expected", r"\mathbb{E}\,L(x)=\sum_{x\in\{-1,1\}^n}L(x)\,\prod_{i=1}^nF(x_ia_i).")
 def test_eq_01_expected_equals_an_integral_over_the_thresholds():
     table, a = np.random.default_rng(2).normal(size=4), (0.7, -0.4)
     by_sum = sum(
@@ -172,6 +205,13 @@ def test_by_hand_equals_numpy_and_library():
         assert library == pytest.approx(ours, abs=1e-13)
 
 
+@pin(
+    "eq-01-slope",
+    r"""
+    \frac{\partial}{\partial a}\,\mathbb{E}\,L(x)=\frac1\sigma f\!\left(\frac
+    a\sigma\right)\bigl[L(+1)-L(-1)\bigr].
+    """,
+)
 @pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
 def test_eq_01_slope_by_central_differences(scale):
     up, down, h = 1.7, -0.4, 1e-5
@@ -181,6 +221,12 @@ def test_eq_01_slope_by_central_differences(scale):
         assert (mean(a + h) - mean(a - h)) / (2 * h) == pytest.approx(formula, abs=1e-8)
 
 
+@pin(
+    "eq-01-bound",
+    r"""
+    \Bigl|\frac{\partial}{\partial a_i}\mathbb{E}L\Bigr|\le f(a_i)\,\max_x|\Delta_iL(x)| .
+    """,
+)
 def test_eq_01_bound_holds_and_is_attained_by_one_unit():
     rng, h = np.random.default_rng(4), 1e-5
     states = bits(3)
@@ -199,6 +245,15 @@ def test_eq_01_bound_holds_and_is_attained_by_one_unit():
     )
 
 
+@pin(
+    "thm-01-smooth",
+    r"""
+    Let the units be independent given $a$, and $F$ be $k\ge1$ times continuously
+    differentiable. For every function $L$ on the states, the expected loss {eq}`eq-01-expected`
+    is $k$ times continuously differentiable in $a$, and with
+    $\Delta_iL(x)=L(x_i{=}{+}1)-L(x_i{=}{-}1)$, the [flip difference](nota-flip), {eq-01-bound}
+    """,
+)
 def test_thm_01_smooth_third_differences_stay_bounded():
     """A kink or a jump in any derivative up to the third would blow up as the step shrinks."""
     table = np.random.default_rng(5).normal(size=4)
@@ -259,6 +314,7 @@ def test_scale_moves_the_valley_out_of_the_interval():
 # ------------------------------------------------------------------------------------- tightness
 
 
+@pin("eq-01-round", r"\phi(p)=p_i\,\phi(p_i{=}1)+(1-p_i)\,\phi(p_i{=}0).")
 def test_eq_01_round_is_affine_in_each_probability():
     rng = np.random.default_rng(7)
     table, p = rng.normal(size=16), rng.random(4)
@@ -268,12 +324,22 @@ def test_eq_01_round_is_affine_in_each_probability():
         assert phi(table, p) == pytest.approx(mix, abs=1e-14)
 
 
+@pin("eq-01-tight", r"\min_{p\in[0,1]^n}\phi(p)=\min_{x\in\{-1,1\}^n}L(x).")
 def test_eq_01_tight_on_a_grid_of_the_square():
     table = np.array([0.4, -0.3, 1.0, 0.2])
     grid = [phi(table, np.array(p)) for p in itertools.product(np.linspace(0, 1, 41), repeat=2)]
     assert min(grid) == pytest.approx(table.min(), abs=1e-15)
 
 
+@pin(
+    "prop-01-tight",
+    r"""
+    Let $L$ be any function on $\{-1,1\}^n$. 1. $\phi$ is multilinear, that is, affine in each
+    $p_i$: {eq-01-round} 2. Its minimum over the cube is the minimum of the loss, and a vertex
+    attains it: {eq-01-tight} 3. In logits, $p=F(a)$ with $a\in\mathbb{R}^n$ and $0<F<1$
+    everywhere, the infimum is the same number, and it is not attained unless $L$ is constant.
+    """,
+)
 def test_prop_01_tight_minimum_at_a_vertex_and_nowhere_lower():
     rng = np.random.default_rng(8)
     for _ in range(20):
@@ -348,6 +414,13 @@ def random_network(rng, n1=2):
     )
 
 
+@pin(
+    "eq-01-couple",
+    r"""
+    \begin{aligned} J(W,b):={}&\sum_d\mathbb{E}\,\ell_d(x^{(d)})=\mathbb{E}_Z\,D(W,b-Z)\\
+    \ge{}&\min_{b'}D(W,b'). \end{aligned}
+    """,
+)
 def test_eq_01_couple_by_running_the_shifted_network_in_every_cell():
     rng = np.random.default_rng(10)
     for _ in range(6):
@@ -370,6 +443,7 @@ def test_eq_01_couple_by_a_fine_integral():
     assert np.mean(shifted) == pytest.approx(4 * expected_xor(b, 1.0), abs=0.02)
 
 
+@pin("eq-01-deep", r"\inf_{W,b}J(W,b)=\min_{W,b}D(W,b).")
 def test_eq_01_deep_no_random_network_of_coins_is_below_the_best_network_of_signs():
     """2-2 with XOR's read-out: the best network of signs has total loss 4 log(1 + 1/e)."""
     rng = np.random.default_rng(15)
@@ -388,6 +462,16 @@ def test_eq_01_deep_scaled_weights_approach_from_above():
     assert gaps[0] > gaps[1] > gaps[2] > 0 and gaps[2] < 1e-8
 
 
+@pin(
+    "thm-01-couple",
+    r"""
+    Let $\ell_d$ be any function of the last states, one for each of finitely many inputs, and
+    let $D(W,b)=\sum_d\ell_d(N_d(W,b))$ be the total loss of the network of signs. The total
+    expected loss of the stochastic network is an average of total losses of networks of signs
+    with shifted thresholds, {eq-01-couple} If moreover weights and biases range over all real
+    numbers, {eq-01-deep}
+    """,
+)
 def test_thm_01_couple_scaling_up_reaches_the_network_of_signs():
     rng = np.random.default_rng(11)
     for _ in range(5):
@@ -441,6 +525,7 @@ def many(m, p, w, q=0.6):
     return total
 
 
+@pin("eq-01-many", r"C_M=\mathbb{E}\Bigl[-\log\frac1M\sum_{m=1}^Mp(y\mid x^{(m)})\Bigr].")
 def test_eq_01_many_binomial_sum_equals_the_loop_over_samples():
     C = define(CHAPTER, "q", "C")["C"]
     for m, p, w in itertools.product((1, 2, 3, 6), (0.2, 0.7), (0.4, 2.0)):

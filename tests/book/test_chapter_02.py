@@ -29,6 +29,7 @@ from chapters import (
     run,
     tagged,
 )
+from pins import pin
 from torch import nn
 
 import sbnlib
@@ -129,6 +130,13 @@ def xor(by_hand: dict) -> Layers:
 # ------------------------------------------------------------------------------ the law
 
 
+@pin(
+    "eq-02-layer",
+    r"""
+    \begin{gathered} a_k=W_kx_{k-1}+b_k,\qquad x_k=\operatorname{sign}(a_k-Z_k),\\ k=1,\dots,K.
+    \end{gathered}
+    """,
+)
 def test_eq_02_layer(by_hand: dict) -> None:
     """Thresholds in words: x = sign(a - Z), with Z drawn here, is what the network puts out."""
     net, rng = as_sbn(layers(2, 3, 2)), np.random.default_rng(0)
@@ -141,6 +149,14 @@ def test_eq_02_layer(by_hand: dict) -> None:
     assert np.array_equal(out, x)
 
 
+@pin(
+    "eq-02-law",
+    r"""
+    \begin{gathered} p(x_1,\dots,x_K\mid
+    x_0)=\prod_{k=1}^{K}\;\prod_{i=1}^{n_k}F\bigl(x_{k,i}\,a_{k,i}\bigr),\\ a_k=W_kx_{k-1}+b_k .
+    \end{gathered}
+    """,
+)
 def test_eq_02_law(by_hand: dict) -> None:
     net = xor(by_hand)
     for x0 in by_hand["inputs"]:
@@ -150,6 +166,13 @@ def test_eq_02_law(by_hand: dict) -> None:
         assert abs(p.sum() - 1) < 1e-12
 
 
+@pin(
+    "thm-02-law",
+    r"""
+    Let all thresholds be independent with one continuous distribution function $F$, symmetric
+    about zero. Then {eq-02-law}
+    """,
+)
 def test_thm_02_law_by_sampling_thresholds() -> None:
     """Frequencies of all 32 paths of the thresholded network; false alarm 1e-6."""
     net, M, rng = layers(2, 3, 2, seed=1), 200_000, np.random.default_rng(0)
@@ -201,6 +224,12 @@ def test_states_by_hand_are_the_librarys(by_hand: dict) -> None:
 # --------------------------------------------------------------------------- expectations
 
 
+@pin(
+    "eq-02-expectation",
+    r"""
+    \mathbb{E}\,L(x_K)=\sum_{x_1}\cdots\sum_{x_K}p(x_1,\dots,x_K\mid x_0)\,L(x_K),
+    """,
+)
 def test_eq_02_expectation() -> None:
     net, x0 = layers(2, 3, 2, 2, seed=2), np.array([[0.3, -0.7], [1.0, 0.2]])
     found = sbnlib.exact_expectation(as_sbn(net), torch.tensor(x0), rough_torch)
@@ -209,6 +238,14 @@ def test_eq_02_expectation() -> None:
         assert np.isclose(value, p @ rough(states[-1]), rtol=1e-12)
 
 
+@pin(
+    "eq-02-covariance",
+    r"""
+    \begin{gathered} \operatorname{Cov}(x_{k,i},x_{k,j}\mid
+    x_0)=\operatorname{Cov}\bigl(\mu_{k,i},\,\mu_{k,j}\mid x_0\bigr),\\
+    \mu_{k,i}=2F(a_{k,i})-1,\quad i\ne j . \end{gathered}
+    """,
+)
 def test_eq_02_covariance() -> None:
     """Both sides by enumeration, for layers 1, 2 and 3."""
     net, x0 = layers(2, 3, 3, 2, seed=3), np.array([0.3, -0.7])
@@ -225,6 +262,13 @@ def _covariance(p: np.ndarray, u: np.ndarray, v: np.ndarray) -> float:
     return float(p @ (u * v) - (p @ u) * (p @ v))
 
 
+@pin(
+    "eq-02-kronecker",
+    r"""
+    \begin{gathered} T_k(x,x')=\prod_{i=1}^{n_k}F\bigl(x'_i\,a_i(x)\bigr),\\
+    T_k(x,\cdot)=\bigotimes_{i=1}^{n_k}\bigl(F(-a_i(x)),\;F(a_i(x))\bigr), \end{gathered}
+    """,
+)
 def test_eq_02_kronecker(by_hand: dict) -> None:
     a = np.random.default_rng(0).uniform(-3, 3, size=(5, 3))
     table = by_hand["transition"](torch.tensor(a)).numpy()
@@ -238,6 +282,13 @@ def test_eq_02_kronecker(by_hand: dict) -> None:
     assert np.allclose(table.sum(axis=1), 1)
 
 
+@pin(
+    "eq-02-forward",
+    r"""
+    \begin{gathered} \pi_k=\pi_{k-1}T_k\quad(k=2,\dots,K),\\
+    \mathbb{E}\,L(x_K)=\sum_{x}\pi_K(x)\,L(x). \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("sizes", [(2, 3), (2, 3, 2), (1, 2, 3, 2)])
 def test_eq_02_forward(by_hand: dict, sizes: tuple[int, ...]) -> None:
     net, x0 = layers(*sizes, seed=4), np.random.default_rng(5).normal(size=(3, sizes[0]))
@@ -248,6 +299,15 @@ def test_eq_02_forward(by_hand: dict, sizes: tuple[int, ...]) -> None:
         assert np.allclose(row, marginal, rtol=1e-12)
 
 
+@pin(
+    "thm-02-forward",
+    r"""
+    For a network with the law {eq}`eq-02-law`, $\pi_1(x)=\prod_iF(x_ia_{1,i})$ and
+    {eq-02-forward} For one input this forms {eq-02-cost} terms: entries of $\pi_1$, entries of
+    the matrices, and values of the loss. The sum {eq}`eq-02-expectation` has
+    $2^{n_1+\dots+n_K}$.
+    """,
+)
 def test_thm_02_forward_needs_layers() -> None:
     """With a connection from x_1 to x_3 equal laws of x_2 lead to two laws of x_3."""
     w, c = 2.0, 1.0  # x_3 looks at x_1 and x_2; both are fair coins
@@ -257,6 +317,7 @@ def test_thm_02_forward_needs_layers() -> None:
     assert abs(on[0] - on[1]) > 0.05
 
 
+@pin("eq-02-cost", r"2^{n_1}+\sum_{k=1}^{K-1}2^{\,n_k+n_{k+1}}+2^{n_K}")
 def test_eq_02_cost(by_hand: dict) -> None:
     """The count is that of the numbers which the recursion forms."""
     formed: list[int] = []
@@ -285,6 +346,15 @@ def _source_of(name: str) -> str:
     return "\n".join(lines[:end])
 
 
+@pin(
+    "thm-02-gain",
+    r"""
+    Let all $n_k\ge1$. The layer-by-layer count {eq}`eq-02-cost` is smaller than
+    $2^{n_1+\dots+n_K}$ if and only if there are at least three stochastic layers, except for *
+    $K=3$ with $n_1=n_3=1$, or with $\{n_1,n_3\}=\{1,2\}$ and $n_2=1$; * $K=4$ with one unit in
+    each layer, where the two counts are equal.
+    """,
+)
 def test_thm_02_gain() -> None:
     """All nets of one to five layers of at most seven units."""
     for K in range(1, 6):
@@ -301,6 +371,13 @@ def _excepted(n: tuple[int, ...]) -> bool:
     return n == (1, 1, 1, 1)
 
 
+@pin(
+    "eq-02-backward",
+    r"""
+    \begin{gathered} v_{k-1}=T_k\,v_k,\\ v_k(x)=\mathbb{E}\bigl[L(x_K)\mid x_k=x\bigr],\\
+    \mathbb{E}\,L(x_K)=\pi_k\,v_k , \end{gathered}
+    """,
+)
 def test_eq_02_backward(by_hand: dict) -> None:
     """v_k is a conditional mean, by enumeration, and a derivative, by finite differences."""
     net, x0 = layers(2, 3, 2, 2, seed=6), np.array([0.3, -0.7])
@@ -326,6 +403,13 @@ def test_eq_02_backward(by_hand: dict) -> None:
     assert np.isclose(change, pi[2] * v[1][1], atol=1e-8)
 
 
+@pin(
+    "eq-02-split",
+    r"""
+    \begin{gathered} (\pi T)(h,l)=\sum_x\pi(x)\,H(x,h)\,G(x,l),\\ \text{as a table:}\quad
+    H^\top\operatorname{diag}(\pi)\,G . \end{gathered}
+    """,
+)
 def test_eq_02_split() -> None:
     rng = np.random.default_rng(0)
     a, pi = rng.uniform(-3, 3, size=(8, 5)), rng.uniform(size=8)
@@ -415,6 +499,13 @@ def law_with_bits(net: Layers, x0: np.ndarray, F: Callable = cdf) -> np.ndarray:
     return np.array(p)
 
 
+@pin(
+    "eq-02-coding",
+    r"""
+    \begin{gathered} W_k(2y_{k-1}-\mathbf 1)+b_k=W_k'\,y_{k-1}+b_k',\\ W_k'=2W_k,\qquad
+    b_k'=b_k-W_k\mathbf 1 . \end{gathered}
+    """,
+)
 def test_eq_02_coding(by_hand: dict) -> None:
     net, x0 = layers(2, 3, 2, 2, seed=8), np.array([0.3, -0.7])
     _, p = paths(net, x0)
@@ -424,6 +515,16 @@ def test_eq_02_coding(by_hand: dict) -> None:
     assert torch.allclose(pi, direct, rtol=1e-12)
 
 
+@pin(
+    "thm-02-coding",
+    r"""
+    A network with signs and one with bits have the same noise and the same first layer. If
+    {eq}`eq-02-coding` holds for $k=2,\dots,K$, then their states correspond, $y_k=(x_k+\mathbf
+    1)/2$, for every draw of the thresholds; in particular their laws are the same. If $F$ is
+    strictly increasing on $\mathbb{R}$ the converse is true as well: equal laws at one input
+    imply {eq}`eq-02-coding`.
+    """,
+)
 def test_thm_02_coding_same_thresholds_same_states() -> None:
     net, rng = layers(2, 4, 3, seed=9), np.random.default_rng(1)
     x = y = rng.normal(size=(1000, 2))
@@ -447,6 +548,15 @@ def test_thm_02_coding_converse() -> None:
     assert np.array_equal(*laws)
 
 
+@pin(
+    "eq-02-coding-gradient",
+    r"""
+    \begin{gathered} \frac{\partial\,\mathbb{E}L}{\partial
+    W_k}=2\,\frac{\partial\,\mathbb{E}L}{\partial W_k'}-\frac{\partial\,\mathbb{E}L}{\partial
+    b_k'}\,\mathbf 1^\top,\\ \frac{\partial\,\mathbb{E}L}{\partial
+    b_k}=\frac{\partial\,\mathbb{E}L}{\partial b_k'} . \end{gathered}
+    """,
+)
 def test_eq_02_coding_gradient() -> None:
     """Both gradients by central differences of the two enumerations."""
     net, x0, h = layers(2, 2, 2, seed=11), np.array([0.3, -0.7]), 1e-5
@@ -500,6 +610,7 @@ def mean(net: Layers, x0: np.ndarray, F: Callable = cdf) -> np.ndarray:
     return p @ states[-1]
 
 
+@pin("eq-02-mean-field", r"m_0=x_0,\qquad m_k=2F(W_km_{k-1}+b_k)-1 .")
 def test_eq_02_mean_field() -> None:
     net, x0 = layers(2, 3, 2, 2, seed=12), np.array([0.3, -0.7])
     found = as_sbn(net)(torch.tensor(x0[None]), mode="mean").detach().numpy()[0]
@@ -510,6 +621,16 @@ def test_eq_02_mean_field() -> None:
     assert np.allclose(found, tanh, rtol=1e-12)
 
 
+@pin(
+    "thm-02-mean-field",
+    r"""
+    Let $m_k$ be given by {eq}`eq-02-mean-field`, in a network with the law {eq}`eq-02-law`. 1.
+    $m_1=\mathbb{E}[x_1\mid x_0]$. With one stochastic layer, $\mathbb{E}\,g(x_1)=g(m_1)$ for
+    every multilinear $g$, in particular for a linear head. 2. At any depth, if the noise is
+    uniform on $[-s,s]$, no unit leaves $|a|\le s$ in any state that occurs, and $g$ is affine,
+    then $\mathbb{E}\,g(x_K)=g(m_K)$.
+    """,
+)
 def test_thm_02_mean_field_one_layer() -> None:
     """Exact for products of different bits, not for squares."""
     net, x0 = layers(2, 4, seed=13), np.array([0.3, -0.7])
@@ -539,6 +660,13 @@ def test_thm_02_mean_field_fails_for_logistic_noise() -> None:
     assert np.abs(mean(net, x0) - mean_field(net, x0)).max() > 1e-5
 
 
+@pin(
+    "eq-02-two-units",
+    r"""
+    \begin{gathered} \mathbb{E}\,x_2=p\,\mu(b+w)+(1-p)\,\mu(b-w),\\
+    m_2=\mu\bigl(b+(2p-1)\,w\bigr), \end{gathered}
+    """,
+)
 @pytest.mark.parametrize(("p", "w", "b"), [(0.5, 2.0, 0.3), (0.1, -4.0, 1.0), (0.9, 8.0, 4.0)])
 def test_eq_02_two_units(p: float, w: float, b: float) -> None:
     net = [(np.zeros((1, 1)), np.array([log(p / (1 - p))])), (np.array([[w]]), np.array([b]))]
@@ -556,6 +684,13 @@ def test_ex_02_mean_field_comes_close_to_two() -> None:
     assert b - w < 0  # the deterministic pass is right
 
 
+@pin(
+    "eq-02-jensen",
+    r"""
+    \begin{aligned} &\bigl|\,\mathbb{E}\,x_{2,i}-m_{2,i}\bigr|\\
+    &\qquad\le\;\sup|f'|\;\sum_jW_{2,ij}^2\,(1-m_{1,j}^2). \end{aligned}
+    """,
+)
 def test_eq_02_jensen() -> None:
     slope = 1 / (6 * 3**0.5)
     a = np.linspace(-6, 6, 10_001)
@@ -568,6 +703,12 @@ def test_eq_02_jensen() -> None:
         assert (np.abs(mean(net, x0) - mean_field(net, x0)) <= bound + 1e-14).all()
 
 
+@pin(
+    "thm-02-jensen",
+    r"""
+    If $f$ is differentiable with a bounded derivative, then for $K=2$ {eq-02-jensen}
+    """,
+)
 def test_thm_02_jensen_leading_term() -> None:
     """For small weights the error is f'(a) times the sum, to relative order of the weights."""
     (first, (w, b)), x0 = layers(2, 3, 2, seed=15), np.array([0.3, -0.7])
@@ -589,6 +730,14 @@ def test_thm_02_jensen_needs_a_bounded_slope_of_f() -> None:
         assert np.isclose(gap[0], w / 2)
 
 
+@pin(
+    "eq-02-ensemble",
+    r"""
+    \begin{gathered} \mathbb{E}\,q_M=q,\\
+    \operatorname{Var}q_M=\frac{\operatorname{Var}g(x_K)}{M}\le\frac{q(1-q)}{M}\le\frac1{4M} .
+    \end{gathered}
+    """,
+)
 def test_eq_02_ensemble() -> None:
     """Mean and variance of averages over all M-tuples of states; the bounds."""
     net, x0, M = layers(2, 2, 2, seed=16), np.array([0.3, -0.7]), 3

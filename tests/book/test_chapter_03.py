@@ -27,6 +27,7 @@ from chapters import (
     tagged,
     under,
 )
+from pins import pin
 from scipy import optimize
 from scipy.special import expit
 
@@ -165,6 +166,24 @@ def book() -> dict:
 # -------------------------------------------------------------------------------- four numbers
 
 
+@pin(
+    "def-03-numbers",
+    r"""
+    Let $\hat g$ be a random vector with finite second moment and $g\ne0$ a fixed vector. Then *
+    the *bias* is $\mathbb{E}\hat g-g$, and $\mathrm{bias}^2$ is its squared length
+    $\|\mathbb{E}\hat g-g\|^2$; * the *variance* is $\mathrm{Var}=\mathbb{E}\|\hat
+    g-\mathbb{E}\hat g\|^2$, the sum of the variances of the coordinates; * the *mean squared
+    error* is $\mathrm{MSE}=\mathbb{E}\|\hat g-g\|^2$; * there are two *cosines*, with
+    $\cos(u,v)=\langle u,v\rangle/(\|u\|\|v\|)$ and $\cos(0,v)=0$: {eq-03-cosines}
+    """,
+)
+@pin(
+    "eq-03-cosines",
+    r"""
+    \begin{gathered} \text{mean cosine}=\mathbb{E}\cos(\hat g,g),\\ \text{cosine of the
+    mean}=\cos(\mathbb{E}\hat g,g). \end{gathered}
+    """,
+)
 def test_eq_03_cosines(book: dict) -> None:
     """Both, over all pairs of paths of two inputs, against the library's measurement of them."""
     (p0, r0), (p1, r1) = rows_of("ST", 0), rows_of("ST", 2)
@@ -197,6 +216,13 @@ def test_eq_03_cosines_bound_neither_way() -> None:
     assert cos(unbiased, g).mean() < cos(unbiased.mean(0), g) == pytest.approx(1)
 
 
+@pin(
+    "thm-03-decomposition",
+    r"""
+    For a random vector $\hat g$ with finite second moment and a fixed vector $g$,
+    {eq-03-decomposition}
+    """,
+)
 def test_thm_03_decomposition() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -208,6 +234,12 @@ def test_thm_03_decomposition() -> None:
         assert np.isclose(mse, np.linalg.norm(mean - g) ** 2 + variance)
 
 
+@pin(
+    "eq-03-decomposition",
+    r"""
+    \mathbb{E}\|\hat g-g\|^2=\|\mathbb{E}\hat g-g\|^2+\mathbb{E}\|\hat g-\mathbb{E}\hat g\|^2 .
+    """,
+)
 @names
 def test_eq_03_decomposition(name: str) -> None:
     """On the chapter's network, all pairs of paths of two inputs: the error is the sum."""
@@ -229,6 +261,14 @@ def test_thm_03_decomposition_needs_a_fixed_judge() -> None:
 # -------------------------------------------------------------------------------- enumeration
 
 
+@pin(
+    "eq-03-backprop",
+    r"""
+    \begin{gathered} v_K=\nabla L(x_K),\\ d_k=c_k\circ v_k,\qquad v_{k-1}=W_k^\top d_k,\\
+    \widehat{\nabla_{W_k}\mathbb{E}L}=d_k\,x_{k-1}^\top,\qquad
+    \widehat{\nabla_{b_k}\mathbb{E}L}=d_k . \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("name", REFERENCE)
 def test_eq_03_backprop(book: dict, name: str) -> None:
     """Torch differentiates a net whose bits are x + c (a - const), path by path."""
@@ -249,6 +289,13 @@ def test_eq_03_backprop(book: dict, name: str) -> None:
     assert np.allclose(rows, expected, atol=1e-14) and np.allclose(p, expected_p, atol=1e-16)
 
 
+@pin(
+    "prop-03-batch",
+    r"""
+    Let $\hat g=\frac1B\sum_{b=1}^B\hat g_b$, where $\hat g_b$ is the estimate for input $b$ and
+    the draws for different inputs are independent. Then {eq-03-batch}
+    """,
+)
 def test_prop_03_batch() -> None:
     """Two inputs by pairs of paths, no formula for the variance."""
     net, loss = ref.random_net((2, 2, 2), LOGISTIC, seed=4), ref.target_loss(2, 2, seed=1)
@@ -258,6 +305,13 @@ def test_prop_03_batch() -> None:
         assert np.allclose(mean, by_pairs[key][0]) and np.allclose(variance, by_pairs[key][1])
 
 
+@pin(
+    "eq-03-batch",
+    r"""
+    \begin{gathered} \mathbb{E}\,\hat g=\frac1B\sum_b\mathbb{E}\,\hat g_b,\\ \mathrm{Var}\,\hat
+    g=\frac1{B^2}\sum_b\mathrm{Var}\,\hat g_b . \end{gathered}
+    """,
+)
 @names
 def test_eq_03_batch(book: dict, name: str) -> None:
     """The notebook's enumeration, and what it printed."""
@@ -305,6 +359,14 @@ def conditional(net: ref.RefNet, loss: ref.RefLoss, name: str, k: int, x0: Array
     return out
 
 
+@pin(
+    "eq-03-recursion",
+    r"""
+    \begin{gathered} m_{k-1}=W_k^\top\,\mathbb{E}\bigl[c_k\circ m_k\bigm|x_{k-1}\bigr],\\
+    M_{k-1}=W_k^\top\,\mathbb{E}\bigl[(c_kc_k^\top)\circ M_k\bigm|x_{k-1}\bigr]\,W_k .
+    \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("name", ["straight_through", "zgr", "identity", "darn_mean"])
 def test_eq_03_recursion(name: str) -> None:
     net, loss = ref.random_net((2, 2, 3, 2), LOGISTIC, seed=2), ref.smooth_loss(2)
@@ -322,6 +384,17 @@ def test_eq_03_recursion(name: str) -> None:
             assert np.allclose(m, W.T @ d) and np.allclose(M, W.T @ D @ W)
 
 
+@pin(
+    "thm-03-recursion",
+    r"""
+    Let the network be layered, let the factors $c_k$ be functions of $(a_k,x_k)$, and define
+    the moments of the estimated derivative {eq}`eq-03-backprop` given the state,
+    $m_k(x_k)=\mathbb{E}[v_k\mid x_k]$ and $M_k(x_k)=\mathbb{E}[v_kv_k^\top\mid x_k]$. Then
+    $m_K=\nabla L$, $M_K=\nabla L\,\nabla L^\top$, and {eq-03-recursion} With $\bar d(x_{k-1})$
+    and $\bar D(x_{k-1})$ for the two expectations in {eq}`eq-03-recursion`, the moments of the
+    gradient of one weight are {eq-03-parameters}
+    """,
+)
 @pytest.mark.parametrize("scale", [0.4, 1.0, 2.2])
 @pytest.mark.parametrize("name", REFERENCE)
 def test_thm_03_recursion(book: dict, name: str, scale: float) -> None:
@@ -335,6 +408,15 @@ def test_thm_03_recursion(book: dict, name: str, scale: float) -> None:
     assert torch.allclose(torch.stack([mean, variance]), torch.cat(pairs, 1), atol=1e-15)
 
 
+@pin(
+    "eq-03-parameters",
+    r"""
+    \begin{gathered} \mathbb{E}\,\widehat{\partial_{W_{ij}}\mathbb{E}L}=\mathbb{E}\bigl[\bar
+    d_i\,x_{k-1,j}\bigr],\\
+    \mathbb{E}\bigl(\widehat{\partial_{W_{ij}}\mathbb{E}L}\bigr)^2=\mathbb{E}\bigl[\bar
+    D_{ii}\,x_{k-1,j}^2\bigr]. \end{gathered}
+    """,
+)
 def test_eq_03_parameters() -> None:
     """Mean and mean square of every weight's estimate from the moments of d given the state."""
     net, loss, x0 = ref.random_net((2, 2, 2), LOGISTIC, seed=5), ref.smooth_loss(2), np.ones(2)
@@ -396,12 +478,20 @@ def debiased(rows: Array, g: Array = G) -> float:
     return ((mean - g) ** 2).sum() - ((rows - mean) ** 2).sum() / (M - 1) / M
 
 
+@pin("eq-03-trap", r"\mathbb{E}\|\bar g-g\|^2=\mathrm{bias}^2+\frac{\mathrm{Var}}M,")
 @pytest.mark.parametrize("M", [1, 2, 5])
 def test_eq_03_trap(M: int) -> None:
     naive = mean_over(M, lambda r: ((r.mean(0) - G) ** 2).sum())
     assert np.isclose(naive, BIAS2 + VARIANCE / M)
 
 
+@pin(
+    "eq-03-debiased",
+    r"""
+    \begin{aligned} \widehat{\mathrm{bias}^2}&=\|\bar g-g\|^2-\frac{s^2}M\\
+    &=\frac1{M(M-1)}\sum_{m\ne m'}\langle\hat g_m-g,\;\hat g_{m'}-g\rangle \end{aligned}
+    """,
+)
 @pytest.mark.parametrize("M", [2, 3, 5])
 def test_eq_03_debiased(M: int) -> None:
     for _, rows in data_sets(M):
@@ -410,6 +500,14 @@ def test_eq_03_debiased(M: int) -> None:
         assert np.isclose(debiased(rows), pairs)
 
 
+@pin(
+    "prop-03-trap",
+    r"""
+    Let $\bar g$ be the mean of $M\ge2$ independent samples of $\hat g$, and let
+    $(M-1)\,s^2=\sum_m\|\hat g_m-\bar g\|^2$. Then {eq-03-trap} and {eq-03-debiased} is
+    unbiased: $\mathbb{E}\,\widehat{\mathrm{bias}^2}=\mathrm{bias}^2$.
+    """,
+)
 def test_prop_03_trap() -> None:
     """The debiased number is right on average; cut off at zero it is not."""
     assert np.isclose(mean_over(3, debiased), BIAS2)
@@ -417,6 +515,7 @@ def test_prop_03_trap() -> None:
     assert mean_over(3, lambda r: max(0.0, debiased(r))) > BIAS2 + 0.1
 
 
+@pin("eq-03-pooled", r"\sum_m\|\hat g_m-\bar g\|^2=\sum_jq_j+\sum_jn_j\,\|\bar g_j-\bar g\|^2 .")
 def test_eq_03_pooled() -> None:
     rng = np.random.default_rng(3)
     groups = [rng.normal(size=(n, 2)) + rng.normal(size=2) for n in (3, 1, 7)]
@@ -446,6 +545,7 @@ def jackknife(statistic: Callable[[Array], float], groups: Array) -> float:
     return (n - 1) / n * sum((s - np.mean(left)) ** 2 for s in left)
 
 
+@pin("eq-03-jackknife", r"\mathrm{se}^2=\frac{G-1}G\sum_{j=1}^G\bigl(S_{(j)}-S_{(\cdot)}\bigr)^2 .")
 def test_eq_03_jackknife(book: dict) -> None:
     """For an average the usual formula; and the notebook's function."""
     rows = np.random.default_rng(1).normal(size=(24, 2))
@@ -467,6 +567,12 @@ STATISTICS = {
 }
 
 
+@pin(
+    "eq-03-efron-stein",
+    r"""
+    \mathbb{E}\sum_{j=1}^G\bigl(S_{(j)}-S_{(\cdot)}\bigr)^2\;\ge\;\mathrm{Var}\,S_{(1)} .
+    """,
+)
 @pytest.mark.parametrize("name", STATISTICS)
 def test_eq_03_efron_stein(name: str) -> None:
     """All data sets of five draws, each its own group."""
@@ -477,6 +583,15 @@ def test_eq_03_efron_stein(name: str) -> None:
     assert (abs(spread - one_less) < 1e-12) == (name == "mean")
 
 
+@pin(
+    "thm-03-jackknife",
+    r"""
+    Let $S$ be a function of independent, identically distributed groups that does not depend on
+    their order, with finite variance. Then {eq-03-efron-stein} Hence
+    $\mathbb{E}\,\mathrm{se}^2\ge\mathrm{Var}\,S$ for every $S$ whose variance falls at least as
+    fast as $1/G$, that is $\mathrm{Var}\,S\le\frac{G-1}G\mathrm{Var}\,S_{(1)}$.
+    """,
+)
 @pytest.mark.parametrize("name", ["mean", "variance", "bias2"])
 def test_thm_03_jackknife(name: str) -> None:
     """Averages over pairs: the squared bar is on average not below the variance of S itself."""
@@ -492,6 +607,7 @@ def test_thm_03_jackknife_needs_independent_groups() -> None:
     assert variance_over(2, STATISTICS["mean"]) > 0.1
 
 
+@pin("eq-03-pairs", r"\mathrm{Var}\,S=\frac{4\,\sigma_1^2}N+\frac{2\,\sigma_2^2}{N(N-1)},")
 @pytest.mark.parametrize("name", ["variance", "bias2"])
 def test_eq_03_pairs(name: str) -> None:
     u = WORLD - G
@@ -563,11 +679,18 @@ def test_the_last_table_is_within_its_errors() -> None:
 # --------------------------------------------------------------------------------- averaging
 
 
+@pin("eq-03-average", r"\mathrm{MSE}(B)=\mathrm{bias}^2+\frac{\mathrm{Var}}B .")
 @pytest.mark.parametrize("B", [1, 2, 4])
 def test_eq_03_average(B: int) -> None:
     assert np.isclose(mean_over(B, lambda r: ((r.mean(0) - G) ** 2).sum()), BIAS2 + VARIANCE / B)
 
 
+@pin(
+    "eq-03-crossing",
+    r"""
+    B^*=\frac{\mathrm{Var}_2-\mathrm{Var}_1}{\mathrm{bias}_1^2-\mathrm{bias}_2^2}.
+    """,
+)
 def test_eq_03_crossing() -> None:
     """The two errors meet at B*, found by a root finder; the notebook printed it."""
     text = printed(containing(PATH, "def B_star"))
@@ -578,6 +701,14 @@ def test_eq_03_crossing() -> None:
         assert re.search(rf"{one} +is better than {two} +below B\* = {root:.0f}\n", text)
 
 
+@pin(
+    "prop-03-crossing",
+    r"""
+    The average of $B$ independent gradient samples has {eq-03-average} Let estimator 1 have the
+    larger squared bias and estimator 2 the larger variance. Then estimator 1 has the smaller
+    error exactly for $B<B^*$, with {eq-03-crossing}
+    """,
+)
 def test_prop_03_crossing() -> None:
     rng = np.random.default_rng(2)
     for b1, b2, v1, v2 in rng.uniform(0, 3, (50, 4)):
@@ -619,6 +750,14 @@ def one_bit(a: float) -> tuple[Array, Array]:
 BETA = 0.8 / (6 * np.sqrt(3))  # the largest slope of the logistic density is 1 / (6 sqrt 3)
 
 
+@pin(
+    "eq-03-descent",
+    r"""
+    \begin{gathered} \mathbb{E}\,J(\theta')\;\le\;J(\theta)-\varepsilon\,\langle\mathbb{E}\hat
+    g,g\rangle+\frac{\beta\varepsilon^2}2\,\mathbb{E}\|\hat g\|^2,\\ \mathbb{E}\|\hat
+    g\|^2=\|\mathbb{E}\hat g\|^2+\mathrm{Var}. \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("a", [-3.0, -1.2, -0.5, 0.0, 1.0, 3.0])
 def test_eq_03_descent(a: float) -> None:
     p, ghat = one_bit(a)
@@ -629,6 +768,17 @@ def test_eq_03_descent(a: float) -> None:
         assert np.isclose(square, (p @ ghat) ** 2 + p @ (ghat - p @ ghat) ** 2)
 
 
+@pin(
+    "thm-03-descent",
+    r"""
+    Let $\nabla J$ be Lipschitz with constant $\beta$. Then {eq-03-descent} If
+    $\langle\mathbb{E}\hat g,g\rangle>0$, every step with $0<\varepsilon<2\langle\mathbb{E}\hat
+    g,g\rangle/(\beta\,\mathbb{E}\|\hat g\|^2)$ lowers $J$ on average. If $\langle\mathbb{E}\hat
+    g,g\rangle<0$, every small enough step raises it on average. If $\langle\mathbb{E}\hat
+    g,g\rangle>0$, the best step guarantees a decrease of $\frac{1}{2\beta}\|g\|^2$ times
+    {eq-03-efficiency}
+    """,
+)
 def test_thm_03_descent() -> None:
     """Steps in the stated interval lower J; where the sign is wrong, small ones raise it."""
     for a in np.linspace(-4, 4, 33):
@@ -651,6 +801,12 @@ def test_thm_03_descent_needs_a_lipschitz_gradient() -> None:
     assert np.isclose(flat_outside(-0.9) - flat_outside(-1.4), 0.1)
 
 
+@pin(
+    "eq-03-efficiency",
+    r"""
+    \rho=\frac{\langle\mathbb{E}\hat g,g\rangle^2}{\|g\|^2\;\mathbb{E}\|\hat g\|^2}\;\le\;1 .
+    """,
+)
 def test_eq_03_efficiency() -> None:
     """The best point of the parabola, by a minimizer; printed numbers; both limits."""
     text = printed(containing(PATH, "efficiency       B = 1"))
@@ -678,6 +834,14 @@ def test_the_unbiased_estimator_catches_up_at_about_seven_hundred() -> None:
     assert all(rho("ST", B) > rho("ZGR", B) for B in (1, 10, 100, 1e4, 1e9))
 
 
+@pin(
+    "thm-03-floor",
+    r"""
+    Let $\nabla J$ be Lipschitz with constant $\beta$, $J\ge J_*$, and run $T$ steps with
+    $0<\varepsilon\le1/\beta$. Let $\delta^2$ and $V$ bound $\mathrm{bias}^2$ and $\mathrm{Var}$
+    at every point reached. Then {eq-03-floor}
+    """,
+)
 def test_thm_03_floor() -> None:
     """Eight steps of straight-through on one bit, all 256 sequences of draws."""
     grid = np.linspace(-15, 15, 3001)
@@ -694,6 +858,14 @@ def test_thm_03_floor() -> None:
         assert total / 8 <= 2 * (J(start) - 0.1) / (step * 8) + delta2 + BETA * step * V
 
 
+@pin(
+    "eq-03-floor",
+    r"""
+    \begin{aligned} &\frac1T\sum_{t<T}\mathbb{E}\|\nabla J(\theta_t)\|^2\\
+    &\qquad\le\;\frac{2\,(J(\theta_0)-J_*)}{\varepsilon T}+\delta^2+\beta\varepsilon V .
+    \end{aligned}
+    """,
+)
 def test_eq_03_floor() -> None:
     """Attained: resting at mu = -b, g^2 is the squared bias for ever; too long a step diverges."""
     a = np.log(0.3 / 0.7)  # F(a) = 0.3, mu = -0.4
@@ -706,6 +878,13 @@ def test_eq_03_floor() -> None:
     assert abs(theta) > 100
 
 
+@pin(
+    "eq-03-rest",
+    r"""
+    \begin{gathered} \mathbb{E}\,\hat g=2f(a)\,\mathbb{E}[x+b]=2f(a)\,(\mu+b),\\ \mathbb{E}\hat
+    g-g=2f(a)\,\mu, \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("a", [-2.0, -0.3, 1.5])
 def test_eq_03_rest(a: float) -> None:
     p, ghat = one_bit(a)

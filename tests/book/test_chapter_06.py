@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.polynomial import Polynomial
+from pins import pin
 from scipy import integrate, stats
 
 import sbnlib
@@ -134,6 +135,13 @@ def close(left: Array | float, right: Array | float, size: float = 1.0) -> bool:
 # ------------------------------------------------------------------------------- one coin
 
 
+@pin(
+    "eq-06-unit",
+    r"""
+    \begin{gathered} x=\operatorname{sign}(a-Z),\qquad Z\sim F,\\ P(x=+1\mid a)=P(Z\le a)=F(a).
+    \end{gathered}
+    """,
+)
 @noises
 @pytest.mark.parametrize("part", [-0.9, -0.3, 0.0, 0.6])
 def test_eq_06_unit(noise: object, part: float) -> None:
@@ -145,6 +153,13 @@ def test_eq_06_unit(noise: object, part: float) -> None:
     assert noise.cdf(-a) == pytest.approx(1 - noise.cdf(a), abs=1e-15)
 
 
+@pin(
+    "eq-06-one",
+    r"""
+    \begin{gathered} \mathbb{E}\,L(x)=F(a)\,L(1)+F(-a)\,L(-1),\\ \frac{\partial}{\partial
+    a}\,\mathbb{E}\,L(x)=f(a)\,\bigl[L(1)-L(-1)\bigr]. \end{gathered}
+    """,
+)
 @noises
 def test_eq_06_one(noise: object) -> None:
     a, lo, hi = float(inside(noise, 1, 1)[0]), *np.random.default_rng(2).normal(size=2)
@@ -159,6 +174,16 @@ def test_eq_06_one(noise: object) -> None:
     assert slope == pytest.approx(noise.pdf(a) * (hi - lo), abs=1e-5)
 
 
+@pin(
+    "def-straight-through",
+    r"""
+    Let $x\in\{-1,1\}^n$ be sampled units with pre-activations $a$, and let $L$ be
+    differentiable at $x$. The straight-through estimate of $\partial_{a_i}\mathbb{E}L$ is
+    {eq-06-st} In a backward pass: sample in the forward direction, and let $\partial x/\partial
+    a:=2f(a)$ in the backward direction.
+    """,
+)
+@pin("eq-06-st", r"\widehat{\partial_{a_i}\mathbb{E}L}=2f(a_i)\;\partial_iL(x).")
 @pytest.mark.parametrize("name", ref.NOISES)
 def test_eq_06_st(name: str) -> None:
     """What a backward pass delivers, for the library's function and for the one by hand."""
@@ -172,6 +197,12 @@ def test_eq_06_st(name: str) -> None:
         assert np.allclose(at.grad.numpy(), expected, rtol=1e-13, atol=1e-15)
 
 
+@pin(
+    "eq-06-replace",
+    r"""
+    \Delta_iL(x)=\int_{-1}^{1}\partial_iL(x_i{=}t)\,dt\;\approx\;2\,\partial_iL(x).
+    """,
+)
 @pytest.mark.parametrize("make", [ref.smooth_loss, ref.quadratic_loss, ref.multilinear_loss])
 def test_eq_06_replace(make: Callable) -> None:
     loss, x = make(3, seed=5), ref.states(3)
@@ -197,6 +228,18 @@ def flips(table: Array, n: int) -> Array:
     return np.stack([np.broadcast_to(d, cube.shape).ravel() for d in pairs], 1)
 
 
+@pin(
+    "nota-exact-gradient",
+    r"""
+    \frac{\partial}{\partial a_i}\,\mathbb{E}L \;=\; f(a_i)\,\mathbb{E}\,\Delta_iL(x).
+    """,
+)
+@pin(
+    "eq-06-exact",
+    r"""
+    \frac{\partial}{\partial a_i}\mathbb{E}\,L(x)=f(a_i)\;\mathbb{E}\,\Delta_iL(x).
+    """,
+)
 @noises
 @examples
 @given(table=vectors(8), seed=st.integers(0, 99))
@@ -213,6 +256,14 @@ class Gumbel:
     cdf, pdf = staticmethod(stats.gumbel_r.cdf), staticmethod(stats.gumbel_r.pdf)
 
 
+@pin(
+    "thm-06-exact",
+    r"""
+    Let $x_1,\dots,x_n$ be independent given $a$, with $P(x_i=1\mid a)=F(a_i)$ and $F$
+    differentiable at $a_i$ with derivative $f(a_i)$; $F$ need not be symmetric. For every
+    function $L$ on $\{-1,1\}^n$, differentiable or not, {eq-06-exact}
+    """,
+)
 @examples
 @given(table=vectors(8), seed=st.integers(0, 99))
 def test_thm_06_exact_needs_no_symmetry(table: Array, seed: int) -> None:
@@ -267,6 +318,17 @@ def walsh(coefficients: Array) -> tuple[Loss, Loss]:
     return value, lambda x: np.stack([slope(x, i) for i in range(3)], -1)
 
 
+@pin(
+    "thm-06-multilinear",
+    r"""
+    If $L$ is affine in each coordinate $x_i$ separately (multilinear), then, under the
+    assumptions of {prf:ref}`thm-06-exact`, the straight-through estimate is unbiased in the
+    last binary layer: $\mathbb{E}\,2f(a_i)\,\partial_iL(x)=\partial_{a_i}\mathbb{E}L$.
+    Conversely, if it is unbiased for all $a$ in an open set on which $f>0$, then
+    $2\,\partial_iL(x)=\Delta_iL(x)$ at every state: the slopes at the states are those of the
+    multilinear extension.
+    """,
+)
 @pytest.mark.parametrize("noise", [*NOISES, Gumbel()], ids=lambda n: n.name)
 @examples
 @given(coefficients=vectors(8), seed=st.integers(0, 99))
@@ -337,6 +399,12 @@ def test_every_function_of_bits_has_one_multilinear_extension() -> None:
 # ---------------------------------------------------------------------------------- quadratic
 
 
+@pin(
+    "eq-06-mean-field",
+    r"""
+    \mathbb{E}\,\widehat{\partial_{a}\mathbb{E}L}=2f(a)\circ(A\mu+c)=\nabla_a\,L\bigl(\mu(a)\bigr),
+    """,
+)
 @noises
 @examples
 @given(problem=quadratics)
@@ -350,6 +418,13 @@ def test_eq_06_mean_field(noise: object, problem: tuple) -> None:
     assert close(mean, mean_field, size)
 
 
+@pin(
+    "eq-06-bias",
+    r"""
+    \mathbb{E}\,\widehat{\partial_{a_i}\mathbb{E}L}-\partial_{a_i}\mathbb{E}L=2f(a_i)\,A_{ii}\,\mu_i
+    .
+    """,
+)
 @noises
 @examples
 @given(problem=quadratics)
@@ -360,6 +435,7 @@ def test_eq_06_bias(noise: object, problem: tuple) -> None:
     assert close(bias(noise, *quadratic(A, c), a), right, np.abs(A).sum() + np.abs(c).sum())
 
 
+@pin("eq-06-gap", r"L(\mu)-\mathbb{E}\,L(x)=-\tfrac12\sum_iA_{ii}\,(1-\mu_i^2),")
 @noises
 @examples
 @given(problem=quadratics)
@@ -371,6 +447,14 @@ def test_eq_06_gap(noise: object, problem: tuple) -> None:
     assert left == pytest.approx(right, abs=1e-12 * (1 + np.abs(A).sum()))
 
 
+@pin(
+    "thm-06-quadratic",
+    r"""
+    Let $L(x)=\tfrac12x^\top Ax+c^\top x$ with $A$ symmetric, let $\mu=2F(a)-1$ be the mean of
+    $x$, and let the units be independent. In the last binary layer {eq-06-mean-field} and the
+    bias is, exactly, {eq-06-bias}
+    """,
+)
 def test_thm_06_quadratic_for_a_matrix_that_is_not_symmetric() -> None:
     """Its symmetric part is the same loss with the same diagonal."""
     rng = np.random.default_rng(0)
@@ -399,6 +483,19 @@ def test_straight_through_stalls_at_minus_b(b: float, rest: float) -> None:
 # --------------------------------------------------------------------------- when the sign is wrong
 
 
+@pin(
+    "prop-06-sign",
+    r"""
+    For the quadratic of {prf:ref}`thm-06-quadratic` and $f(a_i)>0$, write $r_i=c_i+\sum_{j\ne
+    i}A_{ij}\mu_j$, so that the exact gradient is $2f(a_i)\,r_i$ and the mean of
+    straight-through is $2f(a_i)\,(r_i+A_{ii}\mu_i)$. Their signs are opposite if and only if
+    $A_{ii}\mu_i$ and $r_i$ have opposite signs and $|A_{ii}\mu_i|>|r_i|$. A step of
+    $-\varepsilon$ times the mean of straight-through changes $\mathbb{E}L$ by
+    $-4\varepsilon\sum_if(a_i)^2\,r_i\,(r_i+A_{ii}\mu_i)+o(\varepsilon)$: if the sum is
+    positive, every small enough step lowers the expected loss, and if it is negative, every
+    small enough step raises it.
+    """,
+)
 @examples
 @given(problem=quadratics)
 def test_prop_06_sign(problem: tuple) -> None:
@@ -440,6 +537,12 @@ def test_prop_06_sign_in_the_square_of_means() -> None:
 # ------------------------------------------------------------------------- any smooth loss
 
 
+@pin(
+    "eq-06-peano",
+    r"""
+    \mathrm{bias}_i=f(a_i)\;\mathbb{E}\int_{-1}^{1}(\mu_i+t)\;\partial_{ii}L(x_i{=}t)\,dt,
+    """,
+)
 @noises
 @pytest.mark.parametrize("seed", range(3))
 def test_eq_06_peano(noise: object, seed: int) -> None:
@@ -464,6 +567,16 @@ def test_eq_06_peano(noise: object, seed: int) -> None:
     assert close(left, right, 20)
 
 
+@pin(
+    "thm-06-peano",
+    r"""
+    Let $\partial_iL$ be absolutely continuous along coordinate $i$ on the segment between the
+    states (a kink, as of a ReLU, adds its jump of slope times $\mu_i+t$), and let the units be
+    independent. In the last binary layer the bias of straight-through is {eq-06-peano} where
+    the expectation is over the other units. Consequently {eq-06-bound} and the constant is the
+    best possible.
+    """,
+)
 @noises
 @examples
 @given(kink=st.floats(-0.9, 0.9), jump=numbers, seed=st.integers(0, 99))
@@ -505,6 +618,7 @@ def test_thm_06_peano_is_the_trapezoid_rule_at_zero() -> None:
         assert np.allclose(off, 0, atol=1e-4)  # a difference across the kink of some densities
 
 
+@pin("eq-06-bound", r"|\mathrm{bias}_i|\le f(a_i)\,(1+\mu_i^2)\,\sup|\partial_{ii}L| ,")
 @noises
 @examples
 @given(coefficients=vectors(7), seed=st.integers(0, 99))
@@ -530,6 +644,13 @@ def test_eq_06_bound_is_attained(noise: object, seed: int) -> None:
     assert close(off, noise.pdf(a) * (1 + at**2), 2)
 
 
+@pin(
+    "eq-06-powers",
+    r"""
+    \mathrm{bias}=2f(a)\Bigl[\;\mu\sum_{k\ \mathrm{even}}k\,\ell_k\;+\sum_{k\
+    \mathrm{odd}}(k-1)\,\ell_k\Bigr].
+    """,
+)
 @noises
 @examples
 @given(coefficients=vectors(9), seed=st.integers(0, 99))
@@ -571,6 +692,13 @@ def test_the_first_table_is_right() -> None:
 # ------------------------------------------------------------------------------------- gauge
 
 
+@pin(
+    "eq-06-gauge",
+    r"""
+    \begin{gathered} L_d(x)=L(x)+\tfrac12\sum_id_i\,(1-x_i^2),\\
+    2f(a_i)\,\partial_iL_d(x)=2f(a_i)\,\bigl[\partial_iL(x)-d_i\,x_i\bigr]. \end{gathered}
+    """,
+)
 @noises
 @examples
 @given(d=vectors(3), seed=st.integers(0, 99))
@@ -586,6 +714,14 @@ def test_eq_06_gauge(noise: object, d: Array, seed: int) -> None:
     assert close(2 * noise.pdf(a) * slopes, right, 100 + np.abs(d).sum())
 
 
+@pin(
+    "prop-06-gauge",
+    r"""
+    The choice $d=\operatorname{diag}A$ makes straight-through unbiased on the quadratic of
+    {prf:ref}`thm-06-quadratic`, and lowers its variance in coordinate $i$ by exactly
+    $4f(a_i)^2A_{ii}^2(1-\mu_i^2)$.
+    """,
+)
 @noises
 @examples
 @given(problem=quadratics)
@@ -642,6 +778,14 @@ def test_a_gauge_of_the_mean_curvature_removes_the_part_with_mu(noise: object, s
 # ---------------------------------------------------------------------------------- variance
 
 
+@pin(
+    "eq-06-variance",
+    r"""
+    \begin{gathered}
+    \operatorname{Var}\bigl[2f(a_i)\,\partial_iL(x)\bigr]=4f(a_i)^2\;\operatorname{Var}\bigl[\partial_iL(x)\bigr]\\
+    \Bigl(=4f(a_i)^2\sum_jA_{ij}^2(1-\mu_j^2)\text{ on quadratics}\Bigr). \end{gathered}
+    """,
+)
 @noises
 @examples
 @given(problem=quadratics)

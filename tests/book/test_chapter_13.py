@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from chapters import as_in_the_book, axes, chapter, curves, run, tagged
+from pins import pin
 from scipy import integrate, stats
 
 from sbnlib.nn import BernoulliLinear
@@ -54,6 +55,7 @@ def rough(w: np.ndarray) -> np.ndarray:
     return np.sin(2 * w[:, 0] + w[:, 1]) * np.exp(0.5 * w[:, 2]) + (w[:, 0] > w[:, 2])
 
 
+@pin("eq-13-exact", r"\frac{\partial}{\partial p_i}\mathbb{E}\,L(w)=\mathbb{E}\,\Delta_iL(w).")
 def test_eq_13_exact_and_thm_13_exact_by_differences() -> None:
     w = states(3)
     flips = []
@@ -67,6 +69,15 @@ def test_eq_13_exact_and_thm_13_exact_by_differences() -> None:
     assert np.allclose(stats.norm.pdf(eta) * flips, in_eta, atol=1e-8)
 
 
+@pin(
+    "thm-13-exact",
+    r"""
+    Let $w_1,\dots,w_n$ be independent with $P(w_i=1)=p_i$. For every function $L$ on
+    $\{-1,1\}^n$, with $\Delta_iL(w)=L(w_i{=}1)-L(w_i{=}{-}1)$, {eq-13-exact} If $p_i=F(\eta_i)$
+    with $F$ differentiable at $\eta_i$, then
+    $\partial_{\eta_i}\mathbb{E}L=f(\eta_i)\,\mathbb{E}\,\Delta_iL(w)$.
+    """,
+)
 def test_thm_13_exact_needs_independence() -> None:
     # Two weights that always agree: w1 w2 = 1 whatever p, while E Delta_1 L = 2 E w2 is not 0
     p, agreeing = 0.7, np.array([[-1.0, -1.0], [1.0, 1.0]])
@@ -76,6 +87,18 @@ def test_thm_13_exact_needs_independence() -> None:
     assert prob @ (up.prod(1) - down.prod(1)) == pytest.approx(2 * (2 * p - 1))
 
 
+@pin(
+    "def-13-st",
+    r"""
+    {eq-13-st}
+    """,
+)
+@pin(
+    "eq-13-st",
+    r"""
+    \widehat{\partial_{p_i}\mathbb{E}L}=2\,\partial_{w_i}L(w),\qquad w\text{ sampled}.
+    """,
+)
 @pytest.mark.parametrize("noise", [Logistic(), Gaussian(), Cauchy(0.5), Triangular()])
 @pytest.mark.parametrize("mode", ["sample", "mean", "sign"])  # of a relaxed weight: chapter 15
 def test_eq_13_st_is_what_the_layer_leaves_in_grad(noise: object, mode: str) -> None:
@@ -87,6 +110,12 @@ def test_eq_13_st_is_what_the_layer_leaves_in_grad(noise: object, mode: str) -> 
     assert torch.equal(layer.eta.grad, 2 * slope)
 
 
+@pin(
+    "eq-13-peano",
+    r"""
+    \mathrm{bias}_i=\mathbb{E}\int_{-1}^{1}(\mu_i+t)\,\partial_{ii}L(w_i{=}t)\,dt .
+    """,
+)
 def test_eq_13_peano_by_quadrature() -> None:
     v = np.array([0.8, -0.5, 1.1])
     curved = lambda w: np.log1p(np.exp(w @ v - 0.3))  # noqa: E731
@@ -107,6 +136,12 @@ def test_eq_13_peano_by_quadrature() -> None:
         assert bias[i] == pytest.approx(total, abs=1e-7)
 
 
+@pin(
+    "eq-13-bias",
+    r"""
+    \mathrm{bias}_i=2A_{ii}\,\mu_i,\qquad A_{ii}=\frac1B\sum_b\ell_b''\,v_{bi}^2 ,
+    """,
+)
 def test_eq_13_bias_and_thm_13_bias_for_a_neuron_under_squared_error() -> None:
     rng = np.random.default_rng(0)
     v, y = rng.uniform(-1, 1, (5, 3)), rng.uniform(-1, 1, 5)
@@ -118,6 +153,16 @@ def test_eq_13_bias_and_thm_13_bias_for_a_neuron_under_squared_error() -> None:
     assert np.allclose(slope_mean(slope, P), at_mean, atol=1e-8)
 
 
+@pin(
+    "thm-13-bias",
+    r"""
+    Under the assumptions of {prf:ref}`thm-13-exact`, and with $\partial_iL$ absolutely
+    continuous along coordinate $i$ (a kink at $t$ adds its jump of slope times $\mu_i+t$),
+    {eq-13-peano} It is zero if $L$ is multilinear in the weights. For one neuron,
+    $L(w)=\frac1B\sum_b\ell_b(w^\top v_b)$ with quadratic $\ell_b$ it is {eq-13-bias} and
+    $\mathbb{E}\,2\,\partial_wL(w)=\nabla_p\,L(\mu)$.
+    """,
+)
 def test_thm_13_bias_is_zero_for_multilinear_losses_and_not_for_tied_weights() -> None:
     deep = lambda w: w[:, 0] * (w[:, 1] - 0.5) * (w[:, 2] + 2)  # noqa: E731
 
@@ -131,6 +176,14 @@ def test_thm_13_bias_is_zero_for_multilinear_losses_and_not_for_tied_weights() -
     assert tied[0] == pytest.approx(4 * (2 * P[0] - 1) * (2 * P[1] - 1))  # exact gradient: 0
 
 
+@pin(
+    "prop-13-shared",
+    r"""
+    With one draw of $w$ for the batch the variance of $\frac1B\sum_bg_b(w)$ is, in each
+    coordinate, {eq-13-shared} with an independent draw for each input, and
+    $0\le\operatorname{Var}_{\text{shared}}\le B\operatorname{Var}_{\text{own}}$.
+    """,
+)
 @pytest.mark.parametrize("like", [True, False])
 def test_prop_13_shared_and_its_equation(like: bool) -> None:
     rng = np.random.default_rng(1)
@@ -149,6 +202,14 @@ def test_prop_13_shared_and_its_equation(like: bool) -> None:
         assert np.allclose(shared, 4 * own)
 
 
+@pin(
+    "eq-13-shared",
+    r"""
+    \begin{gathered}
+    \operatorname{Var}_{\text{shared}}=\frac1{B^2}\sum_{b,b'}\operatorname{Cov}(g_b,g_{b'}),\\
+    \operatorname{Var}_{\text{own}}=\frac1{B^2}\sum_b\operatorname{Var}(g_b) \end{gathered}
+    """,
+)
 def test_eq_13_shared_has_zero_at_its_lower_end() -> None:
     # the example of the text: v1 = (1, 1), v2 = (1, -1), p1 = 1, squared error
     v, p = np.array([[1.0, 1.0], [1.0, -1.0]]), np.array([1.0, 0.3])
@@ -160,6 +221,13 @@ def test_eq_13_shared_has_zero_at_its_lower_end() -> None:
     assert own[0] == pytest.approx(2 * (1 - (2 * 0.3 - 1) ** 2))
 
 
+@pin(
+    "eq-13-moments",
+    r"""
+    \begin{gathered} m=\mathbb{E}\,z=\sum_i\mu_iv_i,\\
+    s^2=\operatorname{Var}z=\sum_i(1-\mu_i^2)\,v_i^2 . \end{gathered}
+    """,
+)
 def test_eq_13_moments_by_enumeration() -> None:
     v, w = np.array([0.3, -1.2, 0.7]), states(3)
     z, prob, mu = w @ v, law(w, P), 2 * P - 1
@@ -167,6 +235,13 @@ def test_eq_13_moments_by_enumeration() -> None:
     assert prob @ (z - prob @ z) ** 2 == pytest.approx(((1 - mu**2) * v**2).sum())
 
 
+@pin(
+    "eq-13-clt",
+    r"""
+    \begin{gathered} P(z\ge0)\approx\Phi\Bigl(\frac ms\Bigr),\quad\text{or}\quad\Phi\Bigl(\frac
+    m{\sqrt{s^2+\sigma^2}}\Bigr)\\ \text{with Gaussian noise of scale }\sigma , \end{gathered}
+    """,
+)
 def test_eq_13_clt_gets_better_with_many_equal_weights_only() -> None:
     def worst(n: int, share: float) -> float:
         v = np.full(n, ((1 - share) / (n - 1)) ** 0.5)

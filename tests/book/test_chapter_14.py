@@ -16,6 +16,7 @@ import torch
 from chapters import as_in_the_book, chapter, containing, curves, define, printed, tagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pins import pin
 from scipy import integrate, optimize, special, stats
 
 import sbnlib
@@ -96,6 +97,13 @@ def hand(*names: str) -> dict:
 # ------------------------------------------------------------------------ the problem, the map
 
 
+@pin(
+    "eq-14-problem",
+    r"""
+    \begin{gathered} \min_{p\in[0,1]^n}\mathcal{L}(p),\qquad \mathcal{L}(p)=\mathbb{E}\,L(w),\\
+    g_i:=\frac{\partial\mathcal{L}}{\partial p_i}=\mathbb{E}\,\Delta_iL(w). \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("seed", range(4))
 def test_eq_14_problem(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -119,6 +127,14 @@ def test_the_gradient_by_hand() -> None:
     assert np.allclose(value(CORNERS), [0.7, -1.7, -0.3, 1.3])
 
 
+@pin(
+    "eq-14-map",
+    r"""
+    \begin{aligned} \Phi(p)&=\sum_i\int_{1/2}^{p_i}F^{-1}(s)\,ds,\\
+    D_\Phi(q,p)&=\Phi(q)-\Phi(p)-\langle\nabla\Phi(p),q-p\rangle\\
+    &=\sum_i\int_{p_i}^{q_i}\bigl[F^{-1}(s)-F^{-1}(p_i)\bigr]ds . \end{aligned}
+    """,
+)
 @every_law
 def test_eq_14_map(name: str) -> None:
     by_hand = hand("nodes", "divergence")["divergence"]
@@ -144,6 +160,13 @@ def step(name: str, p: float, push: float, eps: float = 1.0) -> float:
     return float(LAWS[name].cdf(np.clip(icdf(name, p) - eps * push, -rho, rho)))
 
 
+@pin(
+    "eq-14-step",
+    r"""
+    p_{t+1}=\operatorname*{arg\,min}_{q\in[0,1]^n}\ \langle
+    g,q\rangle+\tfrac1\varepsilon\,D_\Phi(q,p_t)
+    """,
+)
 @every_law
 @pytest.mark.parametrize("push", [0.3, -0.9, 2.5, -4.0])
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.85])
@@ -152,6 +175,15 @@ def test_eq_14_step(name: str, push: float, p: float) -> None:
     assert found == pytest.approx(step(name, p, push, 0.7), abs=2e-6)
 
 
+@pin(
+    "thm-14-step",
+    r"""
+    Let $F$ be continuous, and strictly increasing on its support $(-\rho,\rho)$,
+    $0<\rho\le\infty$. Let $p_t=F(\eta_t)$ with finite $\eta_t\in[-\rho,\rho]$. Then
+    {eq-14-step} has exactly one solution, and it is $p_{t+1}=F(\eta_{t+1})$ with
+    $\eta_{t+1}=\Pi(\eta_t-\varepsilon g)$.
+    """,
+)
 @every_law
 def test_thm_14_step(name: str) -> None:
     """The derivative of the objective increases, so the minimizer is unique; and from an end."""
@@ -173,6 +205,14 @@ def test_thm_14_step_fails_for_a_noise_with_a_hole() -> None:
     assert F(-0.9 + 0.2) == 0.5 and F(0.9 + 0.2) == pytest.approx(0.55)
 
 
+@pin(
+    "def-14-mirror",
+    r"""
+    With $g$ from {eq}`eq-14-problem`, a step size $\varepsilon>0$ and the projection $\Pi$ that
+    clips to $[-\rho,\rho]$, {eq-14-latent}
+    """,
+)
+@pin("eq-14-latent", r"\eta\leftarrow\Pi\bigl(\eta-\varepsilon\,g\bigr),\qquad p=F(\eta).")
 def test_eq_14_latent() -> None:
     by_hand = hand("mirror_step")["mirror_step"]
     for name in NAMES:
@@ -205,6 +245,14 @@ def test_the_table_of_minima_is_as_printed() -> None:
 # ------------------------------------------------------------------------- identity and factor 2
 
 
+@pin(
+    "eq-14-identity",
+    r"""
+    \begin{gathered}
+    \eta\leftarrow\eta-\alpha\,\partial_wL(w)=\eta-\varepsilon\cdot2\,\partial_wL(w),\\
+    \alpha=2\varepsilon . \end{gathered}
+    """,
+)
 def test_eq_14_identity() -> None:
     """Identity ST of the library under torch's SGD(alpha) is the step with eps = alpha/2."""
     eta = torch.nn.Parameter(torch.tensor([0.3, -0.4]))
@@ -221,6 +269,16 @@ def test_eq_14_identity() -> None:
         assert np.allclose(eta.detach().numpy(), own, atol=1e-12)
 
 
+@pin(
+    "cor-14-identity",
+    r"""
+    Let the weights be sampled, $w=\operatorname{sign}(\eta-Z)$, let $L$ be affine in each
+    weight, and let the support of the noise be all of $\mathbb{R}$, or clip $\eta$ to it at
+    every step. Then identity straight-through with the learning rate $\alpha$ is stochastic
+    mirror descent {eq}`eq-14-latent` with $\varepsilon=\alpha/2$ and an unbiased estimate of
+    $g$.
+    """,
+)
 @pytest.mark.parametrize("n", [1, 3])
 def test_cor_14_identity(n: int) -> None:
     """2 dL/dw has the mean g for a multilinear loss, and not for a curved one."""
@@ -241,6 +299,13 @@ def test_the_identity_walk_as_printed() -> None:
 # --------------------------------------------------------------------------------- geometries
 
 
+@pin(
+    "eq-14-kl",
+    r"""
+    \begin{gathered} D_\Phi(q,p)=\sum_i q_i\ln\frac{q_i}{p_i}+(1-q_i)\ln\frac{1-q_i}{1-p_i},\\
+    \frac{p_{t+1}}{1-p_{t+1}}=e^{-\varepsilon g}\,\frac{p_t}{1-p_t}. \end{gathered}
+    """,
+)
 @examples
 @given(q=st.floats(0.01, 0.99), p=st.floats(0.01, 0.99), g=st.floats(-3, 3))
 def test_eq_14_kl(q: float, p: float, g: float) -> None:
@@ -250,6 +315,13 @@ def test_eq_14_kl(q: float, p: float, g: float) -> None:
     assert after / (1 - after) == pytest.approx(np.exp(-g) * p / (1 - p), rel=1e-9)
 
 
+@pin(
+    "eq-14-euclid",
+    r"""
+    \begin{gathered} D_\Phi(q,p)=\|q-p\|^2,\\
+    p_{t+1}=\Pi_{[0,1]}\bigl(p_t-\tfrac\varepsilon2\,g\bigr). \end{gathered}
+    """,
+)
 @examples
 @given(q=st.floats(0, 1), p=st.floats(0, 1), g=st.floats(-3, 3))
 def test_eq_14_euclid(q: float, p: float, g: float) -> None:
@@ -257,6 +329,15 @@ def test_eq_14_euclid(q: float, p: float, g: float) -> None:
     assert step("Uniform", p, g, 0.6) == pytest.approx(np.clip(p - 0.3 * g, 0, 1), abs=1e-12)
 
 
+@pin(
+    "prop-14-two",
+    r"""
+    For logistic noise of scale 1, $\Phi$ is the negative entropy up to a constant, $D_\Phi$ is
+    the Kullback–Leibler divergence between Bernoulli laws, and the step multiplies the odds:
+    {eq-14-kl} For uniform noise on $[-1,1]$ the divergence is the squared Euclidean distance,
+    and the step is projected gradient descent with half the step size: {eq-14-euclid}
+    """,
+)
 def test_prop_14_two() -> None:
     p = np.linspace(0.05, 0.95, 7)
     entropy = special.xlogy(p, p) + special.xlogy(1 - p, 1 - p)
@@ -317,6 +398,15 @@ def test_uniform_noise_alone_misses_the_better_corner_elsewhere() -> None:
 # ------------------------------------------------------------------------------------- Fisher
 
 
+@pin(
+    "eq-14-fisher",
+    r"""
+    \begin{gathered}
+    \eta_{t+1}=\eta_t-\varepsilon\,\frac{1}{f(\eta_t)}\,\frac{\partial\mathcal{L}}{\partial\eta},\\
+    \frac{\text{Fisher metric}}{\text{mirror metric}}=\frac{f(\eta)}{F(\eta)\,F(-\eta)} .
+    \end{gathered}
+    """,
+)
 @every_law
 def test_eq_14_fisher(name: str) -> None:
     law, eta = LAWS[name], 0.37
@@ -327,6 +417,14 @@ def test_eq_14_fisher(name: str) -> None:
     assert eta - 0.1 * slope / f == pytest.approx(eta - 0.1 * 3, abs=1e-7)
 
 
+@pin(
+    "thm-14-fisher",
+    r"""
+    Let $F$ be symmetric and differentiable with $f>0$ on its support. The mirror metric is
+    proportional to the Fisher metric at all $p\in(0,1)$ if and only if the noise is logistic,
+    with any scale.
+    """,
+)
 def test_thm_14_fisher() -> None:
     eta = np.linspace(-0.9, 0.9, 13)
     for name in ref.NOISES:
@@ -349,6 +447,14 @@ def test_the_table_of_metrics_is_as_printed() -> None:
 # ---------------------------------------------------------------------------- eager and lazy
 
 
+@pin(
+    "eq-14-lazy",
+    r"""
+    \begin{aligned} y_{t+1}&=y_t-\varepsilon g_t,\\ p_{t+1}&=F(y_{t+1})\\
+    &=\operatorname*{arg\,min}_{q\in[0,1]^n}\ \Bigl\langle\sum_{s\le
+    t}g_s,\,q\Bigr\rangle+\tfrac1\varepsilon\,D_\Phi(q,p_1). \end{aligned}
+    """,
+)
 @every_law
 def test_eq_14_lazy(name: str) -> None:
     pushes = np.random.default_rng(4).normal(size=6)
@@ -360,6 +466,16 @@ def test_eq_14_lazy(name: str) -> None:
         assert found == pytest.approx(float(LAWS[name].cdf(y)), abs=2e-6)
 
 
+@pin(
+    "prop-14-lazy",
+    r"""
+    Under the assumptions of {prf:ref}`thm-14-step`, with $y_1=\eta_1\in[-\rho,\rho]$ finite,
+    both forms of $p_{t+1}$ in {eq}`eq-14-lazy` are equal: each step minimizes the sum of all
+    gradients so far, and looks back to the start, not to the last iterate. If the support of
+    the noise is $\mathbb{R}$, lazy and eager are the same algorithm. If it is bounded they
+    agree until a step leaves the support, and need not agree after that.
+    """,
+)
 @every_law
 def test_prop_14_lazy(name: str) -> None:
     rho, eager, lazy, gaps = end(name), 0.0, 0.0, []
@@ -382,6 +498,7 @@ def test_eager_and_lazy_as_printed() -> None:
 # -------------------------------------------------------------------------------------- decay
 
 
+@pin("eq-14-decay", r"\eta\leftarrow\Pi\bigl(\eta-\varepsilon\,(g+\lambda\eta)\bigr).")
 @every_law
 def test_eq_14_decay(name: str) -> None:
     """The gradient of the divergence from 1/2 is eta."""
@@ -391,6 +508,16 @@ def test_eq_14_decay(name: str) -> None:
         assert (up - down) / (2 * h) == pytest.approx(float(icdf(name, p)), abs=1e-5)
 
 
+@pin(
+    "eq-14-proximal",
+    r"""
+    \begin{aligned} p_{t+1}&=\operatorname*{arg\,min}_{q\in[0,1]^n}\langle g,q\rangle+\lambda
+    D_\Phi(q,\tfrac12)\\ &\hphantom{{}=\operatorname*{arg\,min}_{q\in[0,1]^n}\langle
+    g,q\rangle}+\tfrac1\varepsilon D_\Phi(q,p_t),\\ \text{that
+    is}\qquad\eta&\leftarrow\Pi\Bigl(\frac{\eta-\varepsilon g}{1+\varepsilon\lambda}\Bigr).
+    \end{aligned}
+    """,
+)
 @every_law
 @pytest.mark.parametrize("push", [0.6, -3.0])
 def test_eq_14_proximal(name: str, push: float) -> None:
@@ -402,6 +529,18 @@ def test_eq_14_proximal(name: str, push: float) -> None:
     assert found == pytest.approx(float(LAWS[name].cdf(eta)), abs=2e-6)
 
 
+@pin(
+    "thm-14-decay",
+    r"""
+    Let $F$ be as in {prf:ref}`thm-14-step`, with median zero (symmetric noise has it), and
+    $\lambda\ge0$. Then $\nabla_pD_\Phi(p,\tfrac12)=\eta$. So mirror descent on
+    $\mathcal{L}(p)+\lambda D_\Phi(p,\tfrac12)$ is weight decay of the latent weights,
+    {eq-14-decay} If only $\mathcal{L}$ is linearized and the penalty is kept as it is, the step
+    is {eq-14-proximal} The two have the same rest points. $D_\Phi(\cdot,\tfrac12)$ is a
+    multiple of the Kullback–Leibler divergence to the uniform prior if and only if the noise is
+    logistic.
+    """,
+)
 @every_law
 def test_thm_14_decay(name: str) -> None:
     """Both steps rest at the minimum of the penalized loss; KL for logistic noise only."""
@@ -427,6 +566,13 @@ def test_the_explicit_decay_is_unstable_beyond_two() -> None:
     assert rest in text.splitlines()[0]
 
 
+@pin(
+    "eq-14-pull",
+    r"""
+    \begin{gathered} D_\Phi(p,\tfrac12)=\sum_i\int_0^{\eta_i}z\,f(z)\,dz,\\
+    D_\Phi(\text{corner},\tfrac12)=\tfrac n2\,\mathbb{E}|Z| . \end{gathered}
+    """,
+)
 @every_law
 def test_eq_14_pull(name: str) -> None:
     law = LAWS[name]
@@ -522,6 +668,13 @@ def flow(h: Callable[[Array], Array], start: Array, time: float) -> Array:
     return integrate.solve_ivp(field, (0, time), start, rtol=1e-10, atol=1e-12).y[:, -1]
 
 
+@pin(
+    "eq-14-geometry",
+    r"""
+    \begin{gathered} \Phi(p)=\sum_i\varphi(p_i),\\
+    \varphi''(p)=\frac1{f(\eta)\,h(\eta)}\quad\text{at}\ \eta=F^{-1}(p). \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("k", [0.0, 0.4, 1.0])
 def test_eq_14_geometry(k: float) -> None:
     """d/dt phi'(p) = -g along the flow, with phi' integrated from phi'' = 1/(f h)."""
@@ -533,6 +686,13 @@ def test_eq_14_geometry(k: float) -> None:
     assert np.allclose(np.array(change) / 2e-3, -now, rtol=1e-4)
 
 
+@pin(
+    "eq-14-disguise",
+    r"""
+    \begin{gathered} u=\int_0^\eta\frac{dz}{h(z)},\\ P(w=1)=F(\eta)=:G(u),\\
+    G'(u)=f(\eta)\,h(\eta), \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("k", [0.4, 1.0])
 def test_eq_14_disguise(k: float) -> None:
     """Identity ST in u, whose noise has the density f h, follows the flow of the proxy in eta."""
@@ -564,6 +724,21 @@ def euler(h: Callable[[Array], Array], start: Array, time: float, eps: float) ->
     return worst
 
 
+@pin(
+    "thm-14-geometry",
+    r"""
+    Let the noise have the support $\mathbb{R}$ and a density $f>0$; let $f$ and $h>0$ be
+    bounded, and $h$ Lipschitz. Let $\Phi$ be a function on $(0,1)^n$, unique up to an affine
+    function, with {eq-14-geometry} 1. *Flow.* Along $\dot\eta=-h(\eta)\,g(F(\eta))$ the
+    probabilities follow the mirror flow of $\Phi$: $\frac{d}{dt}\nabla\Phi(p)=-g(p)$. 2.
+    *Steps.* For every $T$ there is a constant $C$ such that the steps
+    $\eta\leftarrow\eta-\varepsilon h(\eta)g$ with the exact $g$, and the mirror descent steps
+    of $\Phi$ with the same $\varepsilon$ from the same start, both stay within $C\varepsilon$
+    of the flow up to time $\varepsilon t\le T$. 3. *Sampled gradients.* If $\hat g=g+\xi$ with
+    $\mathbb{E}[\xi\mid\text{past}]=0$ and $\|\xi\|$ bounded, the largest distance from the flow
+    up to time $T$ has a root mean square of at most $C\sqrt\varepsilon$.
+    """,
+)
 @pytest.mark.parametrize("k", [0.0, 0.5, 1.0])
 def test_thm_14_geometry(k: float) -> None:
     gaps = [euler(proxy(k), np.array([-0.6, -1.5]), 3.0, eps) for eps in (0.1, 0.05, 0.025)]
@@ -625,6 +800,14 @@ def regrets(name: str, g: Array, eps: float, start: Array) -> tuple[Array, Array
     return totals[0], totals[1]
 
 
+@pin(
+    "eq-14-regret",
+    r"""
+    \begin{aligned} &\sum_{t=1}^T\langle g_t,p_t-q\rangle\\ &\qquad\le\
+    \frac{D_\Phi(q,p_1)}{\varepsilon}+\frac{\varepsilon f_{\max}}2\sum_{t=1}^T\|g_t\|^2 .
+    \end{aligned}
+    """,
+)
 @every_law
 @pytest.mark.parametrize("seed", range(6))
 def test_eq_14_regret(name: str, seed: int) -> None:
@@ -639,6 +822,15 @@ def test_eq_14_regret(name: str, seed: int) -> None:
         assert total - g.sum(0) @ q <= bound + 1e-9
 
 
+@pin(
+    "thm-14-regret",
+    r"""
+    Let $F$ be as in {prf:ref}`thm-14-step`, with a density bounded by $f_{\max}$. Let
+    $g_1,\dots,g_T$ be any vectors, also such that $g_t$ depends on $p_1,\dots,p_t$. Both the
+    eager {eq}`eq-14-latent` and the lazy {eq}`eq-14-lazy` iterates satisfy, for every
+    $q\in[0,1]^n$, {eq-14-regret}
+    """,
+)
 def test_thm_14_regret() -> None:
     """Gradients that answer the iterates: g_t = sign(p_t - q), the worst that can be done."""
     for name in NAMES:
@@ -682,6 +874,15 @@ def test_what_a_decision_costs_as_printed() -> None:
             assert row[-1] - row[0] == pytest.approx(0.025, abs=1e-3)  # half of the first term
 
 
+@pin(
+    "eq-14-descent",
+    r"""
+    \begin{aligned} \mathcal{L}(p_{t+1})&\le\mathcal{L}(p_t)-\tfrac1\varepsilon
+    D_\Phi(p_t,p_{t+1}),\\ \min_{t\le
+    T}\frac{D_\Phi(p_t,p_{t+1})}{\varepsilon^2}&\le\frac{\mathcal{L}(p_1)-\min\mathcal{L}}{\varepsilon\,T}.
+    \end{aligned}
+    """,
+)
 @every_law
 def test_eq_14_descent(name: str) -> None:
     f_max, rho = float(LAWS[name].pdf(0.0)), end(name)
@@ -701,6 +902,14 @@ def test_eq_14_descent(name: str) -> None:
         assert min(steps) <= (first - value(CORNERS).min()) / (eps * len(steps)) + 1e-9
 
 
+@pin(
+    "thm-14-descent",
+    r"""
+    Let $F$ be as in {prf:ref}`thm-14-regret`, and let $\beta$ bound the spectral norm of the
+    Hessian of $\mathcal{L}$ on $[0,1]^n$; $\mathcal{L}$ need not be convex. With the exact
+    gradient and $\varepsilon\le1/(\beta f_{\max})$ the eager iterates satisfy {eq-14-descent}
+    """,
+)
 def test_thm_14_descent() -> None:
     """beta is the norm of the Hessian, 4; and far beyond the bound the loss can rise."""
     h = 1e-4

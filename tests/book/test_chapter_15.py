@@ -26,6 +26,7 @@ from chapters import (
     tagged,
     tex,
 )
+from pins import pin
 from scipy import integrate, stats
 
 from sbnlib import optim
@@ -95,6 +96,14 @@ def deterministic(clip: bool, alpha: float) -> Callable[[Array, Array], Array]:
 # ------------------------------------------------------------------------- BinaryConnect
 
 
+@pin(
+    "eq-15-bc",
+    r"""
+    \begin{aligned} \eta&\leftarrow\operatorname{clip}\bigl(\eta-\alpha\,\partial
+    L(w),\,-1,\,1\bigr),\\ w&=\pm1\ \text{with}\ P(w=1)=\tfrac{1+\eta}2\ \text{(stochastic)}\\
+    &\text{or}\quad w=\operatorname{sign}\eta\ \text{(deterministic)}. \end{aligned}
+    """,
+)
 @pytest.mark.parametrize("forward", ["sample", "sign"])
 def test_eq_15_bc(forward: str) -> None:
     def step(eta: Array, u: Array) -> Array:
@@ -106,6 +115,7 @@ def test_eq_15_bc(forward: str) -> None:
     assert (np.abs(found) == 1).any(), "the clip was never used"
 
 
+@pin("eq-15-projected", r"\mu\leftarrow\Pi_{[-1,1]}\bigl(\mu-\alpha\,\partial L(w)\bigr),")
 def test_eq_15_projected() -> None:
     """Projection by search over a grid of means, against mirror descent at half the rate."""
     found = library("sample", Uniform(), lambda q: optim.MirrorDescent(q, 0.1, noise=Uniform()))
@@ -118,6 +128,15 @@ def test_eq_15_projected() -> None:
         before = found[t]
 
 
+@pin(
+    "thm-15-stochastic",
+    r"""
+    Stochastic BinaryConnect is mirror descent with uniform noise on $[-1,1]$, the
+    straight-through gradient of one draw, and $\varepsilon=\alpha/2$. In the mean $\mu=\eta$ it
+    is projected stochastic gradient descent, {eq-15-projected} and if $L$ is multilinear in the
+    weights, $\mathbb{E}\,\partial L(w)=\nabla_\mu\mathbb{E}L$.
+    """,
+)
 def test_thm_15_stochastic_is_unbiased_for_multilinear_losses_only() -> None:
     mu = np.array([0.3, -0.5, 0.8])
     states = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))
@@ -143,6 +162,13 @@ def test_thm_15_stochastic_is_unbiased_for_multilinear_losses_only() -> None:
     assert gap(lambda w: (w**2).sum() / 2, lambda w: w) > 0.2
 
 
+@pin(
+    "eq-15-dual",
+    r"""
+    w_{t+1}=\operatorname*{arg\,min}_{q\in[-1,1]^n}\ \Bigl\langle\sum_{s\le t}\partial
+    L(w_s)-\tfrac1\alpha\,\eta_1,\ q\Bigr\rangle .
+    """,
+)
 @pytest.mark.parametrize("alpha", [0.1, 2.0])
 def test_eq_15_dual(alpha: float) -> None:
     """The minimum over the cube is at a corner: compare with the best of all corners."""
@@ -154,6 +180,16 @@ def test_eq_15_dual(alpha: float) -> None:
     assert np.array_equal(sign(eta), best)
 
 
+@pin(
+    "thm-15-deterministic",
+    r"""
+    Without the clip, deterministic BinaryConnect from $\eta_1$ is dual averaging over the cube
+    without a regularizer: where no $\eta_{t+1,i}$ is 0, {eq-15-dual} If moreover $\eta_1=0$ and
+    $L$ is convex and differentiable on $\mathbb{R}^n$, the mean gradient $u_t=\frac1t\sum_{s\le
+    t}\partial L(w_s)$ is the generalized conditional gradient method with steps $a_t=1/t$ on
+    $\min_uL^*(u)+\|u\|_1$, {eq-15-gcg}
+    """,
+)
 def test_thm_15_deterministic_ends_where_the_clip_acts() -> None:
     alpha = 2.0
     eta = unroll(deterministic(True, alpha))
@@ -162,6 +198,14 @@ def test_thm_15_deterministic_ends_where_the_clip_acts() -> None:
     assert (sign(eta) != sign(-total)).any()
 
 
+@pin(
+    "eq-15-gcg",
+    r"""
+    \begin{gathered} u_t=(1-a_t)\,u_{t-1}+a_t\,\partial L(w_t),\\
+    w_t=-\operatorname{sign}u_{t-1}\ \text{ where }u_{t-1}\\ \text{has no entry }0\quad(t\ge2).
+    \end{gathered}
+    """,
+)
 def test_eq_15_gcg() -> None:
     """min_s L*(s) - <w, s> is solved by the gradient: Fenchel-Young, with L* in closed form."""
     H, b = A.T @ A / len(A), A.T @ TARGET / len(A)
@@ -202,12 +246,20 @@ def bop(gamma: float, tau: float) -> tuple[Array, Array]:
     return np.array(means), np.array(path)
 
 
+@pin(
+    "eq-15-bop",
+    r"""
+    \begin{gathered} m\leftarrow(1-\gamma)\,m+\gamma\,\partial L(w),\\ w\leftarrow-w\ \text{
+    where }\ |m|>\tau\ \text{ and }\ m\,w>0 . \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("tau", [0.0, 0.1, 0.5])
 def test_eq_15_bop(tau: float) -> None:
     found = library("sign", Logistic(), lambda q: optim.Bop(q, 0.1, threshold=tau), sign(START))
     assert np.array_equal(found, bop(0.1, tau)[1])
 
 
+@pin("eq-15-inertia", r"m_t=-\lambda\,\eta_t .")
 @pytest.mark.parametrize("lam", [0.2, 3.0])
 def test_eq_15_inertia(lam: float) -> None:
     """The sum of decayed slopes, in closed form, and the library's decayed mirror step."""
@@ -224,6 +276,16 @@ def test_eq_15_inertia(lam: float) -> None:
         agree(means[t], -lam * eta)
 
 
+@pin(
+    "thm-15-bop",
+    r"""
+    Let $\lambda>0$ and $\varepsilon=\gamma/\lambda$, let $m_0=-\lambda\eta_0$, and feed both
+    rules the same $\partial L_t$: $\eta_{t+1}=\eta_t-\varepsilon(\partial L_t+\lambda\eta_t)$,
+    the decayed mirror step of {eq}`eq-14-decay`. Then for all $t$ {eq-15-inertia} With
+    threshold $\tau=0$, $w_t=\operatorname{sign}\eta_t$ whenever $\eta_t\ne0$. With $\tau>0$
+    there is no function or law $P(w\mid\eta)$ that gives Bop's weight.
+    """,
+)
 def test_thm_15_bop_has_the_sign_of_the_latent_weight_without_threshold_only() -> None:
     means, path = bop(0.1, 0.0)
     assert np.array_equal(path, sign(-means))
@@ -237,6 +299,14 @@ def test_thm_15_bop_has_the_sign_of_the_latent_weight_without_threshold_only() -
 # ----------------------------------------------------------------------------- BayesBiNN
 
 
+@pin(
+    "eq-15-bayes",
+    r"""
+    \begin{aligned} \lambda&\leftarrow(1-\alpha)\,\lambda-\alpha\bigl[N\,s\,\partial
+    L(w)-\lambda_0\bigr],\\ w&=\tanh\frac{\lambda+\delta}{\tau}, \qquad
+    s=\frac{1-w^2+10^{-10}}{\tau\,(1-\mu^2+10^{-10})} , \end{aligned}
+    """,
+)
 @pytest.mark.parametrize("tau", [1.0, 0.4])
 def test_eq_15_bayes(tau: float) -> None:
     memory: dict[str, Array] = {}
@@ -267,6 +337,14 @@ def mean_scale(lam: float, tau: float) -> float:
     return value * np.cosh(lam) ** 2
 
 
+@pin(
+    "eq-15-cold",
+    r"""
+    \begin{aligned}
+    \mathbb{E}\,s&=\frac1{1-\mu^2}\int\operatorname{sech}^2(v)\,\tfrac12\operatorname{sech}^2(\tau
+    v-\lambda)\,dv\\ &\longrightarrow\ 1\qquad(\tau\to0). \end{aligned}
+    """,
+)
 def test_eq_15_cold() -> None:
     space = define(PATH, "GRID", "exact_mean")
     for lam in (0.0, 0.7, -2.0):
@@ -277,6 +355,16 @@ def test_eq_15_cold() -> None:
         assert gaps[2] < gaps[1] < gaps[0] < 0.1 and gaps[2] < 1e-5
 
 
+@pin(
+    "prop-15-cold",
+    r"""
+    Let $L$ be continuously differentiable, and let the constant be absent and
+    $\mu=\tanh\lambda$. Then $\mathbb{E}\,s\,\partial L(w)=\nabla_\mu\,\mathbb{E}L(w)$, where
+    $w$ is relaxed; and for every $\lambda$ {eq-15-cold} So with $\lambda_0=0$ the rule
+    {eq}`eq-15-bayes` is mirror descent with logistic noise, $\varepsilon=\alpha N$ and decay
+    $1/N$, {eq-15-natural}
+    """,
+)
 def test_prop_15_cold_is_the_gradient_of_the_relaxed_mean_loss() -> None:
     """One weight, L = w^3/3 - w: E s L'(w) against a difference quotient of E L(w) in mu."""
     tau, mu = 0.5, 0.4
@@ -299,6 +387,14 @@ NATURAL = (
 )
 
 
+@pin(
+    "eq-15-natural",
+    r"""
+    \begin{gathered} \eta\leftarrow\eta-\alpha N\,\bigl(g_\tau+\tfrac1N\,\eta\bigr),\\
+    g_\tau=2\,s\,\partial L(w),\qquad \mathbb{E}\,g_\tau=\nabla_p\,\mathbb{E}L(w) .
+    \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("size", [3.0, 50.0])
 def test_eq_15_natural(size: float) -> None:
     """As it is printed: the released step, the step in g_tau, mirror descent on ``eta.grad``."""
@@ -346,6 +442,13 @@ def test_eq_15_natural_holds_on_average() -> None:
     assert math.isclose(layer.eta.grad.item(), quotient, rel_tol=1e-7)
 
 
+@pin(
+    "eq-15-float",
+    r"""
+    \begin{gathered} s=\frac{10^{-10}/\tau}{1-\mu^2+10^{-10}}\\ \text{whenever }w\text{ rounds
+    to }\pm1 . \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("tau", [1e-10, 1e-8])
 @pytest.mark.parametrize("lam", [0.0, 2.0, 10.0])
 def test_eq_15_float(tau: float, lam: float) -> None:
@@ -368,6 +471,15 @@ def test_eq_15_float(tau: float, lam: float) -> None:
 # ---------------------------------------------------------------------- ProxQuant, PARQ, Adam
 
 
+@pin(
+    "eq-15-maps",
+    r"""
+    \begin{aligned} \text{ProxQuant:}\quad\eta&\leftarrow\operatorname{prox}_{\kappa
+    R}\bigl(\eta-\alpha\,\partial L(\eta)\bigr),\\ R(\eta)&=\sum_i\bigl||\eta_i|-1\bigr|;\\
+    \text{PARQ:}\quad\eta&\leftarrow\eta-\alpha\,\partial L(w),\\
+    w&=\operatorname{clip}(s\,\eta,-1,1). \end{aligned}
+    """,
+)
 def test_eq_15_maps() -> None:
     grid = np.linspace(-3, 3, 600_001)
     for kappa in (0.1, 0.7):
@@ -382,12 +494,28 @@ def test_eq_15_maps() -> None:
         agree(moved.numpy(), np.clip(s * np.array([-1.9, -0.1, 0.2, 1.4]), -1, 1))
 
 
+@pin(
+    "eq-15-parq",
+    r"""
+    \begin{gathered} \operatorname{clip}(s\,\eta,-1,1)=2F(\eta)-1=\mu,\\ F\text{ of uniform
+    noise on }[-\tfrac1s,\tfrac1s]. \end{gathered}
+    """,
+)
 @pytest.mark.parametrize("s", [1.0, 4.0])
 def test_eq_15_parq(s: float) -> None:
     eta = np.linspace(-2, 2, 9)
     agree(2 * Uniform(1 / s).cdf(torch.tensor(eta)).numpy() - 1, np.clip(s * eta, -1, 1))
 
 
+@pin(
+    "prop-15-parq",
+    r"""
+    PARQ at a constant slope $s$ is lazy mirror descent {eq}`eq-14-lazy` with uniform noise of
+    scale $1/s$, $\varepsilon=\alpha/2$, and the gradient at the mean: {eq-15-parq} If $L$ is
+    multilinear, $2\,\partial L(\mu)=g$ exactly, without sampling. At $s=\infty$ it is
+    deterministic BinaryConnect without the clip.
+    """,
+)
 @pytest.mark.parametrize("s", [1.0, 4.0])
 def test_prop_15_parq_is_lazy_mirror_descent_at_the_mean(s: float) -> None:
     noise = Uniform(1 / s)
@@ -414,6 +542,16 @@ def adam(gradients: list[float], beta: float = 0.9, c: float = 0.0) -> float:
     return -p.item()
 
 
+@pin(
+    "prop-15-adam",
+    r"""
+    Let $\Phi$ be any strictly convex, differentiable function on an open convex set, and let
+    $\nabla\Phi(q_{t+1})=\nabla\Phi(q_t)-\varepsilon_tg_t$. 1. If Adam's constant $c$ is 0, no
+    $\Phi$ and no step sizes $\varepsilon_t>0$ fixed before the gradient is seen reproduce
+    Adam's steps for all gradients, whatever its factors $\beta_1,\beta_2\in[0,1)$. 2. With any
+    $c\ge0$ and any $\beta_1,\beta_2\in[0,1)$, no $\Phi$ with a constant $\varepsilon>0$ does.
+    """,
+)
 def test_prop_15_adam() -> None:
     assert math.isclose(adam([1.0]), adam([2.0])), "first step"
     for c in (1e-8, 0.5, 3.0):
@@ -422,6 +560,14 @@ def test_prop_15_adam() -> None:
             assert math.isclose(adam([2.0, 0.0], beta, c), 2 / (2 + c), rel_tol=1e-9)
 
 
+@pin(
+    "eq-15-adam",
+    r"""
+    \begin{aligned} p_{t+1}=\operatorname*{arg\,min}_q\ &\langle g_t,q\rangle\\
+    {}+{}&\frac1\varepsilon\sum_i\bigl(\sqrt{v_{t,i}}+c\bigr)\,D_{\Phi}(q_i,p_{t,i}),
+    \end{aligned}
+    """,
+)
 def test_eq_15_adam() -> None:
     """The weighted divergence of logistic noise, minimized by search over p."""
     beta, c, lr = 0.9, 1e-3, 0.3

@@ -11,6 +11,7 @@ import pytest
 from chapters import (
     BOOK,
     CHAPTERS,
+    PAGES,
     cells,
     directives,
     equations,
@@ -25,9 +26,8 @@ from chapters import (
     tags,
     under,
 )
+from pins import pinned, to_be_pinned
 
-PAGES = [p for suffix in ("md", "ipynb") for p in BOOK.rglob(f"*.{suffix}")]
-PAGES = sorted(p for p in PAGES if ".ipynb_checkpoints" not in p.parts)
 WORDS = {page: prose(page) for page in PAGES}
 FIGURES = {page: figures(page) for page in CHAPTERS}
 PROVED = ("prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary")
@@ -49,12 +49,6 @@ def written_tests(path: Path) -> list[str]:
     file = Path(__file__).with_name(f"test_chapter_{number(path)}.py")
     source = file.read_text(encoding="utf-8")
     return [n.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
-
-
-def has_test(label: str, names: list[str]) -> bool:
-    """A test named after the label, with or without further words."""
-    name = "test_" + label.replace("-", "_")
-    return any(n == name or n.startswith(name + "_") for n in names)
 
 
 # --------------------------------------------------------------------------------- labels
@@ -105,19 +99,17 @@ def test_there_are_four_labelled_equations(path: Path) -> None:
     assert len(equations(prose(path))) >= 4
 
 
-@each
-def test_every_labelled_equation_has_a_test(path: Path) -> None:
-    names = written_tests(path)
-    assert [label for label in equations(prose(path)) if not has_test(label, names)] == []
+def test_every_equation_and_statement_is_in_a_test() -> None:
+    """A test carries the words of each and fails when the page has others."""
+    pins = {label for file in Path(__file__).parent.glob("test_*.py") for label in pinned(file)}
+    assert [label for page in PAGES for label in to_be_pinned(page) if label not in pins] == []
 
 
 @each
-def test_every_theorem_has_a_label_a_proof_and_a_test(path: Path) -> None:
-    text, names = prose(path), written_tests(path)
+def test_every_theorem_has_a_proof(path: Path) -> None:
+    text = prose(path)
     theorems = [options for name in PROVED for options in directives(text, name)]
-    found = [re.search(r":label: (\S+)", options)[1] for options in theorems]
     assert len(directives(text, "prf:proof")) >= len(theorems)
-    assert [label for label in found if not has_test(label, names)] == []
 
 
 # ------------------------------------------------------------------------------- exercises
