@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,21 +48,20 @@ def classification_loss(head: Callable[[Tensor], Tensor], targets: Tensor) -> Lo
         raise ValueError(
             f"targets must have shape (B,), one class an input, got {tuple(targets.shape)}"
         )
-    targets = targets.long()
+    return partial(_cross_entropy, head, targets.long())  # of a module's function: it pickles
 
-    def loss(x: Tensor) -> Tensor:
-        if x.dim() < 2 or x.shape[-2] != len(targets):
-            raise ValueError(
-                f"states must have shape (..., B, n) with B = {len(targets)}, one row for each of "
-                f"the targets, got {tuple(x.shape)}"
-            )
-        classes = targets.expand(x.shape[:-1])
-        scores = head(x.flatten(0, -2))
-        _check_scores(scores, classes.numel(), targets)
-        values = torch.nn.functional.cross_entropy(scores, classes.flatten(), reduction="none")
-        return values.reshape(classes.shape)
 
-    return loss
+def _cross_entropy(head: Callable[[Tensor], Tensor], targets: Tensor, x: Tensor) -> Tensor:
+    if x.dim() < 2 or x.shape[-2] != len(targets):
+        raise ValueError(
+            f"states must have shape (..., B, n) with B = {len(targets)}, one row for each of "
+            f"the targets, got {tuple(x.shape)}"
+        )
+    classes = targets.expand(x.shape[:-1])
+    scores = head(x.flatten(0, -2))
+    _check_scores(scores, classes.numel(), targets)
+    values = torch.nn.functional.cross_entropy(scores, classes.flatten(), reduction="none")
+    return values.reshape(classes.shape)
 
 
 def _check_scores(scores: Tensor, rows: int, targets: Tensor) -> None:

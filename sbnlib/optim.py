@@ -222,6 +222,13 @@ class _Latent(Optimizer):
 
     def _check(self, p: Tensor, g: Tensor, group: Group, what: str) -> None:
         _check_finite(what, p, g)
+        rate = self._rate(group)
+        if not is_finite(g * rate):
+            raise ValueError(f"a step of {rate:g} times the gradient of {what}, is infinite")
+
+    def _rate(self, group: Group) -> float:
+        """What multiplies the gradient in a step."""
+        return float(group["lr"])
 
     def _update(self, p: Tensor, g: Tensor, group: Group, state: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -499,6 +506,9 @@ class BayesBiNN(_Latent):
         size = options["train_set_size"]
         check_number("train_set_size", size, "a finite number > 0", lambda v: 0 < v < math.inf)
         check_number("prior", options["prior"], "a finite number", math.isfinite)
+
+    def _rate(self, group: Group) -> float:
+        return super()._rate(group) * group["train_set_size"]
 
     def _update(self, p: Tensor, g: Tensor, group: Group, state: dict[str, Any]) -> None:
         if group["stale_mean"]:  # which the draw has no part in: late only in g's denominator

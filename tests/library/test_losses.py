@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -127,3 +128,12 @@ def test_a_naive_cross_entropy_is_pointed_here() -> None:
             net, torch.rand(4, 2), lambda x: nn.functional.cross_entropy(layer(x), TARGETS)
         )
     assert "sbnlib.classification_loss" in "".join(torchs_own.value.__notes__)
+
+
+def test_a_loss_goes_to_another_process_and_back() -> None:
+    """As a pickle: with its head and its targets, and with the same value and gradient."""
+    layer, x = head(), torch.tensor([[1.0, -1, 1]], dtype=torch.float64).expand(4, 3)
+    again = pickle.loads(pickle.dumps(classification_loss(layer, TARGETS)))
+    assert torch.equal(again(x), classification_loss(layer, TARGETS)(x))
+    with pytest.raises(ValueError, match=r"B = 4"):
+        again(x[:3])

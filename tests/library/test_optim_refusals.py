@@ -214,6 +214,21 @@ def test_large_gradients_whose_sum_overflows_are_taken(p: Tensor) -> None:
     assert p.tolist() == pytest.approx([-2.5, -3.5])
 
 
+@pytest.mark.parametrize(
+    ("make", "rate"),
+    [
+        (lambda p: MirrorDescent([p], 1e38), "1e[+]38"),
+        (lambda p: BinaryConnect([p], 1e38), "1e[+]38"),
+        (lambda p: BayesBiNN([p], 1e-4, train_set_size=1e42), "1e[+]38"),
+    ],
+)
+def test_a_step_that_would_be_infinite_is_refused(make: Callable, rate: str, p: Tensor) -> None:
+    p.grad, before = torch.tensor([1.0, -100.0]), p.tolist()
+    with pytest.raises(ValueError, match=rf"a step of {rate} times the gradient of parameter 0"):
+        make(p).step()
+    assert p.tolist() == before
+
+
 def test_named_parameters_are_named_in_errors() -> None:
     layer = make_layer("sample")
     optimizer = MirrorDescent(layer.named_parameters(), 0.1)
