@@ -28,6 +28,8 @@ from chapters import (
 )
 from pins import pinned, to_be_pinned
 
+from sbnlib import registry
+
 WORDS = {page: prose(page) for page in PAGES}
 FIGURES = {page: figures(page) for page in CHAPTERS}
 PROVED = ("prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary")
@@ -82,6 +84,14 @@ def test_every_link_inside_the_book_has_its_target(page: Path) -> None:
 def test_every_citation_is_in_the_bibliography(page: Path) -> None:
     keys = re.findall(r"^@\w+\{([^,\s]+)", (BOOK / "references.bib").read_text("utf-8"), re.M)
     assert set(roles(WORDS[page], r"cite(?::\w+)?")) <= set(keys)
+
+
+def test_every_work_in_the_bibliography_is_cited() -> None:
+    """On a page, or beside an estimator in the registry, whose table the library reference has."""
+    keys = re.findall(r"^@\w+\{([^,\s]+)", (BOOK / "references.bib").read_text("utf-8"), re.M)
+    cited = {key for text in WORDS.values() for key in roles(text, r"cite(?::\w+)?")}
+    beside = {key for entry in registry.ESTIMATORS.values() for key in entry.papers}
+    assert set(keys) - cited - beside == set()
 
 
 @each
