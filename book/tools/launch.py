@@ -1,9 +1,9 @@
-"""Put a first cell that installs sbnlib into every notebook: for Colab and Binder.
+"""Make the notebooks of Colab and Binder: the copies for download, and first a cell that installs.
 
-    python book/tools/launch.py https://github.com/OWNER/REPOSITORY
+    python book/tools/launch.py https://github.com/OWNER/REPOSITORY        after `make book`
 
-The Pages workflow runs it on a branch of its own; the notebooks of the main branch have no such
-cell, because there the library is installed already.
+They take the place of the sources, whose directives Colab would show as text. So the Pages workflow
+runs this in a checkout of its own and pushes a branch of its own.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import nbformat
 
+ROOT = Path(__file__).resolve().parents[2]
+COPIES = ROOT / "_build" / "html" / "_sources"
 CELL_ID = "install-sbnlib"
 
 
-def add_install_cell(path: Path, url: str) -> None:
-    """Prepend `%pip install sbnlib from url` to one notebook, once."""
-    notebook = nbformat.read(path, as_version=4)
-    if notebook.cells and notebook.cells[0].id == CELL_ID:
-        return
+def write(copy: Path, path: Path, url: str) -> None:
+    """One copy, behind ``%pip install`` of sbnlib from ``url``, in the place of its source."""
+    notebook = nbformat.read(copy, as_version=4)
     source = f'%pip install --quiet "sbnlib[figures,experiments] @ git+{url}"'
     notebook.cells.insert(0, nbformat.v4.new_code_cell(source, id=CELL_ID))
     nbformat.write(notebook, path)
@@ -29,9 +29,11 @@ def add_install_cell(path: Path, url: str) -> None:
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or not arguments[0].startswith("https://"):
         raise SystemExit(__doc__)
-    for path in sorted(Path(__file__).parents[1].rglob("*.ipynb")):
-        if ".ipynb_checkpoints" not in path.parts:
-            add_install_cell(path, arguments[0])
+    copies = sorted(COPIES.glob("book/**/*.ipynb"))
+    if not copies:
+        raise SystemExit("There are no copies yet: run `make book`, which makes them.")
+    for copy in copies:
+        write(copy, ROOT / copy.relative_to(COPIES), arguments[0])
 
 
 if __name__ == "__main__":

@@ -166,20 +166,24 @@ def test_what_is_made_is_ignored(name):
     assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT).returncode == 0
 
 
-def test_launch_notebooks_install_the_library_once(tmp_path):
+def test_launch_notebooks_are_the_copies_and_install_the_library(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("launch", BOOK / "tools" / "launch.py")
     launch = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(launch)
-    path = tmp_path / "one.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
-    for _ in range(2):
-        launch.add_install_cell(path, "https://github.com/someone/somewhere")
-    cells = nbformat.read(path, as_version=4).cells
-    assert [c.source for c in cells] == [
-        '%pip install --quiet "sbnlib[figures,experiments] @ '
-        'git+https://github.com/someone/somewhere"',
-        "1",
-    ]
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(launch, "COPIES", tmp_path / "made")
+    address = "https://github.com/someone/somewhere"
+    with pytest.raises(SystemExit, match="run `make book`"):
+        launch.main([address])
+    for name, source in (("made/book/one.ipynb", "copy"), ("book/one.ipynb", "source")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        cells = [nbformat.v4.new_markdown_cell(source)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / name)
+    launch.main([address])
+    launch.main([address])
+    cells = nbformat.read(tmp_path / "book/one.ipynb", as_version=4).cells
+    install = f'%pip install --quiet "sbnlib[figures,experiments] @ git+{address}"'
+    assert [c.source for c in cells] == [install, "copy"]
 
 
 def test_citation_names_the_seed_paper():
