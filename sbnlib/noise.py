@@ -14,6 +14,7 @@ ends of their support, where F has a kink; this is the convention of ``hardtanh`
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -54,7 +55,7 @@ class Noise:
         return f"{type(self).__name__}(scale={self.scale:g})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Noise) and type(self) is type(other) and self.law == other.law
+        return type(self) is type(other) and self.law == other.law
 
     def __hash__(self) -> int:
         return hash((type(self), self.scale))
@@ -62,8 +63,13 @@ class Noise:
     @property
     def law(self) -> str:
         """The law in words, with all its parameters, such as ``Logistic(scale=1.0)``."""
-        own = {name: value for name, value in vars(self).items() if name != "_tried"}
-        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in own.items())})"
+        own = (f"{n}={_in_full(v)!r}" for n, v in vars(self).items() if not self._is_derived(n))
+        return f"{type(self).__name__}({', '.join(own)})"
+
+    def _is_derived(self, name: str) -> bool:
+        """Whether an attribute is no parameter: that it was tried, and what is computed once."""
+        at_class = getattr(type(self), name, None)
+        return name == "_tried" or isinstance(at_class, functools.cached_property)
 
     @property
     def support(self) -> tuple[float, float]:
@@ -85,6 +91,7 @@ class Noise:
 
     def icdf(self, p: Tensor) -> Tensor:
         """:math:`F^{-1}(p)` for 0 <= p <= 1, elementwise; NaN elsewhere."""
+        _check_points("p", p)
         return (self._icdf(widened(p)) * self.scale).to(p.dtype)
 
     def sample(
@@ -103,22 +110,26 @@ class Noise:
             dtype, device: of the result; default torch's.
 
         Raises:
+            TypeError: ``dtype`` is not floating point.
             TypeError, ValueError, RuntimeError: a generator that cannot be drawn from, as
                 :func:`sbnlib.sample_sign`.
 
         The magnitude is :math:`-F^{-1}(u)` with u uniform on (0, 1/2], the sign a fair coin: a
         single uniform on [0, 1) would give :math:`F^{-1}(0) = -\infty` once in :math:`2^{24}`
-        draws.
+        draws. What is beyond the largest number of the dtype is put at that number.
         """
         check_generator(generator, device)
         dtype = dtype or torch.get_default_dtype()
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point one, got {dtype}")
         wide = torch.promote_types(dtype, torch.float32)
         u = 1 - torch.rand((2, *shape), generator=generator, dtype=wide, device=device)
-        magnitude = -self.icdf(u[0] / 2)
+        magnitude = -self.icdf(u[0] / 2).clamp_min(torch.finfo(dtype).min)
         return torch.where(u[1] <= 0.5, magnitude, -magnitude).to(dtype)
 
     def _apply(self, at_scale_1: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
         """A function of a/scale, computed in at least float32, in ``a``'s dtype."""
+        _check_points("a", a)
         wide = widened(a)
         return at_scale_1(wide if self.scale == 1 else wide / self.scale).to(a.dtype)
 
@@ -321,9 +332,22 @@ def widened(a: Tensor) -> Tensor:
     return a if a.dtype in _WIDE else a.float()
 
 
+def _check_points(name: str, points: Tensor) -> None:
+    """F, f and their inverse are asked for at real points; of integers they would be rounded."""
+    if not isinstance(points, Tensor) or not points.is_floating_point():
+        got = points.dtype if isinstance(points, Tensor) else type(points).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+
+
+def _in_full(value: Any) -> Any:
+    """A parameter in a form whose ``repr`` leaves nothing out: that of a tensor is rounded."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def is_positive(value: object) -> bool:
-    """Whether ``value`` is a number > 0 that float32 holds, and its inverse too."""
-    return isinstance(value, Real) and 1e-37 <= float(value) <= 1e37
+    """Whether ``value`` is a number > 0 that float32 holds, and its inverse too; a bool is none."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and 1e-37 <= float(value) <= 1e37  # type: ignore[arg-type]
 
 
 def check_generator(generator: object, device: torch.device | str | None) -> None:

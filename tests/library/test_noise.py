@@ -7,7 +7,9 @@ The first part needs no closed form, so it holds for a law added tomorrow; the s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -448,3 +450,60 @@ def test_what_a_law_of_the_users_lacks_is_named() -> None:
         Bare().pdf(torch.zeros(1))
     with pytest.raises(NotImplementedError, match="Bare must define _icdf_lower, the quantiles"):
         Bare().icdf(torch.full((1,), 0.3))
+
+
+def test_two_laws_of_one_name_are_two_laws() -> None:
+    other = type("Logistic", (sbnlib.Gaussian,), {})()
+    assert other.law == sbnlib.Logistic().law and other != sbnlib.Logistic()
+    assert sbnlib.Logistic() != "Logistic(scale=1.0)"
+
+
+class Tabled(sbnlib.Logistic):
+    """A law with a table for parameter, and with something computed from it once."""
+
+    def __init__(self, table: object) -> None:
+        super().__init__()
+        self.table = table
+
+    @functools.cached_property
+    def total(self) -> float:
+        return float(self.table.sum())
+
+
+@pytest.mark.parametrize("of", [torch.from_numpy, np.asarray], ids=["tensor", "array"])
+def test_tables_are_compared_to_the_last_digit_and_entry(of: Callable) -> None:
+    numbers = np.linspace(0, 1, 2000)
+    for at, change in ((0, 1e-9), (1000, 1.0)):  # a repr rounds the one and leaves the other out
+        others = numbers.copy()
+        others[at] += change
+        assert Tabled(of(numbers)) == Tabled(of(numbers.copy())) != Tabled(of(others))
+
+
+def test_what_a_law_computes_once_is_no_parameter() -> None:
+    fresh, used = Tabled(np.ones(2)), Tabled(np.ones(2))
+    assert used.total == 2 and "total" in vars(used) and used == fresh
+    layers = [sbnlib.nn.BernoulliLinear(2, 2, noise=law) for law in (fresh, used)]
+    layers[0].load_state_dict(layers[1].state_dict())
+
+
+@names
+def test_points_that_would_be_rounded_are_refused(name: str) -> None:
+    noise = NOISES[name]()
+    for points, got in ((torch.tensor([0, 1]), "torch.int64"), (0.5, "float"), (None, "NoneType")):
+        for function in ("cdf", "tail", "pdf", "icdf"):
+            letter = "p" if function == "icdf" else "a"
+            words = f"{letter} must be a floating-point tensor, got {got}"
+            with pytest.raises(TypeError, match=words):
+                getattr(noise, function)(points)
+    with pytest.raises(TypeError, match="dtype must be a floating-point one, got torch.int64"):
+        noise.sample((3,), dtype=torch.int64)
+    with pytest.raises(ValueError, match="scale must be a number .* got True"):
+        NOISES[name](True)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e37, torch.float32), (1e6, torch.float16)])
+@names
+def test_samples_are_finite_in_every_dtype(name: str, scale: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = NOISES[name](scale).sample((20_000,), generator=generator, dtype=dtype)
+    assert draws.dtype == dtype and draws.isfinite().all()
