@@ -228,8 +228,10 @@ def check_uniforms(u: Tensor) -> None:
 
 
 def check_states(name: str, states: Sequence[Tensor | None]) -> None:
-    """Where looking is free, states are +-1."""
+    """States are real numbers and, where looking is free, +-1."""
     for x in states:
+        if isinstance(x, Tensor) and (x.dtype is torch.bool or x.is_complex()):
+            raise TypeError(f"{name} must hold real numbers +-1, got {x.dtype}")
         if isinstance(x, Tensor) and looking_is_free(x) and bool((x.abs() != 1).any()):
             low, high = float(x.amin()), float(x.amax())
             raise ValueError(f"{name} must hold +-1 only, got values from {low} to {high}")

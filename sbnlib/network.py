@@ -75,9 +75,25 @@ class SBN(torch.nn.Module):
         self.layers = torch.nn.ModuleList(layers)
         self.sign = Sign(noise, estimator)
 
+    # What is the units' can be asked for, and set, at the network
+
     @property
     def noise(self) -> Noise:
         return self.sign.noise
+
+    @property
+    def estimator(self) -> ChainRule:
+        return self.sign.estimator
+
+    @property
+    def mode(self) -> str:
+        return self.sign.mode
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("noise", "estimator", "mode"):
+            setattr(self.sign, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(
         self,
@@ -166,14 +182,14 @@ def run_layer(layer: torch.nn.Module, x: Tensor, generator: torch.Generator | No
 def draws(layer: torch.nn.Module) -> bool:
     """Whether a layer's forward takes a generator. Torch's own layers cannot be handed one.
 
-    One that takes any others (``**kw``) is a wrapper, and is asked what it holds.
+    One that takes any others (``**kw``) is a wrapper, which hands them to what it holds.
     """
     forward = getattr(layer.forward, "__func__", layer.forward)
     if torch.compiler.is_compiling() or not isinstance(forward, FunctionType):
         named, any_other = _takes_generator.__wrapped__(forward)  # compile warns of a cache
     else:
         named, any_other = _takes_generator(forward)
-    return named or any_other and any(draws(m) for m in layer.modules() if m is not layer)
+    return named or any_other and any(map(draws, layer.children()))
 
 
 @functools.lru_cache(maxsize=256)  # by the function, so that the cache keeps no module alive

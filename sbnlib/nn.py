@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sbnlib.contracts import (
     ChainRule,
+    check_ends_with,
     check_number,
     check_states,
     check_tau,
@@ -111,17 +112,19 @@ class Sign(torch.nn.Module):
         generator: torch.Generator | None = None,
         u: Tensor | None = None,
     ) -> Tensor:
-        """States of ``a``'s shape; ``x`` hands them in, ``u`` hands in the uniforms.
+        """States of ``a``'s shape and dtype; ``x`` hands them in, ``u`` hands in the uniforms.
 
         ``generator`` is the source of randomness; under activation checkpointing give none, or
         hand in ``u``, see :func:`sbnlib.sample_sign`.
 
         Raises:
-            ValueError: unknown ``mode``, or a shape that does not match ``a``.
-            TypeError: ``a`` is not a floating-point tensor.
+            ValueError: unknown ``mode``, a shape that does not match ``a``, or an ``x`` or ``u``
+                that would not be used.
+            TypeError: ``a`` is not a floating-point tensor, or ``x`` no real one.
         """
         mode = self.mode if mode is None else mode
         check_mode(mode)
+        _check_used(mode, x, u)
         if mode == "mean":
             return mean_state(a, check_unit(a, self.noise))
         estimate = self._estimate
@@ -137,7 +140,10 @@ class Sign(torch.nn.Module):
             check_unit(a, self.noise)
             x = deterministic_sign(a)
         else:
+            check_unit(a, self.noise)
+            check_ends_with("x", x, a)
             check_states("x", [x])
+            x = x.to(a.dtype)
         return estimate(a, x, self.noise, generator=generator)
 
 
@@ -170,6 +176,15 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
 
 
+def _check_used(mode: str, x: Tensor | None, u: Tensor | None) -> None:
+    """What is handed in must have a part in what comes out."""
+    if x is not None and mode == "mean":
+        raise ValueError("x must be None in mode='mean', which puts out no state, got one")
+    if u is not None and (x is not None or mode not in ("sample", "concrete")):
+        where = f"in mode={mode!r}" if x is None else "where x is handed in"
+        raise ValueError(f"u must be None {where}, nothing is drawn there, got uniforms")
+
+
 class _Bernoulli(torch.nn.Module):
     """Weights that are random signs, P(w = +1) = F(eta), with ``eta`` the parameter.
 
@@ -200,6 +215,8 @@ class _Bernoulli(torch.nn.Module):
             raise ValueError(f"forward must be one of {WEIGHT_MODES}, got {forward!r}")
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be True or False, got {bias!r}; noise= is given by name")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point one, got {dtype}")
         check_tau(tau)
         check_number("eps", eps, "a finite number >= 0", lambda v: 0 <= v < math.inf)
         self.mode, self.tau, self.eps = forward, tau, eps
@@ -220,6 +237,8 @@ class _Bernoulli(torch.nn.Module):
     # load_state_dict(assign=True). So eta is marked again wherever that can have happened.
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward" and isinstance(value, str):
+            raise TypeError(f"forward must stay a function, got {value!r}: set mode instead")
         value = as_noise(value) if name == "noise" else value
         law = getattr(value, "noise", None) if name == "eta" else None
         if law is not None and law != self.noise:
@@ -297,12 +316,13 @@ class _Bernoulli(torch.nn.Module):
             generator, u: the randomness of ``"sample"`` and ``"concrete"``.
 
         Raises:
-            ValueError: unknown ``mode``.
+            ValueError: unknown ``mode``, or ``u`` in one that draws nothing.
             RuntimeError: torch's ``prune`` or ``parametrize`` was put on ``eta``.
         """
         mode = self.mode if mode is None else mode
         if mode not in WEIGHT_MODES:
             raise ValueError(f"mode must be one of {WEIGHT_MODES}, got {mode!r}")
+        _check_used(mode, None, u)
         if "eta_orig" in self._parameters or is_parametrized(self, "eta"):
             raise RuntimeError(
                 "eta must be a parameter of the layer, got one that prune or parametrize computes"
@@ -336,8 +356,11 @@ class _Bernoulli(torch.nn.Module):
         return f"noise={self.noise!r}, forward={self.mode!r}"
 
 
-def _letters(codes: Tensor) -> str:
-    return bytes(codes.to("cpu", torch.uint8).tolist()).decode()
+def _letters(codes: object) -> str:
+    """The law that a state dict names; whatever else stands there, as it is."""
+    if not isinstance(codes, Tensor):
+        return repr(codes)
+    return bytes(codes.to("cpu", torch.uint8).flatten().tolist()).decode(errors="replace")
 
 
 class BernoulliLinear(_Bernoulli):
@@ -370,7 +393,7 @@ class BernoulliLinear(_Bernoulli):
 
     Raises:
         ValueError: unknown ``forward``, ``tau <= 0``, ``eps < 0``.
-        TypeError: ``noise`` is not a noise model.
+        TypeError: ``noise`` is not a noise model, ``dtype`` not floating point.
         RuntimeError: from ``load_state_dict``, for a state of another law.
 
     Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880); Meng, Bachmann & Khan 2020 (ICML) for

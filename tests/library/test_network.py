@@ -445,3 +445,111 @@ def test_a_partial_keeps_the_generator_it_was_made_with() -> None:
         return a.grad
 
     assert torch.equal(slope(), slope())
+
+
+def test_states_handed_in_come_out_in_the_dtype_of_the_unit() -> None:
+    for dtype in (torch.int64, torch.float16, torch.float64):
+        a = torch.tensor([0.3, -0.4], requires_grad=True)
+        x = Sign()(a, x=torch.tensor([-1, 1], dtype=dtype))
+        x.sum().backward()
+        assert x.dtype == torch.float32 and x.tolist() == [-1, 1]
+        slopes = ref.RefNoise("Logistic", 1.0).pdf(a.detach().double().numpy())
+        np.testing.assert_allclose(a.grad, 2 * slopes, rtol=1e-6)
+        states = [torch.ones(1, 3, dtype=dtype), torch.ones(1, 2, dtype=dtype)]
+        net = SBN(nn.Linear(2, 3), nn.Linear(3, 2))
+        assert net(torch.zeros(1, 2), states=states).dtype == torch.float32
+    for dtype in (torch.bool, torch.complex64):
+        with pytest.raises(TypeError, match=rf"x must hold real numbers \+-1, got {dtype}"):
+            Sign()(torch.zeros(2), x=torch.ones(2, dtype=dtype))
+
+
+def test_what_a_unit_would_not_use_is_refused() -> None:
+    a, x, u = torch.zeros(1, 2), torch.ones(1, 2), torch.rand(1, 2)
+    with pytest.raises(ValueError, match="x must be None in mode='mean'"):
+        Sign()(a, mode="mean", x=x)
+    for mode in ("mean", "sign"):
+        with pytest.raises(ValueError, match=f"u must be None in mode='{mode}'"):
+            Sign()(a, mode=mode, u=u)
+    with pytest.raises(ValueError, match="u must be None where x is handed in"):
+        Sign()(a, x=x, u=u)
+    with pytest.raises(ValueError, match="u must be None where x is handed in"):
+        SBN(nn.Linear(2, 2))(a, states=[x], u=[u])
+
+
+def test_pre_activations_are_looked_at_whatever_the_estimator() -> None:
+    def blind(a: torch.Tensor, x: torch.Tensor, noise: sbnlib.Noise) -> torch.Tensor:
+        return x
+
+    for options in ({"mode": "sample"}, {"mode": "sign"}, {"x": torch.ones(2)}):
+        with pytest.raises(ValueError, match="a must be finite"):
+            Sign(estimator=blind)(torch.full((2,), float("nan")), **options)
+
+
+def test_what_is_the_units_can_be_set_at_the_network() -> None:
+    net, inputs = SBN(nn.Linear(2, 3)), torch.rand(4, 2)
+    net.noise, net.mode, net.estimator = "uniform", "mean", "zgr"
+    assert (net.noise, net.mode, net.estimator) == (sbnlib.Uniform(), "mean", zgr)
+    assert (net.sign.noise, net.sign.mode, net.sign.estimator) == (sbnlib.Uniform(), "mean", zgr)
+    expected = net.layers[0](inputs).clamp(-1, 1)  # 2F - 1 of the uniform law
+    torch.testing.assert_close(net(inputs), expected)
+    with pytest.raises(ValueError, match="noise must be one of"):
+        net.noise = "normal"
+    module = nn.PReLU()
+    module.forward = lambda a, x, noise: x
+    net.estimator = module
+    assert net.sign.estimator is module and "estimator" not in net._modules
+
+
+class Passing(nn.Module):
+    """A wrapper that hands whatever it gets to what it holds."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **options: Any) -> torch.Tensor:
+        return self.inner(*args, **options)
+
+
+def test_a_generator_goes_through_wrappers_to_what_draws() -> None:
+    net, x = SBN(Passing(Passing(BernoulliLinear(3, 40)))), torch.rand(1, 3)
+    before = torch.get_rng_state()
+    assert torch.equal(net(x, generator=seeded()), net(x, generator=seeded()))
+    assert torch.equal(torch.get_rng_state(), before)
+    # A nn.Sequential takes none, so neither does what only passes on to it
+    held = SBN(Passing(nn.Sequential(BernoulliLinear(3, 4), nn.BatchNorm1d(4))))
+    assert held(torch.rand(5, 3)).shape == (5, 4)
+    with pytest.raises(ValueError, match="generator must reach every module that draws.*Passing"):
+        held(torch.rand(5, 3), generator=seeded())
+    compiled = torch.compile(nn.Sequential(BernoulliLinear(3, 4)), backend="eager")
+    assert SBN(compiled)(torch.rand(5, 3)).shape == (5, 4)
+
+
+class Unhashable:
+    """A forward that is neither a function nor a key."""
+
+    __hash__ = None
+
+    def __call__(self, x: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+        return x + torch.rand(x.shape, generator=generator)
+
+
+def test_a_forward_can_be_any_object_that_is_called() -> None:
+    layer = nn.Identity()
+    layer.forward = Unhashable()
+    net, x = SBN(layer), torch.zeros(1, 3)
+    assert torch.equal(net(x, generator=seeded()), net(x, generator=seeded()))
+
+
+def test_how_a_layer_is_called_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Layer(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    def never(*args: object, **options: object) -> bool:
+        raise AssertionError("signatures are slow to read")
+
+    net = SBN(Layer(2, 2))
+    net(torch.zeros(1, 2))
+    monkeypatch.setattr(sbnlib.network, "takes", never)
+    net(torch.zeros(1, 2))

@@ -734,3 +734,28 @@ def test_a_law_in_the_place_of_the_bias_is_refused(bias: object) -> None:
     for make in (lambda: BernoulliLinear(3, 4, bias), lambda: BernoulliConv2d(1, 1, 3, bias=bias)):
         with pytest.raises(TypeError, match="bias must be True or False, got .*noise="):
             make()
+
+
+def test_options_that_would_have_no_effect_or_another_are_refused() -> None:
+    for dtype in (torch.complex64, torch.int64):
+        with pytest.raises(TypeError, match=f"dtype must be a floating-point .* got {dtype}"):
+            BernoulliLinear(3, 4, dtype=dtype)
+        with pytest.raises(TypeError, match=f"dtype must be a floating-point .* got {dtype}"):
+            BernoulliConv2d(1, 1, 3, dtype=dtype)
+    layer = BernoulliLinear(3, 4)
+    with pytest.raises(TypeError, match="forward must stay a function, got 'sign': set mode"):
+        layer.forward = "sign"
+    for mode in ("sign", "mean"):
+        with pytest.raises(ValueError, match=f"u must be None in mode='{mode}'"):
+            layer(torch.ones(1, 3), mode=mode, u=torch.rand(4, 3))
+    for mode in ("sample", "concrete"):
+        assert layer(torch.ones(1, 3), mode=mode, u=torch.rand(4, 3)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "law", [None, "Logistic(scale=1.0)", torch.tensor([255], dtype=torch.uint8)]
+)
+def test_a_state_that_names_no_law_is_refused_in_words(law: object) -> None:
+    layer = BernoulliLinear(3, 4)
+    with pytest.raises(RuntimeError, match="eta must be of the layer's Logistic"):
+        layer.load_state_dict(layer.state_dict() | {"_extra_state": law})
