@@ -40,6 +40,7 @@ from sbnlib.guards import (
     signs,
     uniforms,
 )
+from sbnlib.inference import forward_of
 from sbnlib.network import SBN
 from sbnlib.nn import Sign
 from sbnlib.noise import Noise
@@ -381,13 +382,15 @@ def _check_net(net: SBN, inputs: Tensor) -> list[Tensor]:
     """What is asked of a network and its inputs; returns what its layers gave when tried."""
     if not isinstance(net, SBN):
         raise TypeError(f"net must be an SBN, got {type(net).__name__}")
-    if type(net).forward is not SBN.forward:
+    if forward_of(net) is not SBN.forward:
         raise ValueError(f"net must run as SBN does, {type(net).__name__} has its own forward")
     for name, module in (("net", net), ("net.sign", net.sign)):
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"net must run as SBN does, {name} has a forward hook")
     if type(net.sign) is not Sign:
         raise ValueError(f"net must run as SBN does, net.sign is of {type(net.sign).__name__}")
+    if forward_of(net.sign) is not Sign.forward:
+        raise ValueError("net must run as SBN does, net.sign has its own forward")
     first = type(net.layers[0]).__name__
     if not isinstance(inputs, Tensor) or inputs.dim() != 2 or not len(inputs):
         shape = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__

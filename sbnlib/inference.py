@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from sbnlib.contracts import is_finite
 from sbnlib.network import SBN
 from sbnlib.nn import BernoulliConv2d, BernoulliLinear, Sign, _Bernoulli, check_mode
 from sbnlib.noise import Noise
@@ -65,8 +67,8 @@ def reestimate_batch_norm(net: Module, data: Tensor | Iterable[Any]) -> Module:
             or tuples whose first entry is the inputs. The mean over the batches is unweighted.
 
     Raises:
-        ValueError: no batch norm with running statistics, no data, or batches that can be gone
-            through only once.
+        ValueError: no batch norm with running statistics, no data, batches that can be gone
+            through only once, or statistics that are not finite.
         TypeError: data that are neither a tensor nor batches, batches that hold no tensor.
 
     Afterwards batch norm is in evaluation mode; all other modules are as they were.
@@ -84,6 +86,9 @@ def reestimate_batch_norm(net: Module, data: Tensor | Iterable[Any]) -> Module:
             finally:
                 norm.eval()
                 norm.momentum = momentum
+            if not is_finite(norm.running_var):
+                raise ValueError("data must give finite statistics, got NaN or infinite ones in "
+                                 f"{norm}")  # fmt: skip
     for norm in _batch_norms(net):
         norm.eval()
     return net
@@ -121,11 +126,15 @@ def _inputs(batch: Any) -> Tensor:
             "data must hold tensors, or tuples that begin with one, got a batch of type "
             f"{type(batch).__name__}"
         )
+    if inputs.numel() == 0:
+        raise ValueError(f"data must hold inputs in every batch, got shape {tuple(inputs.shape)}")
     return inputs
 
 
 def _batch_norms(net: torch.nn.Module) -> list[Any]:
-    norms = [m for m in net.modules() if isinstance(m, BatchNorm)]
+    norms: list[Any] = [m for m in net.modules() if isinstance(m, BatchNorm)]
+    if any(is_lazy(m.running_mean) for m in norms):
+        raise ValueError("net must have statistics, run it once: its batch norm is lazy")
     return [m for m in norms if m.track_running_stats and m.running_mean is not None]
 
 
@@ -190,10 +199,15 @@ def _check_replaceable(name: str, module: torch.nn.Module) -> None:
                 None)  # fmt: skip
     if ours is None:
         return
-    if type(module).forward is not ours.forward:
+    if forward_of(module) is not ours.forward:
         raise ValueError(f"net must hold our own layers, {name} has a forward of its own")
     if module._forward_hooks or module._forward_pre_hooks:
         raise ValueError(f"net must hold layers without forward hooks, {name} has one")
+
+
+def forward_of(module: torch.nn.Module) -> object:
+    """The function that runs, of the class or put on the instance."""
+    return getattr(module.forward, "__func__", module.forward)
 
 
 def _check_module(net: object) -> None:

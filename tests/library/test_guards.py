@@ -832,3 +832,19 @@ def test_a_unit_inside_a_layer_has_no_exact_gradient() -> None:
     layer = nn.Sequential(nn.Linear(3, 4), Sign(mode="sign"), nn.Linear(4, 4))
     with pytest.raises(ValueError, match="holds a binary unit in mode 'sign'"):
         exact_gradient(net_with(layer, 1), some_inputs(), smooth)
+
+
+@pytest.mark.parametrize("name", ["net", "net.sign"])
+def test_a_forward_or_a_hook_put_on_a_network_is_seen(name: str) -> None:
+    def refused(words: str) -> None:
+        with pytest.raises(ValueError, match=f"net must run as SBN does, {words}"):
+            exact_expectation(net, torch.rand(2, 3), lambda x: x.sum(-1))
+
+    net = SBN(nn.Linear(3, 4))
+    module: nn.Module = net if name == "net" else net.sign
+    for hook in (module.register_forward_hook, module.register_forward_pre_hook):
+        handle = hook(lambda *args: None)
+        refused(f"{name} has a forward hook")
+        handle.remove()
+    module.forward = lambda *args, **options: 10 * type(module).forward(module, *args, **options)
+    refused(f"{'SBN' if name == 'net' else name} has its own forward")

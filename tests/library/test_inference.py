@@ -245,3 +245,99 @@ def test_what_is_not_a_module_is_named(function: Callable[[Any], Any]) -> None:
 def test_the_public_names_are_there() -> None:
     for name in ("set_mode", "reestimate_batch_norm", "to_plain"):
         assert name in sbnlib.__all__
+
+
+class Double(SBN):
+    def forward(self, inputs: Tensor, **options: Any) -> Tensor:
+        return 2 * super().forward(inputs, **options)
+
+
+class Flipped(Sign):
+    def forward(self, a: Tensor, **options: Any) -> Tensor:
+        return -super().forward(a, **options)
+
+
+class Halved(BernoulliConv2d):
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return super().forward(x, **options) / 2
+
+
+OURS: dict[str, Callable[[], nn.Module]] = {
+    "SBN": lambda: SBN(nn.Linear(3, 2)),
+    "Sign": Sign,
+    "linear": lambda: BernoulliLinear(3, 2),
+    "conv": lambda: BernoulliConv2d(1, 2, 3),
+}
+
+
+@pytest.mark.parametrize("module", [Double(nn.Linear(3, 2)), Flipped(), Halved(1, 2, 3)])
+def test_a_class_that_computes_something_else_is_not_replaced(module: nn.Module) -> None:
+    with pytest.raises(ValueError, match="our own layers, 1 has a forward of its own"):
+        to_plain(set_mode(nn.Sequential(nn.Flatten(), module), "sign"))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_forward_put_on_a_layer_is_not_lost(name: str) -> None:
+    module = set_mode(OURS[name](), "sign")
+    to_plain(module)
+    module.forward = lambda x: 10 * type(module).forward(module, x)
+    with pytest.raises(ValueError, match="our own layers, net has a forward of its own"):
+        to_plain(module)
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("name", OURS)
+def test_a_hook_is_not_lost(name: str, hook: str) -> None:
+    module = set_mode(OURS[name](), "sign")
+    handle = getattr(module, hook)(lambda *args: None)
+    with pytest.raises(ValueError, match="without forward hooks, net has one"):
+        to_plain(module)
+    handle.remove()
+    to_plain(module)
+
+
+def test_a_layer_shared_with_an_sbn_is_one_layer_afterwards() -> None:
+    layer = BernoulliLinear(4, 4)
+    net = set_mode(nn.Sequential(SBN(layer, layer), layer, nn.ModuleList()), "sign")
+    plain = to_plain(net)
+    assert plain[0][0] is plain[0][2] is plain[1] and plain[0][1] is plain[0][3]
+
+
+def test_a_place_without_a_module_stays_empty() -> None:
+    net = nn.Sequential(Sign(mode="sign"))
+    net[0].register_module("none", None)
+    net.register_module("none", None)
+    assert to_plain(net)._modules["none"] is None
+
+
+def normed() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_statistics_that_are_not_finite_are_refused(value: float) -> None:
+    net = normed()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="data must give finite statistics, .* BatchNorm1d"):
+        reestimate_batch_norm(net, torch.full((5, 3), value))
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("data", [torch.ones(0, 3), [torch.rand(4, 3), torch.ones(0, 3)]])
+def test_a_batch_of_nothing_is_refused(data: object) -> None:
+    net = normed()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"data must hold inputs in every batch, .* \(0, 3\)"):
+        reestimate_batch_norm(net, data)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_a_norm_that_has_no_size_yet_is_named() -> None:
+    with pytest.raises(ValueError, match="net must have statistics, run it once"):
+        reestimate_batch_norm(nn.Sequential(nn.LazyBatchNorm1d()), torch.rand(4, 3))
+
+
+@pytest.mark.parametrize("data", [{"x": torch.rand(4, 3)}, "abc", 3, None])
+def test_data_that_are_no_batches_are_named(data: object) -> None:
+    with pytest.raises(TypeError, match=f"batches of tensors, got {type(data).__name__}"):
+        reestimate_batch_norm(normed(), data)
