@@ -52,10 +52,11 @@ def classification_loss(head: Callable[[Tensor], Tensor], targets: Tensor) -> Lo
 
 
 def _cross_entropy(head: Callable[[Tensor], Tensor], targets: Tensor, x: Tensor) -> Tensor:
-    if x.dim() < 2 or x.shape[-2] != len(targets):
+    if not isinstance(x, Tensor) or x.dim() < 2 or x.shape[-2] != len(targets):
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(
             f"states must have shape (..., B, n) with B = {len(targets)}, one row for each of "
-            f"the targets, got {tuple(x.shape)}"
+            f"the targets, got {got}"
         )
     classes = targets.expand(x.shape[:-1])
     scores = head(x.flatten(0, -2))
@@ -65,11 +66,16 @@ def _cross_entropy(head: Callable[[Tensor], Tensor], targets: Tensor, x: Tensor)
 
 
 def _check_scores(scores: Tensor, rows: int, targets: Tensor) -> None:
-    if scores.dim() != 2 or len(scores) != rows:
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != rows:
+        got = (
+            f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        )
         raise ValueError(
             f"head must return scores (N, classes) with N = {rows} here, one row for each row of "
-            f"states, got shape {tuple(scores.shape)}"
+            f"states, got {got}"
         )
+    if not scores.is_floating_point():
+        raise ValueError(f"head must return floating-point scores, got {scores.dtype}")
     if looking_is_free(targets) and len(targets):
         low, high = targets.aminmax()
         if low < 0 or high >= scores.shape[-1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -137,3 +138,33 @@ def test_a_loss_goes_to_another_process_and_back() -> None:
     assert torch.equal(again(x), classification_loss(layer, TARGETS)(x))
     with pytest.raises(ValueError, match=r"B = 4"):
         again(x[:3])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (lambda x: (x, 1), "tuple"),
+        (lambda x: None, "NoneType"),
+        (lambda x: x[:, 0], r"\(4,\)"),
+        (lambda x: x[:-1], r"\(3, 3\)"),
+        (lambda x: x[:, :, None], r"\(4, 3, 1\)"),
+        (lambda x: x.long(), "floating-point scores, got torch.int64"),
+    ],
+)
+def test_a_head_that_gives_no_scores_is_named(wrong: Callable, got: str) -> None:
+    with pytest.raises(ValueError, match=f"head must return .*{got}"):
+        classification_loss(wrong, TARGETS)(torch.ones(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [(torch.ones(4), r"\(4,\)"), (torch.tensor(1.0), r"\(\)"), (np.ones((4, 3)), "ndarray")],
+)
+def test_states_that_are_none_are_named(x: object, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"states must have shape \(..., B, n\) .* got {got}"):
+        classification_loss(head(), TARGETS)(x)
+
+
+def test_a_batch_of_no_inputs_has_no_values() -> None:
+    loss = classification_loss(head(), TARGETS[:0])
+    assert loss(torch.ones(5, 0, 3, dtype=torch.float64)).shape == (5, 0)
