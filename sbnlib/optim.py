@@ -610,6 +610,8 @@ class Proximal(Optimizer):
 
     def _check_all(self) -> None:
         _check_parameters(self.param_groups)
+        for group in self.param_groups:  # of a base that has a rate: not all do
+            check_number("lr", group.get("lr", 0), "a finite number", math.isfinite)
         for what, p, _ in _named(self.param_groups):
             if p.grad is not None:
                 _check_finite(what, p, p.grad)

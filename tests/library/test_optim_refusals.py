@@ -476,3 +476,24 @@ def test_proximal_takes_the_states_of_its_own_kind_only(p: Tensor) -> None:
     with pytest.raises(ValueError, match="of an eager Proximal, got one of a lazy one"):
         made(torch.optim.SGD, False).load_state_dict(lazy)
     made(torch.optim.SGD, True).load_state_dict(lazy)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_of_another_number_of_groups_is_torchs_to_refuse(p: Tensor, name: str) -> None:
+    optimizer, more = MADE[name]([p]), MADE[name]([torch.ones(1, requires_grad=True)])
+    more.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
+    with refused(optimizer, "different number of parameter groups"):
+        optimizer.load_state_dict(more.state_dict())
+
+
+@pytest.mark.parametrize("lr", [float("nan"), float("inf")])
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_rate_that_spoils_a_proximal_step_is_refused_before_it(
+    p: Tensor, lazy: bool, lr: float
+) -> None:
+    optimizer = Proximal(torch.optim.SGD([p], 0.1), parq, 1.5, lazy=lazy)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = lr
+    with refused(optimizer, f"lr must be a finite number, got {lr}"):
+        optimizer.step()
