@@ -75,8 +75,8 @@ def check_layers(net: SBN, inputs: Tensor) -> list[Tensor]:
 
     Raises:
         ValueError: autocast is on, or a layer has random weights, does not map rows to rows, gives
-            half precision, NaN or infinity, depends on more than the row, or has more than 24
-            units. It names the layer.
+            half precision, NaN or infinity, depends on more than the row, or has no units or
+            more than 24. It names the layer.
     """
     kind = inputs.device.type
     if torch.is_autocast_enabled(kind):
@@ -91,9 +91,9 @@ def check_layers(net: SBN, inputs: Tensor) -> list[Tensor]:
         if fault:
             raise ValueError("exact sums need layers that treat each row by itself, "
                              f"{trial.name} {fault}{trial.cure()}")  # fmt: skip
-        if out.shape[1] > MAX_WIDTH:
-            raise ValueError(f"exact sums take at most {MAX_WIDTH} units a layer, {trial.name} has "
-                             f"{out.shape[1]}")  # fmt: skip
+        if not 1 <= out.shape[1] <= MAX_WIDTH:
+            raise ValueError(f"exact sums take at least one and at most {MAX_WIDTH} units a layer, "
+                             f"{trial.name} has {out.shape[1]}")  # fmt: skip
         outputs.append(out)
         rows = states[:, : out.shape[1]].to(out.dtype)
     return outputs

@@ -729,11 +729,11 @@ class FlipRatio:
             got = type(params).__name__
             raise TypeError(f"params must be tensors of weights, such as a list of them, got {got}")
         self.params = list(params)
-        if not self.params:
-            raise ValueError("params must hold at least one tensor of weights, got none")
         for p in self.params:
             if not isinstance(p, Tensor):
                 raise TypeError(f"params must hold tensors only, got {p!r}")
+        if not sum(p.numel() for p in self.params):
+            raise ValueError("params must hold at least one tensor of weights, got none")
         self.signs = self._signs()
 
     def __call__(self) -> float:

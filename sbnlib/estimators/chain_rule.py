@@ -26,7 +26,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbnlib.contracts import check_ends_with, check_pre_activations, check_unit, differential
+from sbnlib.contracts import (
+    check_ends_with,
+    check_pre_activations,
+    check_unit,
+    check_weight,
+    differential,
+)
 from sbnlib.noise import Noise, widened
 
 __all__ = ["attach", "chain_rule", "darn", "identity", "reinmax", "straight_through", "zgr"]
@@ -94,12 +100,16 @@ def chain_rule(a: Tensor, x: Tensor, noise: Noise | str, *, s: float | Tensor) -
 
     Args:
         a, x, noise: as :func:`straight_through`.
-        s: position on the line; a number, or a tensor broadcastable to ``x``.
+        s: position on the line; a finite number, or a tensor broadcastable to ``x``.
+
+    Raises:
+        ValueError: ``s`` is neither; and as :func:`straight_through`.
 
     Source: Shekhovtsov 2023 (ZGR, ICML), Hooper & Shekhovtsov 2026 (AISTATS); chapter 10.
     """
     noise = check_unit(a, noise)
     check_ends_with("x", x, a)
+    check_weight("s", s)
     a0 = widened(a.detach())
     f, xa = noise.pdf(a0), x.detach() * a0
     p, q = noise.cdf(xa), noise.cdf(-xa)  # P(x) and P(-x)

@@ -848,3 +848,11 @@ def test_a_forward_or_a_hook_put_on_a_network_is_seen(name: str) -> None:
         handle.remove()
     module.forward = lambda *args, **options: 10 * type(module).forward(module, *args, **options)
     refused(f"{'SBN' if name == 'net' else name} has its own forward")
+
+
+@pytest.mark.parametrize("layers", [[nn.Linear(3, 4)], []], ids=["second", "first"])
+def test_a_layer_without_units_is_named(layers: list[nn.Module]) -> None:
+    empty = nn.Linear(3, 1)
+    empty.forward = lambda x: x[:, :0]
+    with pytest.raises(ValueError, match=rf"at least one .* layer {len(layers)} \(Linear\) has 0"):
+        exact_expectation(SBN(*layers, empty), torch.rand(2, 3), lambda x: x.sum(-1))

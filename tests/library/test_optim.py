@@ -606,5 +606,6 @@ def test_the_flip_ratio_follows_a_training_step() -> None:
 
 
 def test_the_flip_ratio_needs_weights() -> None:
-    with pytest.raises(ValueError, match="params must hold at least one tensor of weights"):
-        optim.FlipRatio([])
+    for none in ([], [torch.empty(0, 3)]):
+        with pytest.raises(ValueError, match="params must hold at least one tensor of weights"):
+            optim.FlipRatio(none)

@@ -364,3 +364,9 @@ def test_darn_takes_the_mean_as_its_default_baseline() -> None:
     a, x = torch.tensor([0.7]), torch.ones(1)
     noise = make_noise("Logistic")
     assert factor_of(darn, a, x, noise) == factor_of(partial(darn, baseline="mean"), a, x, noise)
+
+
+@pytest.mark.parametrize("s", [math.nan, math.inf, "0", None])
+def test_a_position_that_is_no_number_is_refused(s: object) -> None:
+    with pytest.raises(ValueError, match=f"s must be a finite number or a tensor, got {s!r}"):
+        chain_rule(torch.zeros(2), torch.ones(2), "logistic", s=s)
