@@ -644,7 +644,8 @@ def test_shifted_layers_of_the_notebook_agree_with_the_loop():
 
 
 def test_both_sides_of_the_notebook_agree_with_the_loops():
-    space = define(CHAPTER, *"inputs targets loss sign states noise thresholds shifted".split())
+    names = "inputs targets loss sign states noise thresholds shifted"
+    space = define(CHAPTER, *names.split())
     run(CHAPTER, containing(CHAPTER, "def both_sides"), space)
     w, b = random_network(np.random.default_rng(16), n1=3)
     given = [torch.tensor(k) for k in (w[0], b[0], w[1], b[1])]
@@ -723,7 +724,8 @@ def test_the_head_alone_can_succeed_for_seven_of_the_twenty_starts():
     count = 0
     for states in x:
         rows = -TARGETS[:, None] * np.hstack([states, np.ones((4, 1))])
-        count += optimize.linprog(np.zeros(4), rows, -np.ones(4), bounds=[(None, None)] * 4).status == 0
+        found = optimize.linprog(np.zeros(4), rows, -np.ones(4), bounds=[(None, None)] * 4)
+        count += found.status == 0
     assert count == 7
 
 
