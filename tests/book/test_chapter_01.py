@@ -7,14 +7,27 @@ The functions under test are taken from the notebook itself.
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 import torch
 from bridge import z_limit
-from chapters import as_in_the_book, chapter, containing, curves, define, printed, run, tagged
+from chapters import (
+    as_in_the_book,
+    axes,
+    chapter,
+    containing,
+    curves,
+    define,
+    printed,
+    run,
+    tagged,
+    under,
+)
+from chapters import figures as figures_of
 from pins import pin
-from scipy import integrate, special, stats
+from scipy import integrate, optimize, special, stats
 
 import sbnlib
 
@@ -48,7 +61,7 @@ def softplus(t):
 
 def xor_loss(x):
     """Losses of the four inputs at their last states, x of shape (4, 2)."""
-    return softplus(-TARGETS * (1 - x.sum(axis=-1)))
+    return softplus(-TARGETS * (1 + x.sum(axis=-1)))
 
 
 def phi(table, p):
@@ -57,10 +70,11 @@ def phi(table, p):
     return sum(t * np.prod(np.where(x > 0, p, 1 - p)) for t, x in zip(table, states, strict=True))
 
 
-def integral_over_threshold(function, a, density):
-    """E function(sign(a - Z)) by quadrature over z, split at the jump."""
-    left = integrate.quad(lambda z: function(1.0) * density(z), -60, a)[0]
-    return left + integrate.quad(lambda z: function(-1.0) * density(z), a, 60)[0]
+def integral_over_threshold(function, a, density, ends=(-60, 60)):
+    """E function(sign(a - Z)) by quadrature over z, split at the jump; a - z is never 0 there."""
+    at = lambda z: function(float(sign(a - z))) * density(z)  # noqa: E731
+    cuts = [ends[0], np.clip(a, *ends), ends[1]]
+    return sum(integrate.quad(at, lo, hi)[0] for lo, hi in itertools.pairwise(cuts))
 
 
 # -------------------------------------------------------------------------- signs and plateaus
@@ -70,14 +84,46 @@ def integral_over_threshold(function, a, density):
     "eq-01-net",
     r"""
     \begin{gathered} x_1=\operatorname{sign}(v_1+v_2+b_1),\\
-    x_2=\operatorname{sign}(-v_1-v_2+b_2),\\ \text{score}=1-x_1-x_2 . \end{gathered}
+    x_2=\operatorname{sign}(-v_1-v_2+b_2),\\ \text{score}=1+x_1+x_2 . \end{gathered}
     """,
 )
-def test_eq_01_net_computes_xor_exactly_for_biases_between_zero_and_two():
-    for b1, b2 in itertools.product(np.arange(-3.75, 4, 0.5), repeat=2):
-        x = sign(INPUTS @ WEIGHTS.T + [b1, b2])
-        right = np.all((1 - x.sum(axis=1)) * TARGETS > 0)
-        assert right == (0 < b1 < 2 and 0 < b2 < 2)
+def test_eq_01_net_computes_xor_exactly_for_biases_from_minus_two_to_below_zero():
+    for b1, b2 in itertools.product(np.arange(-4, 4.25, 0.25), repeat=2):
+        right = True
+        for v1, v2 in itertools.product((-1, 1), repeat=2):
+            x1, x2 = sign(v1 + v2 + b1), sign(-v1 - v2 + b2)
+            right &= (1 + x1 + x2) * v1 * v2 > 0
+            if (b1, b2) == (-1, -1):
+                assert (x1 > 0) == (v1 == v2 == 1) and (x2 > 0) == (v1 == v2 == -1)
+        assert right == (-2 <= b1 < 0 and -2 <= b2 < 0)
+
+
+def test_eq_01_net_is_what_the_cells_compute():
+    space = run(CHAPTER, containing(CHAPTER, "targets = inputs.prod"))
+    x = bits(2)
+    for v, target in zip(INPUTS, TARGETS, strict=True):
+        by_hand = [1 + sign(v[0] + v[1] - 1) + sign(-v[0] - v[1] - 1)]
+        assert sign(by_hand[0]) == target
+    table = space["loss"](torch.tensor(x)[:, None].expand(-1, 4, -1)).numpy()
+    scores = 1 + x[:, 0] + x[:, 1]
+    expected = np.log(1 + np.exp(-TARGETS * scores[:, None]))
+    assert table == pytest.approx(expected, abs=1e-14)
+    assert space["W"].tolist() == WEIGHTS.tolist()
+
+
+def test_one_line_does_not_separate_the_targets():
+    """A linear program for v . w + b with the sign of y at all four points has no solution."""
+    rows = -TARGETS[:, None] * np.hstack([INPUTS, np.ones((4, 1))])
+    found = optimize.linprog(np.zeros(3), rows, -np.ones(4), bounds=[(None, None)] * 3)
+    assert found.status == 2
+
+
+def test_chapter_2_has_the_same_units_at_twice_the_weights_and_noise():
+    """Weights 2, bias -2 and scale 1 there; weights 1, bias -1 and scale 1/2 here."""
+    W, b = (define(chapter(2), "W", "b")[name][0].numpy()[:2] for name in "Wb")
+    assert np.array_equal(W, 2 * WEIGHTS) and np.array_equal(b, [-2, -2])
+    here, there = (INPUTS @ WEIGHTS.T - 1) / 0.5, INPUTS @ W.T + b
+    assert np.array_equal(here, there)
 
 
 @pin(
@@ -104,15 +150,31 @@ def test_prop_01_plateau_in_two_layers_nothing_moves_until_a_pre_activation_cros
             assert np.array_equal(xor_loss(there), here)
 
 
+def test_prop_01_plateau_needs_pre_activations_that_are_not_zero():
+    """At b = (-2, -1) one of them is zero, and the loss jumps however small the step."""
+    loss = lambda b: xor_loss(sign(INPUTS @ WEIGHTS.T + b)).sum()  # noqa: E731
+    assert (INPUTS @ WEIGHTS.T + [-2, -1]).min() < 0 == (INPUTS[3] @ WEIGHTS[0] - 2)
+    for step in (1e-3, 1e-6, 1e-9):
+        assert loss([-2 - step, -1]) - loss([-2 + step, -1]) > 0.9
+
+
+def test_prop_01_plateau_the_gradient_through_the_signs_is_exactly_zero_in_training():
+    names = "inputs targets sign states coins_loss signs_loss train errors"
+    space = define(CHAPTER, *names.split())
+    run(CHAPTER, containing(CHAPTER, "coins, trained, moved"), space)
+    assert space["unmoved"] == 0.0 and space["moved"] > 0.01
+
+
 def test_prop_01_plateau_fails_for_infinitely_many_inputs():
-    def mean_error(theta):
+    def mean_error(b):
         wrong = integrate.quad(
-            lambda v: float((v >= theta) != (v >= 0.3)) / 2, -1, 1, points=[theta, 0.3]
+            lambda v: float((v + b >= 0) != (v >= 0.3)) / 2, -1, 1, points=[-b, 0.3]
         )
         return wrong[0]
 
+    assert mean_error(0.1) == pytest.approx(abs(0.1 + 0.3) / 2, abs=1e-9)
     slope = (mean_error(0.05) - mean_error(-0.05)) / 0.1
-    assert slope == pytest.approx(-0.5, abs=1e-9)
+    assert slope == pytest.approx(0.5, abs=1e-9)
 
 
 # --------------------------------------------------------------------------------------- one coin
@@ -125,11 +187,12 @@ def test_prop_01_plateau_fails_for_infinitely_many_inputs():
     \end{gathered}
     """,
 )
-@pytest.mark.parametrize("law", [stats.logistic, stats.norm, stats.cauchy])
+@pytest.mark.parametrize("law", [stats.logistic, stats.norm, stats.laplace, stats.gumbel_r])
 def test_eq_01_unit_probability_by_quadrature_over_the_threshold(law):
+    """The last one is not symmetric: there sign(a + Z) has another distribution."""
     for a in (-1.3, 0.0, 0.8):
-        mass = integrate.quad(law.pdf, -np.inf, a)[0]  # the thresholds with sign(a - z) = +1
-        assert mass == pytest.approx(law.cdf(a), abs=1e-8)
+        plus = integral_over_threshold(lambda x: float(x == 1), a, law.pdf)
+        assert plus == pytest.approx(law.cdf(a), abs=1e-8)
 
 
 def test_eq_01_unit_frequencies_of_both_ways_to_flip():
@@ -147,8 +210,10 @@ def test_eq_01_unit_frequencies_of_both_ways_to_flip():
 @pin("eq-01-law", r"P(x\mid a)=F(xa),\qquad x\in\{-1,+1\}.")
 @pytest.mark.parametrize("law", [stats.logistic, stats.norm, stats.uniform(-1, 2)])
 def test_eq_01_law_holds_for_symmetric_continuous_noise(law):
-    a = np.linspace(-3, 3, 25)
-    assert law.cdf(-a) == pytest.approx(law.sf(a), abs=1e-15)
+    ends = np.clip(law.support(), -60, 60)
+    for a, x in itertools.product((-3, -0.5, 0.25, 0.75, 2), (-1.0, 1.0)):
+        mass = integral_over_threshold(lambda state, x=x: float(state == x), a, law.pdf, ends)
+        assert mass == pytest.approx(law.cdf(x * a), abs=1e-8)
 
 
 def test_eq_01_law_fails_without_symmetry_and_with_atoms():
@@ -181,6 +246,13 @@ def test_eq_01_expected_equals_an_integral_over_the_thresholds():
     }
     by_integral = integral_over_threshold(inner.get, a[0], stats.logistic.pdf)
     assert by_sum == pytest.approx(by_integral, abs=1e-9)
+
+
+def test_def_01_expected_fails_for_units_that_are_not_independent():
+    """One threshold for two units: the state (+, +) has the probability F(min a), not F F."""
+    both = integral_over_threshold(lambda x: float(x == 1), -0.4, stats.logistic.pdf)
+    assert both == pytest.approx(special.expit(-0.4), abs=1e-9)
+    assert abs(both - special.expit(0.7) * special.expit(-0.4)) > 0.1
 
 
 def expected_xor(b, scale):
@@ -229,20 +301,20 @@ def test_eq_01_slope_by_central_differences(scale):
 )
 def test_eq_01_bound_holds_and_is_attained_by_one_unit():
     rng, h = np.random.default_rng(4), 1e-5
-    states = bits(3)
+
+    def sides(table, a, i):
+        e, x = h * np.eye(len(a))[i], bits(len(a))
+        slope = phi(table, special.expit(a + e)) - phi(table, special.expit(a - e))
+        flips = table[x[:, i] > 0] - table[x[:, i] < 0]
+        return abs(slope / (2 * h)), stats.logistic.pdf(a[i]) * np.abs(flips).max()
+
     for _ in range(30):
         table, a = rng.normal(size=8), rng.normal(size=3) * 2
         for i in range(3):
-            e = h * np.eye(3)[i]
-            slope = phi(table, special.expit(a + e)) - phi(table, special.expit(a - e))
-            flips = table[states[:, i] > 0] - table[states[:, i] < 0]
-            bound = stats.logistic.pdf(a[i]) * np.abs(flips).max()
-            assert abs(slope / (2 * h)) <= bound + 1e-8
-    assert stats.logistic.pdf(0.3) * 2.1 == pytest.approx(
-        (phi([-1, 1.1], special.expit([0.3 + h])) - phi([-1, 1.1], special.expit([0.3 - h])))
-        / (2 * h),
-        abs=1e-8,
-    )
+            slope, bound = sides(table, a, i)
+            assert slope <= bound + 1e-8
+    slope, bound = sides(np.array([-1, 1.1]), np.array([0.3]), 0)
+    assert slope == pytest.approx(bound, abs=1e-8)
 
 
 @pin(
@@ -271,6 +343,16 @@ def test_thm_01_smooth_third_differences_stay_bounded():
     assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
 
 
+def test_thm_01_smooth_gives_no_more_derivatives_than_the_noise_has():
+    """Triangular noise: F has one continuous derivative, and the second one of E L jumps at 0."""
+    F = stats.triang(0.5, -1, 2).cdf
+    mean = lambda a: 1.7 * F(a) - 0.4 * F(-a)  # noqa: E731
+    first = lambda a, h=1e-5: (mean(a + h) - mean(a - h)) / (2 * h)  # noqa: E731
+    assert first(1e-4) == pytest.approx(first(-1e-4), abs=1e-3)
+    second = [(first(side * 0.3) - first(side * 0.1)) / (side * 0.2) for side in (-1, 1)]
+    assert second == pytest.approx([2.1, -2.1], abs=1e-4)
+
+
 def test_thm_01_smooth_fails_with_one_threshold_for_two_units():
     """E x1 x2 = 1 - 2 |F(a1) - F(a2)|: by quadrature, and its one-sided slopes at a1 = a2."""
 
@@ -294,27 +376,69 @@ def test_thm_01_smooth_needs_a_smooth_law():
 def test_samples_are_flat_at_every_number():
     book = define(CHAPTER, "inputs", "targets", "W", "loss", "sign")
     z = torch.tensor(np.random.default_rng(6).logistic(size=(4096, 1, 2)))
-    b = torch.tensor([-1.0, 0.3], requires_grad=True)
+    b = torch.tensor([1.0, -0.3], requires_grad=True)
     a = book["inputs"] @ book["W"].T + b - z
     value = book["loss"](torch.sign(a)).mean()
     assert torch.autograd.grad(value, b)[0].tolist() == [0.0, 0.0]
 
 
 def test_scale_moves_the_valley_out_of_the_interval():
-    grid = np.linspace(-4, 6, 1001)
-    lowest = {s: grid[np.argmin([expected_xor((t, 0.5), s) for t in grid])] for s in (0.2, 1, 1.5)}
-    assert 0 < lowest[0.2] < 2 < lowest[1] < lowest[1.5]
+    grid = np.linspace(-6, 4, 1001)
+    lowest = {s: grid[np.argmin([expected_xor((t, -0.5), s) for t in grid])] for s in (0.2, 1, 1.5)}
+    assert 0 > lowest[0.2] > -2 > lowest[1] > lowest[1.5]
+    assert lowest[1.5] == pytest.approx(-4, abs=0.3)  # "the bottom is near -4"
     h = 1e-4
     slope = {
-        s: expected_xor((-4 + h, 0.5), s) - expected_xor((-4 - h, 0.5), s) for s in (0.2, 0.7, 1)
+        s: expected_xor((4 + h, -0.5), s) - expected_xor((4 - h, -0.5), s) for s in (0.2, 0.7, 1)
     }
-    assert slope[0.2] > 0 and slope[0.7] > 0 and slope[1] < 0
+    assert slope[0.2] < 0 and slope[0.7] < 0 and slope[1] > 0
+
+
+def test_small_noise_keeps_the_terraces():
+    """Slopes below 1e-7 in the middle of the terraces at scale 0.05, as under the figure."""
+    h = 1e-4
+    for middle in (-3, -1, 1, 3):
+        up, down = (expected_xor((middle + d, -0.5), 0.05) for d in (h, -h))
+        assert abs(up - down) / (2 * h) < 1e-7
+
+
+def test_descent_ends_where_the_table_and_the_words_of_the_picture_say():
+    """The starts and steps of the book, with the gradient by central differences."""
+
+    def loss(b, scale):  # b: (starts, 2)
+        x = bits(2)[:, None, None]
+        p = special.expit(x * (INPUTS @ WEIGHTS.T + b[:, None]) / scale).prod(axis=-1)
+        return (p * softplus(-TARGETS * (1 + x.sum(axis=-1)))).sum(axis=0).mean(axis=-1)
+
+    text = printed(containing(CHAPTER, "ends in the square"))
+    starts = np.array(define(CHAPTER, "starts")["starts"].tolist())
+    ends = {}
+    for scale in (0.05, 0.3, 2.0):
+        b, steps = starts, 1e-5 * np.eye(2)
+        for _ in range(2000):
+            slopes = [(loss(b + h, scale) - loss(b - h, scale)) / 2e-5 for h in steps]
+            b = b - np.stack(slopes, axis=-1)
+        inside = np.sum(np.all((b > -2) & (b < 0), axis=1))
+        assert re.search(rf"{scale:.2f} +{inside} of 7", text)
+        ends[scale] = b, inside
+    moved = np.abs(ends[0.05][0] - starts).max(axis=1)
+    assert ends[0.05][1] == 0 and np.sum(moved < 0.1) > 3  # "most paths do not move"
+    away = ends[0.3][0][[0, 1]]  # two of them leave the square behind, five are in it
+    assert ends[0.3][1] == 5 and np.all(away.max(axis=1) > starts[:2].max(axis=1))
+    place, inside = ends[2.0]
+    best = optimize.minimize(lambda b: loss(b[None], 2.0)[0], [0, 0], options={"gtol": 1e-9}).x
+    assert inside == 0 and np.abs(place - best).max() < 0.2
+    wrong = np.mean((1 + sign(INPUTS @ WEIGHTS.T + best).sum(axis=1)) * TARGETS < 0)
+    assert wrong == 0.5
 
 
 # ------------------------------------------------------------------------------------- tightness
 
 
-@pin("eq-01-round", r"\phi(p)=p_i\,\phi(p_i{=}1)+(1-p_i)\,\phi(p_i{=}0).")
+@pin(
+    "eq-01-round",
+    r"\mathcal L(p)=p_i\,\mathcal L(p_i{=}1)+(1-p_i)\,\mathcal L(p_i{=}0).",
+)
 def test_eq_01_round_is_affine_in_each_probability():
     rng = np.random.default_rng(7)
     table, p = rng.normal(size=16), rng.random(4)
@@ -324,7 +448,7 @@ def test_eq_01_round_is_affine_in_each_probability():
         assert phi(table, p) == pytest.approx(mix, abs=1e-14)
 
 
-@pin("eq-01-tight", r"\min_{p\in[0,1]^n}\phi(p)=\min_{x\in\{-1,1\}^n}L(x).")
+@pin("eq-01-tight", r"\min_{p\in[0,1]^n}\mathcal L(p)=\min_{x\in\{-1,1\}^n}L(x).")
 def test_eq_01_tight_on_a_grid_of_the_square():
     table = np.array([0.4, -0.3, 1.0, 0.2])
     grid = [phi(table, np.array(p)) for p in itertools.product(np.linspace(0, 1, 41), repeat=2)]
@@ -334,8 +458,8 @@ def test_eq_01_tight_on_a_grid_of_the_square():
 @pin(
     "prop-01-tight",
     r"""
-    Let $L$ be any function on $\{-1,1\}^n$. 1. $\phi$ is multilinear, that is, affine in each
-    $p_i$: {eq-01-round} 2. Its minimum over the cube is the minimum of the loss, and a vertex
+    Let $L$ be any function on $\{-1,1\}^n$. 1. $\mathcal L$ is multilinear, that is, affine in
+    each $p_i$: {eq-01-round} 2. Its minimum over the cube is the minimum of the loss, and a vertex
     attains it: {eq-01-tight} 3. In logits, $p=F(a)$ with $a\in\mathbb{R}^n$ and $0<F<1$
     everywhere, the infimum is the same number, and it is not attained unless $L$ is constant.
     """,
@@ -360,7 +484,7 @@ def test_prop_01_tight_in_logits_an_infimum_that_is_not_attained():
     assert phi(np.full(8, 0.7), special.expit(best)) == pytest.approx(0.7, abs=1e-15)
 
 
-def test_fixed_weights_do_not_contain_the_sure_states():
+def test_fixed_weights_do_not_reach_the_vertices():
     """With noise of scale 0.5 no pair of biases comes near the best network of signs."""
     grid = np.linspace(-6, 6, 61)
     lowest = min(expected_xor(b, 0.5) for b in itertools.product(grid, repeat=2))
@@ -371,7 +495,7 @@ def test_fixed_weights_do_not_contain_the_sure_states():
 
 
 def total_of_signs(w, b):
-    """D(W, b): the total loss of the network of signs, any depth, XOR's read-out."""
+    """J_0(W, b): the total loss of the network of signs, any depth, the score of XOR."""
     x = INPUTS
     for wk, bk in zip(w, b, strict=True):
         x = sign(x @ wk.T + bk)
@@ -380,29 +504,29 @@ def total_of_signs(w, b):
 
 def total_expected(w, b, cdf=special.expit):
     """J: for each input by itself, a loop over all paths of a two-layer network."""
+    p = lambda x, a: np.prod(np.where(x > 0, cdf(a), 1 - cdf(a)))  # noqa: E731
     total = 0.0
     for d, v in enumerate(INPUTS):
         for x1, x2 in itertools.product(bits(len(b[0])), bits(len(b[1]))):
-            p1 = cdf(x1 * (w[0] @ v + b[0])).prod()
-            p2 = cdf(x2 * (w[1] @ x1 + b[1])).prod()
-            total += p1 * p2 * softplus(-TARGETS[d] * (1 - x2.sum()))
+            path = p(x1, w[0] @ v + b[0]) * p(x2, w[1] @ x1 + b[1])
+            total += path * softplus(-TARGETS[d] * (1 + x2.sum()))
     return total
 
 
-def intervals(a):
+def intervals(a, cdf=special.expit):
     """Cells of one threshold among the pre-activations a: an inner point and the probability."""
     edges = np.concatenate([[-np.inf], np.unique(a), [np.inf]])
     for lo, hi in itertools.pairwise(edges):
         inner = np.clip((np.clip(lo, -1e3, 1e3) + np.clip(hi, -1e3, 1e3)) / 2, lo, hi)
-        yield inner, special.expit(hi) - special.expit(lo)
+        yield inner, cdf(hi) - cdf(lo)
 
 
-def shifts(w, b):
+def shifts(w, b, cdf=special.expit):
     """All cells of Z of a two-layer network: (thresholds, probability)."""
-    for first in itertools.product(*(intervals(a) for a in (INPUTS @ w[0].T + b[0]).T)):
+    for first in itertools.product(*(intervals(a, cdf) for a in (INPUTS @ w[0].T + b[0]).T)):
         z1, p1 = np.array([z for z, _ in first]), np.prod([p for _, p in first])
         x1 = sign(INPUTS @ w[0].T + b[0] - z1)
-        for second in itertools.product(*(intervals(a) for a in (x1 @ w[1].T + b[1]).T)):
+        for second in itertools.product(*(intervals(a, cdf) for a in (x1 @ w[1].T + b[1]).T)):
             z2, p2 = np.array([z for z, _ in second]), np.prod([p for _, p in second])
             yield (z1, z2), p1 * p2
 
@@ -417,24 +541,27 @@ def random_network(rng, n1=2):
 @pin(
     "eq-01-couple",
     r"""
-    \begin{aligned} J(W,b):={}&\sum_d\mathbb{E}\,\ell_d(x^{(d)})=\mathbb{E}_Z\,D(W,b-Z)\\
-    \ge{}&\min_{b'}D(W,b'). \end{aligned}
+    \begin{aligned} J(W,b):={}&\sum_d\mathbb{E}\,\ell_d(x^{(d)})=\mathbb{E}_Z\,J_0(W,b-Z)\\
+    \ge{}&\min_{b'}J_0(W,b'). \end{aligned}
     """,
 )
-def test_eq_01_couple_by_running_the_shifted_network_in_every_cell():
+@pytest.mark.parametrize("law", [stats.logistic, stats.gumbel_r])
+def test_eq_01_couple_by_running_the_shifted_network_in_every_cell(law):
+    """The second noise is not symmetric: there b + Z would give another number."""
     rng = np.random.default_rng(10)
     for _ in range(6):
         w, b = random_network(rng)
-        runs = [(p, total_of_signs(w, [b[0] - z[0], b[1] - z[1]])) for z, p in shifts(w, b)]
+        cells = shifts(w, b, law.cdf)
+        runs = [(p, total_of_signs(w, [b[0] - z[0], b[1] - z[1]])) for z, p in cells]
         assert sum(p for p, _ in runs) == pytest.approx(1, abs=1e-13)
-        j = total_expected(w, b)
+        j = total_expected(w, b, law.cdf)
         assert sum(p * d for p, d in runs) == pytest.approx(j, abs=1e-12)
         assert j >= min(d for _, d in runs)
 
 
 def test_eq_01_couple_by_a_fine_integral():
-    """One layer with one free threshold: E D(b - Z) as an integral in z on a fine grid."""
-    w, b = WEIGHTS, np.array([0.3, 0.8])
+    """One layer: E J_0(b - Z) as an integral in both thresholds on a fine grid."""
+    w, b = WEIGHTS, np.array([-0.3, -0.8])
     u = (np.arange(120) + 0.5) / 120
     z = special.logit(u)
     shifted = [
@@ -443,9 +570,9 @@ def test_eq_01_couple_by_a_fine_integral():
     assert np.mean(shifted) == pytest.approx(4 * expected_xor(b, 1.0), abs=0.02)
 
 
-@pin("eq-01-deep", r"\inf_{W,b}J(W,b)=\min_{W,b}D(W,b).")
+@pin("eq-01-deep", r"\inf_{W,b}J(W,b)=\min_{W,b}J_0(W,b).")
 def test_eq_01_deep_no_random_network_of_coins_is_below_the_best_network_of_signs():
-    """2-2 with XOR's read-out: the best network of signs has total loss 4 log(1 + 1/e)."""
+    """2-2 with the score of XOR: the best network of signs has total loss 4 log(1 + 1/e)."""
     rng = np.random.default_rng(15)
     draws = [(rng.uniform(-9, 9, (2, 2)), rng.uniform(-9, 9, 2)) for _ in range(3000)]
     signs = min(total_of_signs([w], [b]) for w, b in draws)
@@ -457,18 +584,22 @@ def test_eq_01_deep_no_random_network_of_coins_is_below_the_best_network_of_sign
 
 
 def test_eq_01_deep_scaled_weights_approach_from_above():
-    b = np.array([1.0, 1.0])
-    gaps = [expected_xor(b, 1 / lam) - softplus(-1.0) for lam in (1, 5, 20)]
-    assert gaps[0] > gaps[1] > gaps[2] > 0 and gaps[2] < 1e-8
+    gaps = []
+    for sigma in (1, 0.2, 0.05):
+        w, b = WEIGHTS / sigma, np.array([-1.0, -1.0]) / sigma
+        p = special.expit(bits(2)[:, None] * (INPUTS @ w.T + b)).prod(axis=-1)
+        losses = np.stack([xor_loss(np.tile(x, (4, 1))) for x in bits(2)])
+        gaps.append((p * losses).sum() - 4 * softplus(-1.0))
+    assert gaps[0] > gaps[1] > gaps[2] > 0 and gaps[2] < 1e-7
 
 
 @pin(
     "thm-01-couple",
     r"""
     Let $\ell_d$ be any function of the last states, one for each of finitely many inputs, and
-    let $D(W,b)=\sum_d\ell_d(N_d(W,b))$ be the total loss of the network of signs. The total
-    expected loss of the stochastic network is an average of total losses of networks of signs
-    with shifted thresholds, {eq-01-couple} If moreover weights and biases range over all real
+    let $J_0(W,b)=\sum_d\ell_d(x^{\mathrm{sign}}_d(W,b))$ be the total loss without noise. The
+    total expected loss of the stochastic network is an average of total losses of networks of
+    signs with shifted thresholds, {eq-01-couple} If moreover weights and biases range over all real
     numbers, {eq-01-deep}
     """,
 )
@@ -498,18 +629,31 @@ def test_thm_01_couple_fails_without_free_biases():
     assert np.array_equal(sign(-v + 1.5), y)
 
 
-def test_cells_of_the_notebook_agree_with_the_loop():
-    cells = define(CHAPTER, "cells")["cells"]
+def test_shifted_layers_of_the_notebook_agree_with_the_loop():
+    shifted = define(CHAPTER, "sign", "thresholds", "shifted")["shifted"]
     rng = np.random.default_rng(12)
     w, b = random_network(rng, n1=3)
     a = torch.tensor(INPUTS @ w[0].T + b[0])
-    x, p = cells(a, sbnlib.Logistic())
+    x, p = shifted(a, sbnlib.Logistic())
     assert x.shape == (125, 4, 3) and p.sum().item() == pytest.approx(1, abs=1e-14)
     for i, column in enumerate(a.T.numpy()):
         for value, probability in intervals(column):
             pattern = torch.tensor(sign(column - value))
             same = (x[:, :, i] == pattern).all(dim=1)
             assert p[same].sum().item() == pytest.approx(probability, abs=1e-14)
+
+
+def test_both_sides_of_the_notebook_agree_with_the_loops():
+    names = "inputs targets loss sign states noise thresholds shifted"
+    space = define(CHAPTER, *names.split())
+    run(CHAPTER, containing(CHAPTER, "def both_sides"), space)
+    w, b = random_network(np.random.default_rng(16), n1=3)
+    given = [torch.tensor(k) for k in (w[0], b[0], w[1], b[1])]
+    J, mean, best = space["both_sides"](*given).tolist()
+    runs = [(p, total_of_signs(w, [b[0] - z[0], b[1] - z[1]])) for z, p in shifts(w, b)]
+    assert pytest.approx(total_expected(w, b), abs=1e-12) == J
+    assert mean == pytest.approx(sum(p * j for p, j in runs), abs=1e-12)
+    assert best == pytest.approx(min(j for _, j in runs), abs=1e-12)
 
 
 # ------------------------------------------------------------------------- many-sample training
@@ -574,15 +718,14 @@ def test_exact_gradient_learns_where_backpropagation_has_no_slope():
 
 def test_the_head_alone_can_succeed_for_seven_of_the_twenty_starts():
     """Whether the targets are separable in the untrained units, by a linear program."""
-    from scipy.optimize import linprog
-
     g = torch.Generator().manual_seed(0)
     w, b = (2 * torch.rand(s, generator=g) - 1 for s in ((20, 3, 2), (20, 1, 3)))
     x = sign(INPUTS @ w.transpose(1, 2).numpy() + b.numpy())
     count = 0
     for states in x:
         rows = -TARGETS[:, None] * np.hstack([states, np.ones((4, 1))])
-        count += linprog(np.zeros(4), rows, -np.ones(4), bounds=[(None, None)] * 4).status == 0
+        found = optimize.linprog(np.zeros(4), rows, -np.ones(4), bounds=[(None, None)] * 4)
+        count += found.status == 0
     assert count == 7
 
 
@@ -697,6 +840,95 @@ def test_ex_01_round_solution_is_no_worse_than_the_mean():
 # ------------------------------------------------------------------- what the figures draw
 
 
+def words_on(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+@pytest.mark.parametrize(("a", "scale"), [(0.5, 0.5), (-1.0, 1.0)])
+def test_fig_unit(a, scale):
+    (curve, line), *_ = curves(CHAPTER, "unit", a=a, scale=scale)
+    law = stats.logistic(scale=scale)
+    assert curve[1] == pytest.approx(law.pdf(curve[0]), abs=1e-12)
+    assert set(line[0]) == {a}
+    (ax,) = axes(CHAPTER, "unit", a=a, scale=scale)
+    (shaded,) = (c.get_paths()[0].vertices for c in ax.collections)
+    assert shaded[:, 0].max() == pytest.approx(a)
+    words = " ".join(words_on(ax))
+    plus = integral_over_threshold(lambda x: float(x == 1), a, law.pdf)
+    assert f"probability {plus:.2f}" in words and f"probability {1 - plus:.2f}" in words
+
+
+def says_equal(v, scale):
+    """P(score > 0) at the input v, a loop over the states; without noise 0 or 1."""
+    a = np.array([v[0] + v[1] - 1, -v[0] - v[1] - 1])
+    if not scale:
+        return float(1 + sign(a).sum() > 0)
+    p = [np.prod(special.expit(x * a / scale)) for x in bits(2)]
+    return sum(q for q, x in zip(p, bits(2), strict=True) if 1 + x.sum() > 0)
+
+
+@pytest.mark.parametrize("scale", [0, 0.5, 1.5])
+def test_fig_xor_plane(scale):
+    plane, right = axes(CHAPTER, "xor_plane", scale=scale)
+    lines = {line.get_label(): line.get_xydata().T for line in right.lines}
+    for k in range(3, 321, 20):
+        s = lines["equal"][0, k]
+        for name, a in (("both +", s - 1), ("both −", -s - 1)):
+            p = special.expit(a / scale) if scale else float(a >= 0)
+            assert lines[name][1, k] == pytest.approx(p, abs=1e-12)
+        assert lines["equal"][1, k] == pytest.approx(says_equal((s, 0), scale), abs=1e-12)
+    points = {(t.get_position()[0], round(t.get_position()[1] - 0.22)): t for t in plane.texts}
+    for v in INPUTS:
+        assert points[tuple(v)].get_text() == f"{says_equal(v, scale):.2f}"
+    for dashed, b in zip(plane.lines[:2], (1, -1), strict=True):  # a_1 = 0, a_2 = 0
+        assert dashed.get_xydata().sum(axis=1) == pytest.approx(b)
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.7, 1.5])
+def test_fig_xor_plane_is_coloured_in_steps_of_a_tenth(scale):
+    """How many green or violet areas lie over a place tells its tenth, from one half on."""
+    from matplotlib.colors import to_rgb
+
+    plane, _ = axes(CHAPTER, "xor_plane", scale=scale)
+    for s in np.linspace(-3.7, 3.7, 38):
+        v = np.array([s / 2 + 0.01, s / 2 - 0.01])
+        over = [p for p in plane.patches if p.get_path().contains_point(v)]
+        green = sum(to_rgb(p.get_facecolor()) == (0.0, 0.62, 0.55) for p in over)
+        p = says_equal(v, scale)
+        levels = np.arange(1, 10) / 10
+        if np.abs(levels - p).min() > 0.05 / scale * 0.1:  # not at the edge of an area
+            assert green == np.sum(p >= levels[4:]) and len(over) - green == np.sum(p < levels[:5])
+
+
+def test_what_the_plane_shows_is_so():
+    said = under(figures_of(CHAPTER)["fig-01-plane"])["answer"]
+    assert f"probability {says_equal((1, 1), 0.5):.2f}" in said
+    assert f"{says_equal((1, -1), 0.5):.2f} where it should not" in said
+    assert f"probability {special.expit(1 / 0.5):.2f}." in said  # of one unit at (1, -1)
+    slider = [0, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5]
+    assert [s for s in slider if says_equal((1, -1), s) > 0.5] == [1.5, 2, 3, 5]
+    assert all(says_equal((1, 1), s) > 0.5 for s in slider)
+    for s in slider[1:]:  # the open points suffer first
+        assert 1 - says_equal((1, 1), s) < says_equal((1, -1), s)
+    assert says_equal((1, -1), 1e9) == pytest.approx(0.75) == says_equal((1, 1), 1e9)
+
+
+def test_fig_cuts():
+    (ax,) = axes(CHAPTER, "cuts", b=-1.0, scale=0.5)
+    law = stats.logistic(scale=0.5)
+    z, density = ax.lines[0].get_xydata().T
+    assert density == pytest.approx(law.pdf(z) / law.pdf(0), abs=1e-12)
+    assert [line.get_xdata()[0] for line in ax.lines[1:]] == [-3, -1, 1]
+    words = words_on(ax)
+    middles = [-4, -2, 0, 2]
+    for i, v in enumerate(((1, 1), (1, -1), (-1, 1), (-1, -1))):
+        states = words[5 * i + 1 : 5 * i + 5]
+        assert states == ["+" if v[0] + v[1] - 1 - m >= 0 else "−" for m in middles]
+    edges = [-np.inf, -3, -1, 1, np.inf]
+    shares = np.diff([law.cdf(e) for e in edges])
+    assert words[20:24] == [f"{p:.3f}" for p in shares]
+
+
 @pytest.mark.parametrize("m", [1, 4])
 def test_fig_staircase(m):
     (mean, stairs), *_ = curves(CHAPTER, "staircase", M=m)
@@ -711,7 +943,7 @@ def test_fig_staircase(m):
     assert len(steps) == 6 if m == 1 else 6 < len(steps) <= 6 * m
 
 
-@pytest.mark.parametrize(("scale", "b2"), [(0.3, 0.5), (1.5, -1.5)])
+@pytest.mark.parametrize(("scale", "b2"), [(0.3, -0.5), (1.5, 1.5)])
 def test_fig_terraces(scale, b2):
     (flat, smooth), (slope,) = curves(CHAPTER, "terraces", scale=scale, b2=b2)
     for k in range(0, 121, 7):
