@@ -990,11 +990,11 @@ def test_fig_walks(by_hand: dict, M: int) -> None:
     for i, hidden in enumerate(patterns(3)):
         here = (x1 == hidden).all(axis=1)
         first = drawn[0, 3.5, 1, i]
-        assert first.get_linewidth() / 24 == pytest.approx(here.mean(), abs=1e-12)
+        assert first.get_linewidth() / 18 == pytest.approx(here.mean(), abs=1e-12)
         for j, votes in enumerate(patterns(2)):
             step = drawn[1, i, 2, round(1 + 5 / 3 * j, 6)]
             share = (here & (x2 == votes).all(axis=1)).mean()
-            assert step.get_linewidth() / 24 == pytest.approx(share, abs=1e-12)
+            assert step.get_linewidth() / 18 == pytest.approx(share, abs=1e-12)
             assert (step.get_color() == first.get_color()) == (j < 3)
 
 
@@ -1056,7 +1056,7 @@ def test_fig_five(by_hand: dict, i: int) -> None:
 
 @pytest.mark.parametrize("i", [1, 3])
 def test_fig_matrix(by_hand: dict, i: int) -> None:
-    sizes = [ax.collections[0].get_sizes() / 420 for ax in axes(PAGE, "matrix", i=i)]
+    sizes = [ax.collections[0].get_sizes() / 300 for ax in axes(PAGE, "matrix", i=i)]
     (x1, x2), p = paths(xor(by_hand), patterns(2)[i])
     first = np.array([p[(x1 == s).all(axis=1)].sum() for s in patterns(3)])
     joint = np.array([[p[(x1 == s).all(axis=1) & (x2 == v).all(axis=1)].sum()
