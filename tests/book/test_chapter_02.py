@@ -964,12 +964,19 @@ def test_fig_copying(w: float) -> None:
 @pytest.mark.parametrize(("sigma", "m"), [(0.5, 8), (2.0, 64)])
 def test_fig_segment(by_hand: dict, sigma: float, m: int) -> None:
     (lines,) = curves(PAGE, "segment", sigma=sigma, M=m)
+    (ax,) = axes(PAGE, "segment", sigma=sigma, M=m)
+    edge = ax.collections[0].get_paths()[0].vertices
     (t, flat), (_, mean), (_, field), (_, dots) = lines
     assert np.abs(dots - mean).max() < 5 * 0.5 / m**0.5  # Hoeffding: 41 dots, 1e-3 in all
     for j in range(0, 41, 4):
         x = y = np.array([t[j], -1.0])
         (_, x2), p = paths(scaled(xor(by_hand), sigma), x)
-        assert mean[j] == pytest.approx(p @ cdf(x2.sum(axis=1)), abs=1e-12)
+        psi = cdf(x2.sum(axis=1))
+        assert mean[j] == pytest.approx(p @ psi, abs=1e-12)
+        width = 2 * ((p @ psi**2 - (p @ psi) ** 2) / m) ** 0.5
+        band = edge[np.isclose(edge[:, 0], t[j]), 1]
+        assert band.min() == pytest.approx(max(p @ psi - width, 0), abs=1e-9)
+        assert band.max() == pytest.approx(min(p @ psi + width, 1), abs=1e-9)
         for w, c in xor(by_hand):
             x, y = 2 * cdf((w @ x + c) / sigma) - 1, np.where(w @ y + c >= 0, 1.0, -1.0)
         assert field[j] == pytest.approx(cdf(x.sum()), abs=1e-12)
