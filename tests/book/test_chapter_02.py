@@ -28,6 +28,7 @@ from chapters import (
     printed,
     run,
     tagged,
+    under,
 )
 from pins import pin
 from torch import nn
@@ -86,6 +87,15 @@ def paths(net: Layers, x0: np.ndarray, F: Callable = cdf) -> tuple[list[np.ndarr
     return np.split(rows, splits, axis=1), np.array(p)
 
 
+def passes(net: Layers, x0: np.ndarray, rng: np.random.Generator, M: int) -> list[np.ndarray]:
+    """The states of all layers in M passes, from thresholds."""
+    x, drawn = np.broadcast_to(x0, (M, len(x0))), []
+    for w, b in net:
+        x = np.where(x @ w.T + b - rng.logistic(size=(M, len(b))) >= 0, 1.0, -1.0)
+        drawn.append(x)
+    return drawn
+
+
 def in_torch(net: Layers) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return [torch.tensor(w) for w, _ in net], [torch.tensor(b) for _, b in net]
 
@@ -116,7 +126,7 @@ def total(widths: Sequence[int]) -> int:
 
 @pytest.fixture(scope="module")
 def by_hand() -> dict[str, object]:
-    names = ("noise", "F", "W", "b", "inputs", "targets", "score", "loss", "law", "sample")
+    names = ("noise", "F", "W", "b", "inputs", "targets", "score", "loss", "probability", "sample")
     names += ("states", "transition", "forward", "forward_bits", "by_layers", "by_enumeration")
     with as_in_the_book():
         return define(PAGE, *names)
@@ -130,14 +140,7 @@ def xor(by_hand: dict) -> Layers:
 # ------------------------------------------------------------------------------ the law
 
 
-@pin(
-    "eq-02-layer",
-    r"""
-    \begin{gathered} a_k=W_kx_{k-1}+b_k,\qquad x_k=\operatorname{sign}(a_k-Z_k),\\ k=1,\dots,K.
-    \end{gathered}
-    """,
-)
-def test_eq_02_layer(by_hand: dict) -> None:
+def test_the_layers_are_signs_of_pre_activation_minus_threshold() -> None:
     """Thresholds in words: x = sign(a - Z), with Z drawn here, is what the network puts out."""
     net, rng = as_sbn(layers(2, 3, 2)), np.random.default_rng(0)
     u = [torch.tensor(rng.uniform(size=(5, n))) for n in (3, 2)]
@@ -161,7 +164,7 @@ def test_eq_02_law(by_hand: dict) -> None:
     net = xor(by_hand)
     for x0 in by_hand["inputs"]:
         states, p = paths(net, x0.numpy())
-        found = by_hand["law"](x0, [torch.tensor(s) for s in states])
+        found = by_hand["probability"](x0, [torch.tensor(s) for s in states])
         assert np.allclose(found.numpy(), p, rtol=1e-12)
         assert abs(p.sum() - 1) < 1e-12
 
@@ -175,12 +178,8 @@ def test_eq_02_law(by_hand: dict) -> None:
 )
 def test_thm_02_law_by_sampling_thresholds() -> None:
     """Frequencies of all 32 paths of the thresholded network; false alarm 1e-6."""
-    net, M, rng = layers(2, 3, 2, seed=1), 200_000, np.random.default_rng(0)
-    x = np.broadcast_to(np.array([0.3, -0.7]), (M, 2))
-    drawn = []
-    for w, b in net:
-        x = np.where(x @ w.T + b - rng.logistic(size=(M, len(b))) >= 0, 1.0, -1.0)
-        drawn.append(x)
+    net, M = layers(2, 3, 2, seed=1), 200_000
+    drawn = passes(net, np.array([0.3, -0.7]), np.random.default_rng(0), M)
     index = (np.concatenate(drawn, axis=1) > 0) @ (1 << np.arange(4, -1, -1))
     _, p = paths(net, np.array([0.3, -0.7]))
     z = (np.bincount(index, minlength=32) - M * p) / np.sqrt(M * p * (1 - p))
@@ -231,11 +230,16 @@ def test_states_by_hand_are_the_librarys(by_hand: dict) -> None:
     """,
 )
 def test_eq_02_expectation() -> None:
+    """The mean over thresholds drawn here, the sum over states, and the library."""
     net, x0 = layers(2, 3, 2, 2, seed=2), np.array([[0.3, -0.7], [1.0, 0.2]])
     found = sbnlib.exact_expectation(as_sbn(net), torch.tensor(x0), rough_torch)
+    rng, M = np.random.default_rng(0), 200_000
     for value, row in zip(found.detach().numpy(), x0, strict=True):
         states, p = paths(net, row)
-        assert np.isclose(value, p @ rough(states[-1]), rtol=1e-12)
+        expected = p @ rough(states[-1])
+        assert np.isclose(value, expected, rtol=1e-12)
+        losses = rough(passes(net, row, rng, M)[-1])
+        assert abs(losses.mean() - expected) < z_limit(2) * losses.std() / M**0.5
 
 
 @pin(
@@ -297,17 +301,9 @@ def test_eq_02_forward(by_hand: dict, sizes: tuple[int, ...]) -> None:
         states, p = paths(net, x)
         marginal = [p[(states[-1] == s).all(axis=1)].sum() for s in patterns(sizes[-1])]
         assert np.allclose(row, marginal, rtol=1e-12)
+        assert np.isclose(row @ rough(patterns(sizes[-1])), p @ rough(states[-1]), rtol=1e-12)
 
 
-@pin(
-    "thm-02-forward",
-    r"""
-    For a network with the law {eq}`eq-02-law`, $\pi_1(x)=\prod_iF(x_ia_{1,i})$ and
-    {eq-02-forward} For one input this forms {eq-02-cost} terms: entries of $\pi_1$, entries of
-    the matrices, and values of the loss. The sum {eq}`eq-02-expectation` has
-    $2^{n_1+\dots+n_K}$.
-    """,
-)
 def test_thm_02_forward_needs_layers() -> None:
     """With a connection from x_1 to x_3 equal laws of x_2 lead to two laws of x_3."""
     w, c = 2.0, 1.0  # x_3 looks at x_1 and x_2; both are fair coins
@@ -317,8 +313,16 @@ def test_thm_02_forward_needs_layers() -> None:
     assert abs(on[0] - on[1]) > 0.05
 
 
-@pin("eq-02-cost", r"2^{n_1}+\sum_{k=1}^{K-1}2^{\,n_k+n_{k+1}}+2^{n_K}")
-def test_eq_02_cost(by_hand: dict) -> None:
+@pin(
+    "thm-02-forward",
+    r"""
+    For a network with the distribution {eq}`eq-02-law`, $\pi_1(x)=\prod_iF(x_ia_{1,i})$ and
+    {eq-02-forward} For one input this forms
+    $2^{n_1}+\sum_{k=1}^{K-1}2^{n_k+n_{k+1}}+2^{n_K}$ terms: entries of $\pi_1$, entries of the
+    matrices, and values of the loss. The sum {eq}`eq-02-expectation` has $2^{n_1+\dots+n_K}$.
+    """,
+)
+def test_thm_02_forward_counts_its_terms(by_hand: dict) -> None:
     """The count is that of the numbers which the recursion forms."""
     formed: list[int] = []
 
@@ -349,7 +353,7 @@ def _source_of(name: str) -> str:
 @pin(
     "thm-02-gain",
     r"""
-    Let all $n_k\ge1$. The layer-by-layer count {eq}`eq-02-cost` is smaller than
+    Let all $n_k\ge1$. The layer-by-layer count of {prf:ref}`thm-02-forward` is smaller than
     $2^{n_1+\dots+n_K}$ if and only if there are at least three stochastic layers, except for *
     $K=3$ with $n_1=n_3=1$, or with $\{n_1,n_3\}=\{1,2\}$ and $n_2=1$; * $K=4$ with one unit in
     each layer, where the two counts are equal.
@@ -374,12 +378,12 @@ def _excepted(n: tuple[int, ...]) -> bool:
 @pin(
     "eq-02-backward",
     r"""
-    \begin{gathered} v_{k-1}=T_k\,v_k,\\ v_k(x)=\mathbb{E}\bigl[L(x_K)\mid x_k=x\bigr],\\
-    \mathbb{E}\,L(x_K)=\pi_k\,v_k , \end{gathered}
+    \begin{gathered} V_{k-1}=T_k\,V_k,\\ V_k(x)=\mathbb{E}\bigl[L(x_K)\mid x_k=x\bigr],\\
+    \mathbb{E}\,L(x_K)=\pi_k\,V_k , \end{gathered}
     """,
 )
 def test_eq_02_backward(by_hand: dict) -> None:
-    """v_k is a conditional mean, by enumeration, and a derivative, by finite differences."""
+    """V_k is a conditional mean, by enumeration, and a derivative, by finite differences."""
     net, x0 = layers(2, 3, 2, 2, seed=6), np.array([0.3, -0.7])
     transition = by_hand["transition"]
     tables = [
@@ -406,7 +410,7 @@ def test_eq_02_backward(by_hand: dict) -> None:
 @pin(
     "eq-02-split",
     r"""
-    \begin{gathered} (\pi T)(h,l)=\sum_x\pi(x)\,H(x,h)\,G(x,l),\\ \text{as a table:}\quad
+    \begin{gathered} (\pi T)(i,j)=\sum_x\pi(x)\,H(x,i)\,G(x,j),\\ \text{as a table:}\quad
     H^\top\operatorname{diag}(\pi)\,G . \end{gathered}
     """,
 )
@@ -502,8 +506,8 @@ def law_with_bits(net: Layers, x0: np.ndarray, F: Callable = cdf) -> np.ndarray:
 @pin(
     "eq-02-coding",
     r"""
-    \begin{gathered} W_k(2y_{k-1}-\mathbf 1)+b_k=W_k'\,y_{k-1}+b_k',\\ W_k'=2W_k,\qquad
-    b_k'=b_k-W_k\mathbf 1 . \end{gathered}
+    \begin{gathered} W_k(2\chi_{k-1}-\mathbf 1)+b_k=W_k'\,\chi_{k-1}+b_k',\\
+    W_k'=2W_k,\qquad b_k'=b_k-W_k\mathbf 1 . \end{gathered}
     """,
 )
 def test_eq_02_coding(by_hand: dict) -> None:
@@ -519,10 +523,10 @@ def test_eq_02_coding(by_hand: dict) -> None:
     "thm-02-coding",
     r"""
     A network with signs and one with bits have the same noise and the same first layer. If
-    {eq}`eq-02-coding` holds for $k=2,\dots,K$, then their states correspond, $y_k=(x_k+\mathbf
-    1)/2$, for every draw of the thresholds; in particular their laws are the same. If $F$ is
-    strictly increasing on $\mathbb{R}$ the converse is true as well: equal laws at one input
-    imply {eq}`eq-02-coding`.
+    {eq}`eq-02-coding` holds for $k=2,\dots,K$, then their states correspond,
+    $\chi_k=(x_k+\mathbf 1)/2$, for every draw of the thresholds; in particular their
+    distributions are the same. If $F$ is strictly increasing on $\mathbb{R}$ the converse is
+    true as well: equal distributions at one input imply {eq}`eq-02-coding`.
     """,
 )
 def test_thm_02_coding_same_thresholds_same_states() -> None:
@@ -542,6 +546,9 @@ def test_thm_02_coding_converse() -> None:
         other = bits_of(net)
         other[1][0][i, j] += 0.1
         assert np.abs(law_with_bits(other, x0) - p).max() > 1e-4
+        shifted = bits_of(net)
+        shifted[1][1][i] += 0.1
+        assert np.abs(law_with_bits(shifted, x0) - p).max() > 1e-4
     saturated = [net[0], (np.ones((2, 2)), np.full(2, 3.0))]
     doubled = [net[0], (2 * np.ones((2, 2)), np.full(2, 6.0))]
     laws = [law_with_bits(v, np.zeros(2), uniform_cdf) for v in (saturated, doubled)]
@@ -624,11 +631,12 @@ def test_eq_02_mean_field() -> None:
 @pin(
     "thm-02-mean-field",
     r"""
-    Let $m_k$ be given by {eq}`eq-02-mean-field`, in a network with the law {eq}`eq-02-law`. 1.
-    $m_1=\mathbb{E}[x_1\mid x_0]$. With one stochastic layer, $\mathbb{E}\,g(x_1)=g(m_1)$ for
-    every multilinear $g$, in particular for a linear head. 2. At any depth, if the noise is
-    uniform on $[-s,s]$, no unit leaves $|a|\le s$ in any state that occurs, and $g$ is affine,
-    then $\mathbb{E}\,g(x_K)=g(m_K)$.
+    Let $m_k$ be given by {eq}`eq-02-mean-field`, in a network with the distribution
+    {eq}`eq-02-law`. 1. $m_1=\mathbb{E}[x_1\mid x_0]$. With one stochastic layer,
+    $\mathbb{E}\,\psi(x_1)=\psi(m_1)$ for every multilinear $\psi$, in particular for a linear
+    head. 2. At any depth, if the noise is uniform on $[-\sigma,\sigma]$, no unit leaves
+    $|a|\le\sigma$ in any state that occurs, and $\psi$ is affine, then
+    $\mathbb{E}\,\psi(x_K)=\psi(m_K)$.
     """,
 )
 def test_thm_02_mean_field_one_layer() -> None:
@@ -641,17 +649,21 @@ def test_thm_02_mean_field_one_layer() -> None:
     assert np.isclose(p @ x[:, 0] ** 2, 1) and m[0] ** 2 < 0.99
 
 
-def test_thm_02_mean_field_uniform_noise() -> None:
+@pytest.mark.parametrize("sigma", [1.0, 2.5])
+def test_thm_02_mean_field_uniform_noise(sigma: float) -> None:
     """Three layers that never saturate; a product of two units is off by their covariance."""
     net, x0 = layers(2, 3, 3, 2, seed=14, scale=0.25), np.array([0.3, -0.7])
-    net = [(w, b / 8) for w, b in net]
-    assert all(np.abs(w).sum(1).max() + np.abs(b).max() < 1 for w, b in net)
-    states, p = paths(net, x0, uniform_cdf)
-    m = mean_field(net, x0, uniform_cdf)
+    net = [(sigma * w, sigma * b / 8) for w, b in net]
+    assert all(np.abs(w).sum(1).max() + np.abs(b).max() < sigma for w, b in net)
+    F = lambda a: uniform_cdf(np.asarray(a) / sigma)  # noqa: E731
+    states, p = paths(net, x0, F)
+    m = mean_field(net, x0, F)
     assert np.allclose(p @ states[-1], m, atol=1e-14)
     product = p @ states[-1].prod(axis=1) - m.prod()
     assert np.isclose(product, _covariance(p, *states[-1].T)) and abs(product) > 1e-4
-    found = sbnlib.exact_expectation(as_sbn(net, Uniform()), torch.tensor(x0[None]), rough_torch)
+    found = sbnlib.exact_expectation(
+        as_sbn(net, Uniform(sigma)), torch.tensor(x0[None]), rough_torch
+    )
     assert np.isclose(found.item(), p @ rough(states[-1]))
 
 
@@ -701,6 +713,11 @@ def test_eq_02_jensen() -> None:
         w, m1 = net[1][0], mean_field(net[:1], x0)
         bound = slope * (w**2) @ (1 - m1**2)
         assert (np.abs(mean(net, x0) - mean_field(net, x0)) <= bound + 1e-14).all()
+    # with small weights about the steepest point of f the bound is reached
+    steepest = a[np.abs(np.gradient(f, a)).argmax()]
+    net = [(np.zeros((1, 1)), np.zeros(1)), (np.array([[0.05]]), np.array([steepest]))]
+    error = np.abs(mean(net, np.zeros(1)) - mean_field(net, np.zeros(1)))
+    assert 0.99 < error[0] / (slope * 0.05**2) <= 1
 
 
 @pin(
@@ -734,7 +751,7 @@ def test_thm_02_jensen_needs_a_bounded_slope_of_f() -> None:
     "eq-02-ensemble",
     r"""
     \begin{gathered} \mathbb{E}\,q_M=q,\\
-    \operatorname{Var}q_M=\frac{\operatorname{Var}g(x_K)}{M}\le\frac{q(1-q)}{M}\le\frac1{4M} .
+    \operatorname{Var}q_M=\frac{\operatorname{Var}\psi(x_K)}{M}\le\frac{q(1-q)}{M}\le\frac1{4M} .
     \end{gathered}
     """,
 )
@@ -879,7 +896,7 @@ WRONG = {
     likelihood: "beforehand is missing",
     joint: "divide by",
     reversed_order: "wrong order",
-    best_path: "not the law of x_1",
+    best_path: "not the distribution of x_1",
 }
 
 
@@ -947,13 +964,224 @@ def test_fig_copying(w: float) -> None:
 @pytest.mark.parametrize(("sigma", "m"), [(0.5, 8), (2.0, 64)])
 def test_fig_segment(by_hand: dict, sigma: float, m: int) -> None:
     (lines,) = curves(PAGE, "segment", sigma=sigma, M=m)
+    (ax,) = axes(PAGE, "segment", sigma=sigma, M=m)
+    edge = ax.collections[0].get_paths()[0].vertices
     (t, flat), (_, mean), (_, field), (_, dots) = lines
     assert np.abs(dots - mean).max() < 5 * 0.5 / m**0.5  # Hoeffding: 41 dots, 1e-3 in all
     for j in range(0, 41, 4):
         x = y = np.array([t[j], -1.0])
         (_, x2), p = paths(scaled(xor(by_hand), sigma), x)
-        assert mean[j] == pytest.approx(p @ cdf(x2.sum(axis=1)), abs=1e-12)
+        psi = cdf(x2.sum(axis=1))
+        assert mean[j] == pytest.approx(p @ psi, abs=1e-12)
+        width = 2 * ((p @ psi**2 - (p @ psi) ** 2) / m) ** 0.5
+        band = edge[np.isclose(edge[:, 0], t[j]), 1]
+        assert band.min() == pytest.approx(max(p @ psi - width, 0), abs=1e-9)
+        assert band.max() == pytest.approx(min(p @ psi + width, 1), abs=1e-9)
         for w, c in xor(by_hand):
             x, y = 2 * cdf((w @ x + c) / sigma) - 1, np.where(w @ y + c >= 0, 1.0, -1.0)
         assert field[j] == pytest.approx(cdf(x.sum()), abs=1e-12)
         assert flat[j] == pytest.approx(cdf(y.sum()), abs=1e-12)
+
+
+@pytest.mark.parametrize("M", [3, 1000])
+def test_fig_walks(by_hand: dict, M: int) -> None:
+    """Widths are shares of the passes, from thresholds in the place of probabilities."""
+    u = torch.rand(1000, 5, generator=torch.Generator().manual_seed(1)).numpy()[:M]
+    (w1, b1), (w2, b2) = xor(by_hand)
+    z = np.log(u / (1 - u))
+    x1 = np.where(w1 @ [-1, 1] + b1 - z[:, :3] >= 0, 1, -1)
+    x2 = np.where(x1 @ w2.T + b2 - z[:, 3:] >= 0, 1, -1)
+    (ax,) = axes(PAGE, "walks", M=M)
+    drawn = {tuple(np.round(k.get_xydata().ravel(), 6)): k for k in ax.lines}
+    assert len(drawn) == 8 + 32
+    for i, hidden in enumerate(patterns(3)):
+        here = (x1 == hidden).all(axis=1)
+        first = drawn[0, 3.5, 1, i]
+        assert first.get_linewidth() / 18 == pytest.approx(here.mean(), abs=1e-12)
+        for j, votes in enumerate(patterns(2)):
+            step = drawn[1, i, 2, round(1 + 5 / 3 * j, 6)]
+            share = (here & (x2 == votes).all(axis=1)).mean()
+            assert step.get_linewidth() / 18 == pytest.approx(share, abs=1e-12)
+            assert (step.get_color() == first.get_color()) == (j < 3)
+
+
+def test_fig_walks_answer(by_hand: dict) -> None:
+    """How many walks a hundred and a thousand passes take; the likeliest and the rarest."""
+    taken = {}
+    for M in (100, 1000):
+        (ax,) = axes(PAGE, "walks", M=M)
+        taken[M] = sum(k.get_linewidth() > 0 for k in ax.lines[1:] if k.get_xydata()[0, 0] == 1)
+    _, p = paths(xor(by_hand), np.array([-1.0, 1.0]))
+    assert taken == {100: 9, 1000: 13}
+    assert round(p.max(), 1) == 0.6 and p.argmax() == 0 and 0.9e-8 < p.min() < 1.1e-8
+    assert round((0.5 * 0.5 / 1000) ** 0.5, 3) == 0.016
+    answer = under(containing(PAGE, "def walks"))["answer"]
+    assert "9 of the 32 walks and a thousand 13" in answer and "most 0.016" in answer
+
+
+def test_fig_trellis() -> None:
+    """A line for each step: the tree has an end for each walk, the trellis the counted terms."""
+    tree, merged = curves(PAGE, "trellis")
+    ends = {tuple(np.round(line[:, 1], 6)) for line in tree if line[0, 1] == 3}
+    assert len(tree) == 4 + 16 + 64 and len(ends) == 64 == len(patterns(6))
+    assert len({line.tobytes() for line in merged}) == len(merged) == total([2, 2, 2]) == 40
+
+
+@pytest.mark.parametrize("i", [1, 2])
+def test_fig_five(by_hand: dict, i: int) -> None:
+    first, *panels = axes(PAGE, "five", i=i)
+    net, x0, heads = xor(by_hand), patterns(2)[i], cdf(patterns(2).sum(axis=1))
+    (_, x2), p = paths(net, x0)
+    marginal = np.array([p[(x2 == s).all(axis=1)].sum() for s in patterns(2)])
+    flat, field = x0, mean_field(net, x0)
+    for w, c in net:
+        flat = np.where(w @ flat + c >= 0, 1.0, -1.0)
+
+    title = [ax.get_title(loc="center").split(": ") for ax in panels]
+    at = {
+        t[0]: np.asarray(ax.collections[0].get_offsets())
+        for t, ax in zip(title, panels, strict=True)
+    }
+    weight = {
+        t[0]: ax.collections[0].get_sizes() / 420 for t, ax in zip(title, panels, strict=True)
+    }
+    share, (one,) = weight["20 samples"], at["one sample"]
+    assert np.array_equal(at["exact mean"], patterns(2))
+    assert np.array_equal(at["20 samples"], patterns(2))
+    assert np.allclose(weight["exact mean"], marginal)
+    assert np.allclose(share * 20, np.round(share * 20)) and np.isclose(share.sum(), 1)
+    assert (np.abs(share - marginal) < 4 * np.sqrt(marginal * (1 - marginal) / 20) + 0.05).all()
+    assert (one == patterns(2)).all(axis=1).any()
+    assert np.allclose(at["mean-field"], field, atol=1e-12)
+    assert np.array_equal(at["deterministic"], [flat])
+
+    predicted = [marginal @ heads, cdf(one.sum()), share @ heads, cdf(field.sum()), cdf(flat.sum())]
+    assert [t[1] for t in title] == [f"{v:.2f}" for v in predicted]
+    assert [t.get_text() for t in first.texts] == [f"{v:.2f}" for v in heads]
+    assert [tuple(map(float, t.get_position())) for t in first.texts] == [*map(tuple, patterns(2))]
+
+
+@pytest.mark.parametrize("i", [1, 3])
+def test_fig_matrix(by_hand: dict, i: int) -> None:
+    sizes = [ax.collections[0].get_sizes() / 300 for ax in axes(PAGE, "matrix", i=i)]
+    (x1, x2), p = paths(xor(by_hand), patterns(2)[i])
+    first = np.array([p[(x1 == s).all(axis=1)].sum() for s in patterns(3)])
+    joint = np.array([[p[(x1 == s).all(axis=1) & (x2 == v).all(axis=1)].sum()
+                       for v in patterns(2)] for s in patterns(3)])  # fmt: skip
+    assert np.allclose(sizes[0], first) and np.allclose(sizes[2], joint.sum(axis=0))
+    assert np.allclose(sizes[1].reshape(8, 4), joint / first[:, None])
+    if i == 1:  # the caption
+        assert sizes[2].argmax() == 0
+        one_on = [k for k, s in enumerate(patterns(3)) if (s[:2] == 1).sum() == 1]
+        assert joint[one_on, 3].sum() > joint[:, 3].sum() / 2
+
+
+# ----------------------------------------------------------------------- numbers of the prose
+
+
+def test_the_hidden_units_are_those_of_chapter_1(by_hand: dict) -> None:
+    """Weights 2 and bias -2 at scale 1, weights 1 and bias -1 at scale 1/2."""
+    w, b = xor(by_hand)[0]
+    for k, sign in enumerate((1, -1)):
+        for v in patterns(2):
+            assert cdf(w[k] @ v + b[k]) == cdf((sign * v.sum() - 1) / 0.5)
+
+
+def right_scores(by_hand: dict) -> list[float]:
+    found = []
+    for x0 in patterns(2):
+        (_, x2), p = paths(xor(by_hand), x0)
+        found.append(p[x0.prod() * x2.sum(axis=1) > 0].sum())
+    return found
+
+
+def test_passes_are_undecided_or_wrong_three_or_four_times_in_ten(by_hand: dict) -> None:
+    found = right_scores(by_hand)
+    assert [round(min(found), 2), round(max(found), 2)] == [0.61, 0.69]
+    assert all(round(10 * (1 - r)) in (3, 4) for r in found)
+    out = printed(containing(PAGE, "100 000 samples"))
+    assert all(f"{r:.4f}" in out for r in found)
+
+
+def test_twelve_passes_for_each_input() -> None:
+    rows = printed(containing(PAGE, "range(12)")).splitlines()
+    scores = [[int(v) for v in row.split("target")[1].split()] for row in rows]
+    assert sum(y * v > 0 for y, *row in scores for v in row) == 32
+    assert all(len(set(row)) > 1 for _, *row in scores) and len(sum(scores, [])) == 4 + 48
+
+
+def test_shares_of_right_scores_come_with_their_error(by_hand: dict) -> None:
+    out = printed(containing(PAGE, "share of right scores"))
+    share, error, exact = (np.array(line.split("[")[1].rstrip("]").split(), float)
+                           for line in out.splitlines()[1:])  # fmt: skip
+    r = np.array(right_scores(by_hand))
+    assert np.allclose(exact, r, atol=5.1e-4)
+    assert np.allclose(error, np.sqrt(share * (1 - share) / 1000), atol=5.1e-4)
+    assert (np.abs(share - r) < 4.5 * error).all()
+
+
+def test_the_intended_walk_is_taken_six_times_in_ten(by_hand: dict) -> None:
+    states, p = paths(xor(by_hand), np.ones(2))
+    meant = (np.concatenate(states, axis=1) == [1, -1, -1, 1, 1]).all(axis=1)
+    assert f"{p[meant][0]:.3f}" in printed(containing(PAGE, "intended walk")) and len(p) == 32
+    assert round(10 * p[meant][0]) == 6
+
+
+def test_the_votes_agree_more_often_than_independent_ones(by_hand: dict) -> None:
+    for x0 in patterns(2):
+        (_, x2), p = paths(xor(by_hand), x0)
+        assert _covariance(p, *x2.T) > 0.1
+
+
+def test_the_gain_is_roughly_what_the_text_says() -> None:
+    for K, n in ((3, 8), (4, 8), (6, 7)):
+        assert 2 ** (K * n) / total([n] * K) / (2 ** ((K - 2) * n) / (K - 1)) == pytest.approx(
+            1, abs=0.02
+        )
+    assert 2**9 * (2**4 + 2**4) == 16384 and 2 ** (9 + 8) == 131072
+    assert 0.9e12 < 2**40 < 1.2e12 and total([12, 12]) < 2e7
+
+
+def test_table_of_predictions(by_hand: dict) -> None:
+    """What the text reads off the printed rows."""
+    lines = printed(containing(PAGE, '"their error"')).splitlines()[1:]
+    row = {line[:14].strip(): np.array(line[14:].split(), float) for line in lines}
+    y = row["target is +1"]
+    for k, x0 in enumerate(patterns(2)):
+        (_, x2), p = paths(xor(by_hand), x0)
+        psi = cdf(x2.sum(axis=1))
+        assert row["exact mean"][k] == pytest.approx(p @ psi, abs=5.1e-4)
+        spread = (p @ psi**2 - (p @ psi) ** 2) ** 0.5 / 10
+        assert row["their error"][k] == pytest.approx(spread, rel=0.25)
+        field = cdf(mean_field(xor(by_hand), x0).sum())
+        assert row["mean-field"][k] == pytest.approx(field, abs=5.1e-4)
+    for name in ("exact mean", "100 samples", "mean-field", "deterministic"):
+        assert ((row[name] > 0.5) == y).all(), name
+    assert ((row["one sample"] > 0.5) != y).sum() == 1
+    gap = np.abs(row["100 samples"] - row["exact mean"])
+    assert (gap < 2.1 * row["their error"]).all()
+    surer = np.abs(row["mean-field"] - 0.5) - np.abs(row["exact mean"] - 0.5)
+    assert (surer > 2 * 0.02).all()
+    assert np.allclose(np.abs(row["deterministic"] - 0.5), cdf(2) - 0.5, atol=5.1e-4)
+
+
+def test_mean_field_is_overconfident_here_and_not_everywhere(by_hand: dict) -> None:
+    for x0 in patterns(2):
+        exact, field = mean(xor(by_hand), x0), mean_field(xor(by_hand), x0)
+        m1 = mean_field(xor(by_hand)[:1], x0)
+        bound = (xor(by_hand)[1][0] ** 2) @ (1 - m1**2) / (6 * 3**0.5)
+        assert (np.abs(field) > np.abs(exact)).all() and (np.abs(field - exact) < bound).all()
+    net = [(np.zeros((1, 1)), np.array([-2.0])), (np.array([[4.0]]), np.array([2.0]))]
+    exact, field = mean(net, np.zeros(1))[0], mean_field(net, np.zeros(1))[0]
+    assert (round(exact, 2), round(field, 2)) == (-0.55, -0.48)
+
+
+def test_a_mean_of_almost_minus_one_where_mean_field_says_almost_one() -> None:
+    last = printed(containing(PAGE, "def two_units")).splitlines()[-1].split()
+    assert float(last[-2]) < -0.99 and float(last[-1]) > 0.99
+
+
+def test_a_copied_network_is_worse_than_one_that_says_nothing() -> None:
+    losses = [float(line.split()[-1]) for line in
+              printed(containing(PAGE, "forgot to translate")).splitlines()[1:]]  # fmt: skip
+    assert losses[0] == losses[1] and losses[2] > log(2)
