@@ -143,7 +143,7 @@ def test_solutions_are_folded(path: Path) -> None:
 
 @each
 def test_what_is_folded_beside_solutions_is_in_a_dropdown(path: Path) -> None:
-    """The site's script stops at a proof that is to fold by itself, for it has no title to click."""
+    """The site's script stops at a proof that is to fold by itself: it has no title to click."""
     folds = [m for m in DIRECTIVE.finditer(prose(path)) if "dropdown" in m["options"]]
     assert {m["name"] for m in folds} <= {"solution", "solution-start"}
 
