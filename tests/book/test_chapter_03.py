@@ -190,7 +190,8 @@ def race(name: str, rate: float, runs: int, steps: int, seed: int) -> dict[int, 
                     np.logaddexp(0, -score) * (np.where(x > 0, 1, 0) - expit(a))
                     for x, a in ((x1, a1), (x2, a2))
                 )
-            for p, d in zip(total, (d1[:, :, None] * v, d1, d2[:, :, None] * x1[:, None], d2)):
+            parts = d1[:, :, None] * v, d1, d2[:, :, None] * x1[:, None], d2
+            for p, d in zip(total, parts, strict=True):
                 p += d / 4
         for p, d in zip((W1, b1, W2, b2), total, strict=True):
             p -= rate * d
@@ -251,43 +252,41 @@ def test_the_mean_square_of_the_score_function() -> None:
     assert "their mean square is 58 times" in prose(PATH)
 
 
-def test_training_on_averages_as_printed() -> None:
+def mean_field(name: str, W1: Array, b1: Array, W2: Array, b2: Array) -> list[Array]:
+    """The mean of the estimate in each parameter, over all paths of all inputs."""
+    xs, total = ref.paths((3, 2)), [0.0] * 4
+    for v, y in zip(INPUTS, TARGETS, strict=True):
+        a1, a2 = W1 @ v + b1, xs[0] @ W2.T + b2
+        p = expit(xs[0] * a1).prod(1) * expit(xs[1] * a2).prod(1) / 4
+        score = y * xs[1].sum(1, keepdims=True)
+        if name == "ST":
+            d2 = -y * expit(-score) * 2 * expit(a2) * expit(-a2)
+            d1 = (d2 @ W2) * 2 * expit(a1) * expit(-a1)
+        else:
+            value = np.logaddexp(0, -score)
+            d1, d2 = (value * ((x > 0) - expit(a)) for x, a in zip(xs, (a1, a2), strict=True))
+        parts = np.outer(p @ d1, v), p @ d1, (d2 * p[:, None]).T @ xs[0], p @ d2
+        total = [s + q for s, q in zip(total, parts, strict=True)]
+    return total
+
+
+@pytest.mark.parametrize(("name", "rate"), [("ST", 16.0), ("score", 1.0)])
+def test_training_on_averages_as_printed(name: str, rate: float) -> None:
     """Descent along the exact means: what a thousand samples a step come close to."""
-    text = printed(containing(PATH, "averaged(name, rate)"))
-    xs = ref.paths((3, 2))
-    for name, rate in (("ST", 16.0), ("score", 1.0)):
-        W1, W2 = (w.copy() for w in xor().weights)
-        b1, b2 = (b.copy() for b in xor().biases)
-
-        def field(name: str) -> list[Array]:
-            """The mean estimate in W1, b1, W2, b2, over all paths of all inputs."""
-            total = [0.0] * 4
-            for v, y in zip(INPUTS, TARGETS, strict=True):
-                a1, a2 = W1 @ v + b1, xs[0] @ W2.T + b2
-                p = expit(xs[0] * a1).prod(1) * expit(xs[1] * a2).prod(1) / 4
-                score = y * xs[1].sum(1, keepdims=True)
-                if name == "ST":
-                    d2 = -y * expit(-score) * 2 * expit(a2) * expit(-a2)
-                    d1 = (d2 @ W2) * 2 * expit(a1) * expit(-a1)
-                else:
-                    L = np.logaddexp(0, -score)
-                    d1, d2 = (L * ((x > 0) - expit(a)) for x, a in zip(xs, (a1, a2), strict=True))
-                parts = np.outer(p @ d1, v), p @ d1, (d2 * p[:, None]).T @ xs[0], p @ d2
-                total = [s + q for s, q in zip(total, parts, strict=True)]
-            return total
-
-        for _ in range(1000):
-            for q, d in zip((W1, b1, W2, b2), field(name), strict=True):
-                q -= rate * d
-        mean, g = (np.concatenate([d.ravel() for d in field(n)]) for n in (name, "score"))
-        loss, share = re.search(rf"^{name} +loss (\S+), squared bias (\S+) of", text, re.M).groups()
-        assert abs(float(loss) - expected(W1, b1, W2, b2)) < 4e-4
-        assert abs(float(share) - ((mean - g) ** 2).sum() / (g @ g)) < 0.02
-        alone = re.search(
-            rf"^{name} +1000 steps.*loss (\S+)", printed(containing(PATH, "race[")), re.M
-        )
-        assert abs(float(alone[1]) - float(loss)) < 0.002
-    assert np.linalg.norm(mean) > 0 and "within 0.002 of where it ended" in prose(PATH)
+    net = xor()
+    theta = [v.copy() for pair in zip(net.weights, net.biases, strict=True) for v in pair]
+    for _ in range(1000):
+        for q, d in zip(theta, mean_field(name, *theta), strict=True):
+            q -= rate * d
+    mean, g = (np.concatenate([d.ravel() for d in mean_field(n, *theta)]) for n in (name, "score"))
+    text = printed(containing(PATH, "averaged(name, rate)\n"))
+    loss, share = re.search(rf"^{name} +loss (\S+), squared bias (\S+) of", text, re.M).groups()
+    assert abs(float(loss) - expected(*theta)) < 4e-4
+    assert abs(float(share) - ((mean - g) ** 2).sum() / (g @ g)) < 0.02
+    single = printed(containing(PATH, "best step size"))
+    alone = re.search(rf"^{name} +1000 steps.*loss (\S+)", single, re.M)[1]
+    assert abs(float(alone) - float(loss)) < 0.002
+    assert "within 0.002 of where it ended" in prose(PATH)
 
 
 # -------------------------------------------------------------------------------- four numbers
@@ -488,9 +487,9 @@ def test_eq_03_batch(book: dict, name: str) -> None:
     assert np.allclose(mean, moments(name)[0], atol=1e-15)
     assert np.allclose(variance, moments(name)[1], atol=1e-15)
     bias2, var = numbers(name)
-    shown = re.search(rf"^{name} +(.+)$", printed(containing(PATH, 'cosine of the mean")')), re.M)[
-        1
-    ]
+    shown = re.search(
+        rf"^{name} +(.+)$", printed(containing(PATH, "MSE   cosine of the mean")), re.M
+    )[1]
     values = [bias2, var, bias2 + var, cos(moments(name)[0], exact())]
     assert np.allclose([float(v) for v in shown.split()], values, atol=6e-4)
 
@@ -1296,7 +1295,7 @@ def test_fig_crossing(B: int, scale: float) -> None:
         assert line[0] == pytest.approx(np.log10([max(bias2, 1e-3), variance / B]))
 
 
-@pytest.mark.parametrize(("panel", "name"), enumerate(("ST", "ZGR", "score")))
+@pytest.mark.parametrize(("panel", "name"), [(0, "ST"), (1, "ZGR"), (2, "score")])
 def test_fig_pieces(panel: int, name: str) -> None:
     """The mark is the exact mean: along g, and its full distance from g."""
     lines = curves(PATH, "pieces")[panel]
@@ -1307,19 +1306,18 @@ def test_fig_pieces(panel: int, name: str) -> None:
     across = np.linalg.norm(mean - along * g) / np.linalg.norm(g)
     assert mark.ravel() == pytest.approx([along, across], abs=1e-9)
     assert np.hypot(*(mark.ravel() - [1, 0])) == pytest.approx(np.sqrt(numbers(name)[0]), abs=1e-9)
-    rows = (
-        drawing(PATH, "pieces")
-        .__globals__["draw_samples"](
-            *(drawing(PATH, "pieces").__globals__[k] for k in ("net",)),
-            drawing(PATH, "pieces").__globals__["candidates"][name],
-            150,
-            1,
-        )
-        .numpy()
-    )
+    space = drawing(PATH, "pieces").__globals__
+    rows = space["draw_samples"](space["net"], space["candidates"][name], 150, 1).numpy()
     assert dots[0] == pytest.approx(rows @ g / (g @ g), abs=1e-9)
-    outside = (abs(dots - [[0.6], [0]]) > 2.2).any(0).mean()
-    assert (outside > 0.3) == (name == "score")
+    outside = ((abs(dots[0] - 0.6) > 2.2) | (abs(dots[1]) > 2.2)).mean()
+    if name == "score":
+        assert 0.15 < outside < 0.25
+        assert (
+            "A fifth of the dots of the score function lie outside"
+            in under(figures(PATH)["fig-03-pieces"])["caption"]
+        )
+    else:
+        assert outside < 0.05
 
 
 @pytest.mark.parametrize(("panel", "name"), [(0, "ST"), (1, "score")])
