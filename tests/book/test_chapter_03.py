@@ -1038,7 +1038,29 @@ def test_thm_03_floor() -> None:
             walks = [
                 (w * p, a - step * q) for w, a in walks for p, q in zip(*one_bit(a), strict=True)
             ]
-        assert total / 8 <= 2 * (J(start) - 0.1) / (step * 8) + delta2 + BETA * step * V
+        assert total / 8 <= floor(J(start) - 0.1, step, 8, delta2, V, BETA)
+
+
+def floor(gap: float, step: float, T: int, delta2: float, V: float, beta: float) -> float:
+    """The right side of the theorem."""
+    return 2 * gap / (step * T) + delta2 + beta * step * V
+
+
+def test_thm_03_floor_has_no_term_to_spare() -> None:
+    """Each term alone is attained: exact descent, a walk at rest, noise round a minimum."""
+    beta, theta, T = 2.0, 1.3, 10**6
+    first = floor(beta * theta**2 / 2, 1 / beta, 1, 0, 0, beta)  # one step leads to the minimum
+    assert np.isclose((beta * theta) ** 2, first)
+    a = np.log(0.3 / 0.7)  # the mean of straight-through is zero, its bias is -g
+    rest = floor(J(a) - 0.1, 1.0, T, slope(a) ** 2, 0, BETA)
+    assert slope(a) ** 2 <= rest and np.isclose(slope(a) ** 2, rest, rtol=1e-3)
+    # exact gradient of beta theta^2 / 2 plus noise of variance V, a full step 1/beta
+    V, spread, total = 0.7, 0.0, 0.0
+    for _ in range(1000):
+        total += beta**2 * spread
+        spread = V / beta**2
+    noise = floor(0, 1 / beta, 1000, 0, V, beta)
+    assert total / 1000 <= noise and np.isclose(total / 1000, noise, rtol=2e-3)
 
 
 @pin(
