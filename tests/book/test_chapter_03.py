@@ -1021,7 +1021,7 @@ def test_the_unbiased_estimator_catches_up_at_about_seven_hundred() -> None:
     "thm-03-floor",
     r"""
     Let $\nabla J$ be Lipschitz with constant $\beta$, $J\ge J_*$, and run $T$ steps with
-    $0<\varepsilon\le1/\beta$. Let $\delta^2$ and $V$ bound $\mathrm{bias}^2$ and $\mathrm{Var}$
+    $0<\varepsilon\le1/\beta$. Let $\delta^2$ and $\overline{\mathrm{Var}}$ bound $\mathrm{bias}^2$ and $\mathrm{Var}$
     at every point reached. Then {eq-03-floor}
     """,
 )
@@ -1067,7 +1067,7 @@ def test_thm_03_floor_has_no_term_to_spare() -> None:
     "eq-03-floor",
     r"""
     \begin{aligned} &\frac1T\sum_{t<T}\mathbb{E}\|\nabla J(\theta_t)\|^2\\
-    &\qquad\le\;\frac{2\,(J(\theta_0)-J_*)}{\varepsilon T}+\delta^2+\beta\varepsilon V .
+    &\qquad\le\;\frac{2\,(J(\theta_0)-J_*)}{\varepsilon T}+\delta^2+\beta\varepsilon\,\overline{\mathrm{Var}} .
     \end{aligned}
     """,
 )
@@ -1102,8 +1102,9 @@ def test_thm_03_floor_is_not_necessary() -> None:
 
 
 def test_thm_03_floor_with_a_bias_that_shrinks() -> None:
-    """bias^2 <= gamma |g|^2 + delta^2: the floor is (delta^2 + beta eps V) / (1 - gamma)."""
-    assert r"the floor becomes $(\delta^2+\beta\varepsilon V)/(1-\gamma)$" in prose(PATH)
+    """bias^2 <= q |g|^2 + delta^2: the floor is (delta^2 + beta eps V) / (1 - q)."""
+    floor = r"the floor becomes $(\delta^2+\beta\varepsilon\,\overline{\mathrm{Var}})/(1-q)$"
+    assert floor in prose(PATH)
     rng, beta = np.random.default_rng(5), 2.0
     for _ in range(100):
         gamma, delta, V, step = *rng.uniform(0, [0.95, 1, 3]), rng.uniform(0.05, 1 / beta)

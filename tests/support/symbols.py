@@ -20,8 +20,8 @@ MATH = re.compile(
 )
 #: Words inside formulas; a letter under an accent or in a script of its own; a command; letters.
 TOKEN = re.compile(
-    r"\\(?:mathrm|operatorname\*?|text|begin|end|cdot|mathbf)\s*\{[\w*. ]*\}"
-    r"|\\(?P<accent>mathcal|hat|bar|tilde|dot|widehat)\s*\{?\s*\\?(?P<under>[A-Za-z]+)\}?"
+    r"\\(?:mathrm|operatorname\*?|text|begin|end|cdot)\s*\{[\w*. ]*\}"
+    r"|\\(?P<accent>mathcal|mathbb|mathbf|hat|bar|tilde|dot|widehat)\s*\{?\s*\\?(?P<under>[A-Za-z]+)\}?"
     r"|\\(?P<command>[A-Za-z]+)|(?P<letters>[A-Za-z]+)"
 )
 #: What a first reader may leave folded, or has of its own: proofs, exercises, solutions.
