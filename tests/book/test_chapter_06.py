@@ -135,22 +135,17 @@ def close(left: Array | float, right: Array | float, size: float = 1.0) -> bool:
 # ------------------------------------------------------------------------------- one coin
 
 
-@pin(
-    "eq-06-unit",
-    r"""
-    \begin{gathered} x=\operatorname{sign}(a-Z),\qquad Z\sim F,\\ P(x=+1\mid a)=P(Z\le a)=F(a).
-    \end{gathered}
-    """,
-)
 @noises
 @pytest.mark.parametrize("part", [-0.9, -0.3, 0.0, 0.6])
-def test_eq_06_unit(noise: object, part: float) -> None:
+def test_the_unit_that_is_recalled(noise: object, part: float) -> None:
+    """P(x | a) = F(xa) for x = sign(a - Z), by integrals of the density."""
     a, kinks = part * noise.scale, (-2, -noise.scale, 0, noise.scale, 2)
     up = quad(noise.pdf, -np.inf, -5) + quad(noise.pdf, -5, a, *kinks)  # sign(a - z) = +1
     down = quad(noise.pdf, a, 5, *kinks) + quad(noise.pdf, 5, np.inf)
     assert up == pytest.approx(noise.cdf(a), abs=1e-9)
     assert down == pytest.approx(noise.cdf(-a), abs=1e-9)
     assert noise.cdf(-a) == pytest.approx(1 - noise.cdf(a), abs=1e-15)
+    assert "with the probabilities $P(x\\mid a)=F(xa)$" in prose(PATH)
 
 
 @pin(
@@ -664,7 +659,7 @@ def test_eq_06_powers(noise: object, coefficients: Array, seed: int) -> None:
 
 @pytest.mark.parametrize("row", range(5))
 def test_the_printed_biases_are_the_integrals(row: int) -> None:
-    lines = printed(containing(PATH, "def integral(a)")).splitlines()
+    lines = printed(containing(PATH, "integral(a).item()")).splitlines()
     a, enumerated, integral, bound = map(float, lines[1 + row].split())
     mu, f = float(mu_of(LOGISTIC, a)), LOGISTIC.pdf(a)
     s = lambda t: 1 / (1 + np.exp(0.5 - 1.5 * t))  # noqa: E731
@@ -687,6 +682,21 @@ def test_the_first_table_is_right() -> None:
         assert [float(v) for v in line.split()[-3:]] == pytest.approx(
             [exact, mean, mean - exact], abs=5.1e-5
         )
+
+
+def test_what_the_words_say_of_the_first_table() -> None:
+    rows = printed(containing(PATH, "losses = {")).splitlines()[1:]
+    ratios = [float(r.split()[-2]) / float(r.split()[-3]) for r in rows]
+    assert ratios == pytest.approx([1, 1.84, 4 / 3], abs=0.005)
+    assert "is exact, for the quadratic one it is nearly twice the exact value" in prose(PATH)
+    assert "for the softplus it is off by a third" in prose(PATH)
+
+
+def test_the_sampled_moments_are_as_near_as_the_words_say() -> None:
+    for row in printed(containing(PATH, "sampled = sbnlib.measure")).splitlines()[1:]:
+        exact, value, error = (float(v) for v in re.findall(r"\d\.?\d*e-\d+", row))
+        assert abs(value - exact) <= 1.5 * error
+    assert "within one and a half of their standard errors" in prose(PATH)
 
 
 # ------------------------------------------------------------------------------------- gauge
@@ -896,9 +906,9 @@ def test_ex_06_coding() -> None:
     loss, a = ref.smooth_loss(1, 4), 0.6
     for x in (-1.0, 1.0):
         h = 1e-6
-        M = lambda y: float(loss.value(np.array([2 * y - 1]), 0))  # noqa: E731
+        coded = lambda y: float(loss.value(np.array([2 * y - 1]), 0))  # noqa: E731
         y = (x + 1) / 2
-        slope = (M(y + h) - M(y - h)) / (2 * h)
+        slope = (coded(y + h) - coded(y - h)) / (2 * h)
         here = 2 * LOGISTIC.pdf(a) * loss.gradient(np.array([x]), 0)[0]
         assert LOGISTIC.pdf(a) * slope == pytest.approx(here, abs=1e-8)
     assert 1 / ref.RefNoise("Uniform").pdf(0.3) == 2
@@ -929,11 +939,11 @@ def test_ex_06_predict() -> None:
 
 
 @examples
-@given(eps=st.floats(1e-3, 0.95), excess=st.floats(1.05, 3))
-def test_ex_06_break_there_is_no_smallest_curvature(eps: float, excess: float) -> None:
-    """Any alpha > eps goes uphill where unit 1 is rightly decided and unit 2 silent."""
-    alpha, c = eps * excess, np.array([eps, np.sqrt(1 - eps**2)])
-    value, slopes = quadratic(alpha * np.eye(2), c)
+@given(delta=st.floats(1e-3, 0.95), excess=st.floats(1.05, 3))
+def test_ex_06_break_there_is_no_smallest_curvature(delta: float, excess: float) -> None:
+    """Any gamma > delta goes uphill where unit 1 is rightly decided and unit 2 silent."""
+    gamma, c = delta * excess, np.array([delta, np.sqrt(1 - delta**2)])
+    value, slopes = quadratic(gamma * np.eye(2), c)
     first = -float(np.log((excess + 1) / (excess - 1))) - 1  # |mu_1| above 1/excess
     a = np.array([first, 40.0])  # f(40) is about 1e-17
     p = probabilities(LOGISTIC, a)
@@ -942,8 +952,8 @@ def test_ex_06_break_there_is_no_smallest_curvature(eps: float, excess: float) -
 
 
 def test_ex_06_break_as_printed() -> None:
-    eps, a = 0.05, np.array([-3.0, 14.0])
-    value, slopes = quadratic(2 * eps * np.eye(2), np.array([eps, np.sqrt(1 - eps**2)]))
+    delta, a = 0.05, np.array([-3.0, 14.0])
+    value, slopes = quadratic(2 * delta * np.eye(2), np.array([delta, np.sqrt(1 - delta**2)]))
     product = gradient(LOGISTIC, value, a) @ moments(LOGISTIC, slopes, a)[0]
     text = printed(containing(PATH, "def uphill"))
     assert f"{product:.1e}" in text and product < 0
@@ -1151,6 +1161,10 @@ def test_the_search_was_as_told(rows: list[dict]) -> None:
         key = "ten" if model == "sbn" else "tanh"
         best = max(search, key=lambda r: (r["validation"][key], -r["validation_loss"]))
         assert {(r["lr"], r["init_gain"]) for r in final} == {(best["lr"], best["init_gain"])}
+        right = [round(360 * r["validation"][key]) for r in search]
+        assert right.count(max(right)) == (1 if model == "sbn" else 2)
+        assert model == "sbn" or max(right) == 352
+    assert "two settings of the twin were equal, with 352 of 360 images" in prose(PATH)
     digits, config = data.load("digits"), classify.Config()
     assert (config.epochs, config.schedule) == (40, "cosine")
     sizes = [len(part.labels) for part in (digits.train, digits.validation, digits.test)]

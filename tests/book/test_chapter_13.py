@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from chapters import as_in_the_book, axes, chapter, curves, run, tagged
+from chapters import (
+    as_in_the_book,
+    axes,
+    chapter,
+    containing,
+    curves,
+    printed,
+    prose,
+    run,
+    tagged,
+    under,
+)
 from pins import pin
 from scipy import integrate, stats
 
+from sbnlib import SBN
 from sbnlib.nn import BernoulliLinear
 from sbnlib.noise import Cauchy, Gaussian, Logistic, Triangular
 
@@ -85,6 +98,19 @@ def test_thm_13_exact_needs_independence() -> None:
     up[:, 0], down[:, 0] = 1, -1
     assert np.ptp(agreeing.prod(1)) == 0
     assert prob @ (up.prod(1) - down.prod(1)) == pytest.approx(2 * (2 * p - 1))
+    words = prose(PAGE)
+    assert "let two weights always agree, $w_1=w_2$, with $P(w_1=1)=p$" in words
+    assert r"$\mathbb{E}\,\Delta_1L=2\,\mathbb{E}\,w_2=2(2p-1)$" in words
+
+
+def test_thm_13_exact_needs_a_slope_of_F_for_eta_only() -> None:
+    """Uniform noise at eta = 1: half a slope from the left, none from the right; one in p."""
+    uniform = stats.uniform(-1, 2)
+    loss = lambda w: 3.0 * (w[:, 0] > 0)  # noqa: E731
+    in_eta = [(mean(loss, uniform.cdf(np.array([1 + h]))) - 3) / h for h in (-1e-3, 1e-3)]
+    assert in_eta == pytest.approx([1.5, 0])
+    in_p = [(mean(loss, np.array([1 - h])) - 3) / -h for h in (1e-3, 1e-4)]
+    assert in_p == pytest.approx([3, 3])
 
 
 @pin(
@@ -143,14 +169,20 @@ def test_eq_13_peano_by_quadrature() -> None:
     """,
 )
 def test_eq_13_bias_and_thm_13_bias_for_a_neuron_under_squared_error() -> None:
+    # each input with a curvature of its own, one of them negative
     rng = np.random.default_rng(0)
     v, y = rng.uniform(-1, 1, (5, 3)), rng.uniform(-1, 1, 5)
-    loss = lambda w: ((w @ v.T - y) ** 2).mean(-1) / 2  # noqa: E731
-    slope = lambda w: (w @ v.T - y) @ v / 5  # noqa: E731
+    second = np.array([0.3, 2.0, -1.5, 1.0, 4.0])
+    loss = lambda w: (second * (w @ v.T - y) ** 2).mean(-1) / 2  # noqa: E731
+    slope = lambda w: (second * (w @ v.T - y)) @ v / 5  # noqa: E731
     bias = slope_mean(slope, P) - difference(lambda p: mean(loss, p), P)
-    assert np.allclose(bias, 2 * (v**2).mean(0) * (2 * P - 1), atol=1e-8)
+    diagonal = [sum(second[b] * v[b, i] ** 2 for b in range(5)) / 5 for i in range(3)]
+    assert np.allclose(bias, 2 * np.array(diagonal) * (2 * P - 1), atol=1e-8)
+    assert np.abs(bias).min() > 0.01
     at_mean = difference(lambda p: float(loss((2 * p - 1)[None])[0]), P)
     assert np.allclose(slope_mean(slope, P), at_mean, atol=1e-8)
+    gap = float(loss((2 * P - 1)[None])[0]) - mean(loss, P)  # L(mu) - E L, as the text has it
+    assert gap == pytest.approx(-sum(diagonal * (1 - (2 * P - 1) ** 2)) / 2)
 
 
 @pin(
@@ -176,40 +208,99 @@ def test_thm_13_bias_is_zero_for_multilinear_losses_and_not_for_tied_weights() -
     assert tied[0] == pytest.approx(4 * (2 * P[0] - 1) * (2 * P[1] - 1))  # exact gradient: 0
 
 
+@pytest.mark.parametrize("kink", [-0.6, 0.0, 0.35])
+def test_thm_13_bias_counts_a_kink(kink: float) -> None:
+    """2 max(0, w_1 - kink) w_2: the slope in w_1 jumps by 2 w_2 at the kink."""
+    loss = lambda w: 2 * np.maximum(0, w[:, 0] - kink) * w[:, 1]  # noqa: E731
+
+    def slope(w: np.ndarray) -> np.ndarray:
+        first = 2 * (w[:, 0] > kink) * w[:, 1]
+        return np.stack([first, 2 * np.maximum(0, w[:, 0] - kink), 0 * first], 1)
+
+    bias = slope_mean(slope, P) - difference(lambda p: mean(loss, p), P)
+    mu = 2 * P - 1
+    assert np.allclose(bias, [2 * mu[1] * (mu[0] + kink), 0, 0], atol=1e-8)
+
+
+def test_a_curved_loss_of_a_neuron_descends_no_function() -> None:
+    """E 2 dL/dw for exp(w'v) of two weights: its Jacobian in p is not symmetric."""
+    v = np.array([0.9, -0.4])
+    field = lambda p: slope_mean(lambda w: np.exp(w @ v)[:, None] * v, p)  # noqa: E731
+    h = 1e-6 * np.eye(2)
+    jacobian = np.stack([(field(P[:2] + e) - field(P[:2] - e)) / 2e-6 for e in h], 1)
+    assert abs(jacobian[0, 1] - jacobian[1, 0]) > 0.05
+
+
 @pin(
     "prop-13-shared",
     r"""
-    With one draw of $w$ for the batch the variance of $\frac1B\sum_bg_b(w)$ is, in each
+    With one draw of $w$ for the batch the variance of $\frac1B\sum_b\hat g_b(w)$ is, in each
     coordinate, {eq-13-shared} with an independent draw for each input, and
     $0\le\operatorname{Var}_{\text{shared}}\le B\operatorname{Var}_{\text{own}}$.
     """,
 )
 @pytest.mark.parametrize("like", [True, False])
-def test_prop_13_shared_and_its_equation(like: bool) -> None:
+def test_prop_13_shared_and_its_bounds(like: bool) -> None:
+    """log cosh(z - t): B times as noisy with equal inputs and targets, with other targets not."""
     rng = np.random.default_rng(1)
-    v = np.repeat(rng.uniform(-1, 1, (1, 3)), 4, 0) if like else rng.uniform(-1, 1, (4, 3))
-    w = states(3)
-    each = 2 * (w @ v.T - 1)[..., None] * v  # (8, B, n)
-    prob = law(w, P)
-    shared = prob @ (each.mean(1) - prob @ each.mean(1)) ** 2
-    centred = each - np.einsum("s,sbi->bi", prob, each)
-    cov = np.einsum("s,sbi,sci->bci", prob, centred, centred)
-    assert np.allclose(shared, cov.sum((0, 1)) / 16)
-    # own draws: the joint law of four independent copies, first coordinate, by convolution
-    own = np.einsum("bbi->i", cov) / 16
-    assert np.all(shared <= 4 * own + 1e-12)
-    if like:
-        assert np.allclose(shared, 4 * own)
+    v = np.repeat(rng.uniform(-1, 1, (1, 3)), 4, 0)
+    y = np.ones(4) if like else np.array([1.0, -1, 1, -1])
+    each = slopes_of(lambda z, t: np.tanh(z - t), v, y)
+    shared, own = shared_by_states(each), own_by_states(each)
+    assert np.all(shared <= 4 * own + 1e-12) and np.all(shared >= 0)
+    assert np.allclose(shared, 4 * own) == like
+    # under the squared error and log(1 + exp(-tz)) a target only adds a constant
+    for outer in (lambda z, t: z - t, lambda z, t: -t / (1 + np.exp(t * z))):
+        each = slopes_of(outer, v, y)
+        assert np.allclose(shared_by_states(each), 4 * own_by_states(each))
+
+
+def slopes_of(outer: Callable, v: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """2 dl_b/dw for each state, input and weight; `outer` is l' at the pre-activation."""
+    return 2 * np.stack(
+        [outer(states(3) @ a, b)[:, None] * a for a, b in zip(v, y, strict=True)], 1
+    )
+
+
+def shared_by_states(each: np.ndarray) -> np.ndarray:
+    prob, total = law(states(3), P), each.mean(1)
+    return prob @ total**2 - (prob @ total) ** 2
+
+
+def own_by_states(each: np.ndarray) -> np.ndarray:
+    """Every input has a state of its own: the variance of the mean over all joint states."""
+    prob, size = law(states(3), P), each.shape[1]
+    first = second = 0.0
+    for joint in itertools.product(range(8), repeat=size):
+        weight = prob[list(joint)].prod()
+        value = sum(each[s, b] for b, s in enumerate(joint)) / size
+        first, second = first + weight * value, second + weight * value**2
+    return second - first**2
 
 
 @pin(
     "eq-13-shared",
     r"""
     \begin{gathered}
-    \operatorname{Var}_{\text{shared}}=\frac1{B^2}\sum_{b,b'}\operatorname{Cov}(g_b,g_{b'}),\\
-    \operatorname{Var}_{\text{own}}=\frac1{B^2}\sum_b\operatorname{Var}(g_b) \end{gathered}
+    \operatorname{Var}_{\text{shared}}=\frac1{B^2}\sum_{b,b'}\operatorname{Cov}(\hat g_b,\hat
+    g_{b'}),\\ \operatorname{Var}_{\text{own}}=\frac1{B^2}\sum_b\operatorname{Var}(\hat g_b)
+    \end{gathered}
     """,
 )
+def test_eq_13_shared() -> None:
+    """Both sums against the variance over all joint states."""
+    rng = np.random.default_rng(1)
+    each = slopes_of(lambda z, t: np.tanh(z - t), rng.uniform(-1, 1, (3, 3)), rng.uniform(-1, 1, 3))
+    prob, right, own = law(states(3), P), np.zeros(3), np.zeros(3)
+    for b, c in itertools.product(range(3), repeat=2):
+        cov = prob @ (each[:, b] * each[:, c]) - (prob @ each[:, b]) * (prob @ each[:, c])
+        right = right + cov / 9
+        own = own + cov / 9 * (b == c)
+    assert np.allclose(shared_by_states(each), right)
+    assert np.allclose(own_by_states(each), own)
+    assert np.abs(right - own).min() > 1e-3
+
+
 def test_eq_13_shared_has_zero_at_its_lower_end() -> None:
     # the example of the text: v1 = (1, 1), v2 = (1, -1), p1 = 1, squared error
     v, p = np.array([[1.0, 1.0], [1.0, -1.0]]), np.array([1.0, 0.3])
@@ -224,8 +315,8 @@ def test_eq_13_shared_has_zero_at_its_lower_end() -> None:
 @pin(
     "eq-13-moments",
     r"""
-    \begin{gathered} m=\mathbb{E}\,z=\sum_i\mu_iv_i,\\
-    s^2=\operatorname{Var}z=\sum_i(1-\mu_i^2)\,v_i^2 . \end{gathered}
+    \begin{gathered} \mu_z=\mathbb{E}\,z=\sum_i\mu_iv_i,\\
+    \sigma_z^2=\operatorname{Var}z=\sum_i(1-\mu_i^2)\,v_i^2 . \end{gathered}
     """,
 )
 def test_eq_13_moments_by_enumeration() -> None:
@@ -238,10 +329,22 @@ def test_eq_13_moments_by_enumeration() -> None:
 @pin(
     "eq-13-clt",
     r"""
-    \begin{gathered} P(z\ge0)\approx\Phi\Bigl(\frac ms\Bigr),\quad\text{or}\quad\Phi\Bigl(\frac
-    m{\sqrt{s^2+\sigma^2}}\Bigr)\\ \text{with Gaussian noise of scale }\sigma , \end{gathered}
+    \begin{gathered}
+    P(z\ge0)\approx\Phi\Bigl(\frac{\mu_z}{\sigma_z}\Bigr),\quad\text{or}\quad\Phi\Bigl(\frac{\mu_z}{\sqrt{\sigma_z^2+\sigma^2}}\Bigr)\\
+    \text{with Gaussian noise of scale }\sigma , \end{gathered}
     """,
 )
+@pytest.mark.parametrize("sigma", [0.0, 0.4, 2.0])
+def test_eq_13_clt_is_near_the_enumerated_probability(sigma: float) -> None:
+    rng = np.random.default_rng(2)
+    v, p = rng.uniform(0.5, 1.5, 13), rng.uniform(0.35, 0.75, 13)
+    z, prob, mu = states(13) @ v, law(states(13), p), 2 * p - 1
+    exact = prob @ (stats.norm.cdf(z / sigma) if sigma else (z >= 0))
+    spread = np.sqrt(((1 - mu**2) * v**2).sum() + sigma**2)
+    assert exact == pytest.approx(stats.norm.cdf(mu @ v / spread), abs=0.01)
+    assert 0.55 < exact < 0.9  # far from one half and from one, where any formula would do
+
+
 def test_eq_13_clt_gets_better_with_many_equal_weights_only() -> None:
     def worst(n: int, share: float) -> float:
         v = np.full(n, ((1 - share) / (n - 1)) ** 0.5)
@@ -263,6 +366,120 @@ def test_the_gaussian_with_noise_is_the_law_of_the_sum() -> None:
         lambda z: stats.norm.pdf(z, m, s) * stats.norm.cdf(z / sigma), -10, 10
     )[0]
     assert by_quadrature == pytest.approx(stats.norm.cdf(m / (s**2 + sigma**2) ** 0.5))
+
+
+def test_the_limit_of_a_shared_draw_under_squared_error() -> None:
+    """4 sum_j (E v_i v_j)^2 (1 - mu_j^2), with four inputs that are equally likely."""
+    v = np.random.default_rng(4).uniform(-1, 1, (4, 3))
+    each = slopes_of(lambda z, t: z - t, v, np.array([0.2, -1, 0.5, 2]))
+    second = np.einsum("bi,bj->ij", v, v) / 4
+    limit = 4 * second**2 @ (1 - (2 * P - 1) ** 2)
+    assert shared_by_states(each) == pytest.approx(limit)  # B to infinity: each a quarter
+
+
+# ---------------------------------------------------------------------- what the cells print
+
+
+def numbers(line: str) -> list[float]:
+    return [float(v) for v in re.findall(r"[+-]?\d*\.\d+", line)]
+
+
+def test_the_library_s_gradient_has_the_mean_of_straight_through() -> None:
+    text = printed(containing(PAGE, "of_100 = ")).splitlines()
+    found, error, expected = map(numbers, text)
+    v, y, p = toy()
+    slope = lambda w: (w @ v.T - y) @ v / 6  # noqa: E731
+    assert expected == pytest.approx(slope_mean(slope, p), abs=5.1e-4)
+    w = states(4)
+    each = 2 * slope(w)
+    sd = np.sqrt(law(w, p) @ (each - law(w, p) @ each) ** 2 / 20_000)
+    assert error == pytest.approx(sd, rel=0.25)  # from 200 means: 5 % each, and three digits
+    assert np.all(np.abs(np.array(found) - expected) < 4 * sd + 1e-3)
+
+
+def toy() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Six inputs, targets made by signs, four probabilities: the numbers of the page."""
+    u = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    v = 2 * u - 1
+    return v, v @ [1, -1, 1, 1], np.array([0.7, 0.4, 0.5, 0.9])
+
+
+def test_what_is_said_of_the_toy_problem() -> None:
+    v, y, p = toy()
+    exact = difference(lambda q: mean(lambda w: ((w @ v.T - y) ** 2).mean(-1) / 2, q), p)
+    st = slope_mean(lambda w: (w @ v.T - y) @ v / 6, p)
+    lines = printed(containing(PAGE, "by_autograd")).splitlines()
+    assert numbers(lines[0]) == numbers(lines[1]) == pytest.approx(exact, abs=5.1e-5)
+    assert numbers(lines[2]) == pytest.approx(st, abs=5.1e-5)
+    assert st[2] == pytest.approx(exact[2])  # "in the third weight ... the same number"
+    assert 0 < st[3] / exact[3] < 0.5  # "in the fourth ... less than half"
+
+
+def two_layers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities, exact gradient and mean of straight-through, one state after the other."""
+    torch.manual_seed(1)
+    net = SBN(BernoulliLinear(2, 2, bias=False), BernoulliLinear(2, 1, bias=False))
+    p = np.concatenate([k.p.detach().numpy().ravel() for k in net.layers])
+    v, F = np.array([1.0, -0.5]), stats.logistic.cdf
+
+    def value(q: np.ndarray) -> float:
+        total = 0.0
+        for w, h in itertools.product(states(6), states(2)):
+            prob = law(w, q) * F(h * (w[:4].reshape(2, 2) @ v)).prod()
+            total += prob * (2 * F(h @ w[4:]) - 1)
+        return total
+
+    st = np.zeros(6)
+    for w, h in itertools.product(states(6), states(2)):
+        first, last = w[:4].reshape(2, 2), w[4:]
+        prob = law(w, p) * F(h * (first @ v)).prod()
+        top = 2 * stats.logistic.pdf(h @ last)
+        low = 2 * stats.logistic.pdf(first @ v) * top * last
+        st += prob * 2 * np.concatenate([np.outer(low, v).ravel(), top * h])
+    return p, difference(value, p), st
+
+
+def test_the_table_of_two_layers_is_exact() -> None:
+    _, exact, st = two_layers()
+    rows = [numbers(k) for k in printed(containing(PAGE, "st_net = ")).splitlines()[1:]]
+    assert np.allclose(rows, np.stack([exact, st, st - exact], 1), atol=5.1e-5)
+    assert (st - exact).round(4).tolist() == [-0.0027, 0.0003, 0.0223, -0.0037, 0.0069, 0.0019]
+    share = np.abs(st / exact - 1)
+    assert (round(100 * share.min()), round(100 * share.max())) == (4, 17)
+    assert "between 4 and 17 per cent" in prose(PAGE)
+    assert np.all(np.abs(st) < np.abs(exact)) and np.all(st * exact > 0)
+
+
+def test_the_library_draws_what_the_table_enumerates() -> None:
+    p, _, st = two_layers()
+    torch.manual_seed(1)
+    net = SBN(BernoulliLinear(2, 2, bias=False), BernoulliLinear(2, 1, bias=False))
+    batch, g = torch.tensor([1.0, -0.5]).expand(50, 2), torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(800):
+        net.zero_grad()
+        net(batch, generator=g).mean().backward()
+        found.append(torch.cat([q.grad.flatten() for q in net.parameters()]).numpy())
+    error = np.std(found, axis=0, ddof=1) / 800**0.5
+    assert np.all(np.abs(np.mean(found, 0) - st) < 4 * error)
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_the_printed_errors_of_the_gaussian(column: int) -> None:
+    """The largest distance of the distribution functions, from just below and at each value."""
+    rows = [k.split() for k in printed(containing(PAGE, "def clt_error")).splitlines()[1:]]
+    printed_ = {int(k[0]): float(k[1 + column]) for k in rows}
+    for n in (3, 9):
+        share = (1 / n, 0.9)[column]
+        v = np.full(n, ((1 - share) / (n - 1)) ** 0.5)
+        v[0] = share**0.5
+        z, prob = states(n) @ v, law(states(n), np.full(n, 0.6))
+        t = np.unique(np.concatenate([z - 1e-10, z + 1e-10]))
+        below = np.array([prob[z <= k].sum() for k in t])
+        gauss = stats.norm.cdf(t, 0.2 * v.sum(), np.sqrt(0.96))
+        assert printed_[n] == pytest.approx(np.abs(below - gauss).max(), abs=5.1e-4)
+    root = np.log(printed_[15] / printed_[7]) / np.log(15 / 7)
+    assert (abs(root + 0.5) < 0.12) == (column == 0)  # "falls like n^(-1/2)", "levels off"
 
 
 # ------------------------------------------------------------------------------ the checker
@@ -305,26 +522,90 @@ def test_the_checker_fails_a_wrong_answer_with_a_hint(
 # ------------------------------------------------------------------- what the figures draw
 
 
-@pytest.mark.parametrize(("rho", "p0"), [(0.8, 0.5), (0.0, 0.95)])
-def test_fig_batch_figure(rho: float, p0: float) -> None:
-    ((shared, own),) = curves(PAGE, "batch_figure", rho=rho, p0=p0)
-    u = torch.rand(33, 6, generator=torch.Generator().manual_seed(3)).numpy()
+@pytest.mark.parametrize("p0", [0.7, 0.35])
+def test_fig_slope_figure(p0: float) -> None:
+    """The mean loss, and 2 dL/dw at both ends; the numbers of the caption at p = 0.7."""
+    affine, square = curves(PAGE, "slope_figure", p0=p0)
+    for lines, value in (
+        (affine, lambda w: 0.58 + 0.4 * w),
+        (square, lambda w: (w + 0.4) ** 2 / 2),
+    ):
+        chord, *strokes, ends = lines[-4:]
+        assert np.allclose(ends, [[0, 1], [value(-1), value(1)]])
+        q = np.array([0.2, 0.9])
+        on_chord = np.interp(q, *chord)
+        assert np.allclose(on_chord, q * value(1) + (1 - q) * value(-1))
+        for stroke, w in zip(strokes, (-1.0, 1.0), strict=True):
+            rise = (stroke[1, 1] - stroke[1, 0]) / (stroke[0, 1] - stroke[0, 0])
+            assert rise == pytest.approx(2 * (value(w + 1e-6) - value(w - 1e-6)) / 2e-6)
+            assert stroke.mean(1) == pytest.approx([(w + 1) / 2, value(w)])
+    parabola = square[0]
+    assert parabola[1] == pytest.approx((2 * parabola[0] - 1 + 0.4) ** 2 / 2)
+    slopes = [2 * (w + 0.4) for w in (-1, 1)]
+    assert slopes == pytest.approx([-1.2, 2.8])
+    assert 0.3 * slopes[0] + 0.7 * slopes[1] == pytest.approx(1.6)
+
+
+def test_fig_draws_figure() -> None:
+    """Every edge is drawn as its coin fell: solid for u < p."""
+    left, *draws = axes(PAGE, "draws_figure")
+    p = [bar.get_width() for bar in left.patches]
+    assert p == [0.7, 0.4, 0.5, 0.9]
+    coins = torch.rand(3, 4, generator=torch.Generator().manual_seed(8)).numpy()
+    for ax, u in zip(draws, coins, strict=True):
+        assert [k.get_linestyle() == "-" for k in ax.lines[:4]] == (u < p).tolist()
+    assert len({tuple(u < p) for u in coins}) == 3  # "not the same ones each time"
+
+
+@pytest.mark.parametrize(("r", "p0"), [(0.8, 0.5), (0.0, 0.95)])
+def test_fig_batch_figure(r: float, p0: float) -> None:
+    (ax,) = axes(PAGE, "batch_figure", r=r, p0=p0)
+    lines = [np.array(k.get_xydata()).T for k in ax.lines]
+    u = torch.rand(100, 33, 6, generator=torch.Generator().manual_seed(3)).numpy()
     normal, w = stats.norm.ppf(u), states(6)
     weight = law(w, np.full(6, p0))
 
     def spread(estimate: np.ndarray) -> float:
         return sum(weight @ (estimate - weight @ estimate) ** 2)
 
-    for k, size in enumerate((1, 2, 4, 8, 16, 32)):
-        v = rho * normal[:1] + np.sqrt(1 - rho**2) * normal[1 : size + 1]
-        each = [2 * (w @ row - 1)[:, None] * row for row in v]  # 2 dL/dw for one input
-        assert shared[:, k] == pytest.approx([size, spread(sum(each) / size)], rel=1e-9)
-        assert own[1, k] == pytest.approx(sum(map(spread, each)) / size**2, rel=1e-9)
+    for k, size in ((0, 1), (2, 4), (5, 32)):
+        found = np.empty((2, 100))
+        for s, row in enumerate(normal):
+            v = r * row[0] + np.sqrt(1 - r**2) * row[1 : size + 1]
+            each = [2 * (w @ x - 1)[:, None] * x for x in v]  # 2 dL/dw for one input, target 1
+            found[:, s] = spread(sum(each) / size), sum(map(spread, each)) / size**2
+        for line, band, values in zip(lines, ax.collections, found, strict=True):
+            assert line[:, k] == pytest.approx([size, values.mean()], rel=1e-9)
+            vertices = band.get_paths()[0].vertices
+            at = vertices[np.isclose(vertices[:, 0], size), 1]
+            assert [at.min(), at.max()] == pytest.approx(np.quantile(values, [0.1, 0.9]), rel=1e-9)
+
+
+def test_what_is_said_of_the_batch_figure() -> None:
+    """Over all input sets 192/B and 24 + 168/B at r = 0; the figure's own numbers at B = 32."""
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((200_000, 2, 6))
+    fourth = (v[:, 0] ** 2).sum(-1) ** 2
+    cross = (v[:, 0] * v[:, 1]).sum(-1) ** 2
+    error = lambda x: 5 * x.std() / len(x) ** 0.5  # noqa: E731
+    for each, expected in ((fourth, 192), (cross, 24)):  # own B = 1; two inputs of one batch
+        assert 4 * each.mean() == pytest.approx(expected, abs=4 * error(each))
+    ((shared, own),) = curves(PAGE, "batch_figure", r=0.0, p0=0.5)
+    said = under(containing(PAGE, "def batch_figure"))["answer"]
+    assert "$192/B$" in said and "$24+168/B$" in said
+    assert f"${own[1, -1]:.1f}$ and" in said and f"${shared[1, -1]:.1f}$" in said
+    assert np.allclose(own[1] * own[0], 192, rtol=0.12)
+    assert np.allclose(shared[1], 24 + 168 / shared[0], rtol=0.12)
+    ((flat, falling),) = curves(PAGE, "batch_figure", r=1.0, p0=0.5)
+    assert np.allclose(flat[1], flat[1, 0]) and np.allclose(falling[1] * falling[0], flat[1, 0])
+    (lower,) = curves(PAGE, "batch_figure", r=1.0, p0=0.95)
+    assert lower[0][1] / flat[1] == pytest.approx(1 - 0.9**2)
+    assert lower[1][1] / falling[1] == pytest.approx(1 - 0.9**2)
 
 
 @pytest.mark.parametrize(("n", "p0"), [(3, 0.95), (10, 0.6)])
-def test_fig_law(n: int, p0: float) -> None:
-    (ax,) = axes(PAGE, "law", n=n, p0=p0)
+def test_fig_sum_of_coins(n: int, p0: float) -> None:
+    (ax,) = axes(PAGE, "sum_of_coins", n=n, p0=p0)
     (steps,), v = ax.patches, np.linspace(0.6, 1.4, n)
     v /= np.linalg.norm(v)
     values, edges, _ = steps.get_data()
@@ -335,3 +616,12 @@ def test_fig_law(n: int, p0: float) -> None:
     mean, spread = weight @ z, np.sqrt(weight @ z**2 - (weight @ z) ** 2)
     t, density = ax.lines[0].get_xydata().T
     assert density == pytest.approx(stats.norm.pdf(t, mean, spread), abs=1e-9)
+
+
+def test_what_is_said_of_the_sum_of_coins() -> None:
+    said = under(containing(PAGE, "def sum_of_coins"))["answer"]
+    assert f"${0.95**12:.2f}$" in said
+    (ax,) = axes(PAGE, "sum_of_coins", n=12, p0=0.5)
+    values, edges, _ = ax.patches[0].get_data()
+    middle = (edges[1:] + edges[:-1]) / 2
+    assert np.abs(values - stats.norm.pdf(middle)).max() < 0.06
