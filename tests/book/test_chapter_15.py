@@ -392,9 +392,8 @@ def mean_factor(eta: float, tau: float) -> float:
     "eq-15-cold",
     r"""
     \begin{aligned}
-    \mathbb{E}\,\rho&=\frac1{1-\mu^2}\int\operatorname{sech}^2(z)\,\tfrac12
-    \operatorname{sech}^2\bigl(\tau z-\tfrac\eta2\bigr)\,dz\\ &\longrightarrow\ 1\qquad(\tau\to0).
-    \end{aligned}
+    \mathbb{E}\,\rho&=\frac1{1-\mu^2}\int\operatorname{sech}^2(z)\,\tfrac12\operatorname{sech}^2(\tau
+    z-\tfrac\eta2)\,dz\\ &\longrightarrow\ 1\qquad(\tau\to0). \end{aligned}
     """,
 )
 def test_eq_15_cold() -> None:
@@ -588,8 +587,9 @@ def enumerated(eta: float, form: str, tau: float = 1e-10) -> tuple[int, float]:
     """How many draws do not round to a sign, and the mean factor, over all draws."""
     half = np.float32(eta / 2)
     at = (half + logits(form) / np.float32(2)) / np.float32(tau)
-    above = np.float32(1) - np.tanh(at[np.abs(at) < 12]) ** 2  # 1 - tanh^2 is 0 from 9.02 on
-    mu = np.tanh(half)
+    w = np.tanh(at[np.abs(at) < 12].astype(float)).astype(np.float32)  # rounds to 1 from 9.02 on
+    above = np.float32(1) - w * w
+    mu = np.float32(np.tanh(float(half)))
     below = float(np.float32(1) - mu * mu) + 1e-10
     mean = (above.sum(dtype=float) / 2**24 + 1e-10) / tau / below
     return int((above > 0).sum()), mean
@@ -636,7 +636,7 @@ def test_rare_draws_add_134_on_average() -> None:
     """
     words = prose(PATH)
     assert "is about 135 on average: 1 from the constant and 134 from the rare draws" in words
-    assert "one weight in $7\\cdot10^7$ has a hit at a given step" in words
+    assert "one weight in 75 million has a hit at a given step" in words
     for form in ("program", "one", "two"):
         half = np.abs(logits(form)) / np.float32(2)
         half = half[half <= 1]
@@ -646,7 +646,7 @@ def test_rare_draws_add_134_on_average() -> None:
         (np.tanh(2.0**-k) - np.tanh(2.0 ** -(k + 1))) * 2.0 ** -(k + 24) / 2 for k in range(30)
     )
     assert math.isclose(1e10 * law, 133.7, abs_tol=0.1)
-    assert round(1 / law / 1e7) == 7
+    assert round(1 / law / 1e6) == 75
     exact = integrate.quad(lambda v: (1 - np.tanh(v) ** 2) / 2, -1, 1)[0]
     assert "has $\\tanh1=0.76$" in words and math.isclose(exact, np.tanh(1))
     assert round(np.tanh(1), 2) == 0.76
@@ -659,7 +659,7 @@ def test_from_its_start_no_draw_is_a_hit() -> None:
             assert hits == 0 and math.isclose(mean, 1e10, rel_tol=1e-6)
         finite = logits(form)[1:]
         assert np.abs(finite).max() < 16.7 and logits(form)[0] == -np.inf
-    assert np.tanh(np.float32(9.02)) == 1 and np.tanh(np.float32(8.9)) < 1
+    assert np.float32(np.tanh(9.02)) == 1 and np.float32(np.tanh(8.99)) < 1
     words = prose(PATH)
     assert "$|Z|\\le16.7$ for all $u$ but 0" in words and "rounds to $1$ for $v\\ge9.02$" in words
     # "with the learning rate 1e-4, 54 000 examples, at dL = 1e-4, by ten million"
@@ -695,7 +695,7 @@ def test_from_its_start_the_program_is_bop_without_threshold() -> None:
 def test_exercise_float_by_enumeration() -> None:
     rows = printed(containing(PATH, "minus_z = draws(True)")).splitlines()
     v = np.arange(8.5, 9.5, 1e-4).astype(np.float32)
-    first = v[np.float32(1) - np.tanh(v) ** 2 == 0].min()
+    first = v[np.float32(1) - np.tanh(v.astype(float)).astype(np.float32) ** 2 == 0].min()
     assert math.isclose(float(rows[0].split()[-1]), first, abs_tol=0.01)
     for line in rows[1:]:
         tau, real, share, mean = (float(re.sub("[^-+.e0-9]", "", x)) for x in
@@ -1036,11 +1036,11 @@ def test_fig_paths() -> None:
     panels = curves(PATH, "paths")
     random = torch.Generator().manual_seed(3)
     d = 1.6 * torch.rand(120, generator=random, dtype=torch.float64).numpy() - 0.8
-    d = d + np.repeat([-0.3, 0.3], 60)
+    d = d + np.repeat([-0.3, 0.3], [40, 80])
     u = torch.rand(120, generator=random, dtype=torch.float64).numpy()
     eta = dict.fromkeys(("bc", "bop", "bayes", "prox", "parq"), 0.0)
     p = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.Adam([p], 0.1, eps=0.0)
+    optimizer = torch.optim.Adam([p], 0.04, eps=0.0)
     grid, bop_w, rows = np.linspace(-3, 3, 600_001), 1.0, []
     z = np.log((1 - u) / u)
     for t in range(120):
@@ -1074,7 +1074,7 @@ def test_what_the_words_say_of_the_paths() -> None:
     """PARQ's latent weight is the sum, BinaryConnect's has walls, Bop's weight holds on."""
     bc, bop, bayes, _, parq, _ = curves(PATH, "paths")
     assert np.allclose(parq[0][1], parq[1][1]) and not np.allclose(parq[2][1], parq[1][1])
-    assert bc[1][1].max() == 1 and bc[0][1].max() > 1.5
+    assert bc[1][1].max() == 1 and bc[0][1].max() > 1.2
     change = np.flatnonzero(np.diff(bop[2][1]))
     assert (np.abs(bop[1][1][change + 1]) > 0.3).all() and len(change) >= 1
     moved = np.abs(np.diff(bayes[1][1]))
@@ -1092,7 +1092,7 @@ def test_fig_maps(k: int) -> None:
             best = grid[((grid - v) ** 2 / 2 + lam * np.abs(np.abs(grid) - 1)).argmin()]
             assert math.isclose(moved, best, abs_tol=2e-4)
         v, mapped = parq[k][:, at]
-        if v != 0:
+        if abs(v) > 1e-9:
             sigma = (1, 0.5, 0.2, 1e-12)[k]
             assert math.isclose(mapped, np.clip(v / sigma, -1, 1), abs_tol=1e-9)
 
@@ -1106,12 +1106,13 @@ def test_fig_factor(power: int, eta: float) -> None:
     for k in range(0, 49, 6):
         at = plain[0][k] / 2
         inner = integrate.quad(
-            lambda z, at=at: (1 / np.cosh(tau * z - at) / np.cosh(z)) ** 2 / 2, -25, 25
-        )[0]
+            lambda z, at=at: (1 / np.cosh(tau * z - at) / np.cosh(z)) ** 2 / 2, -25, 25,
+            epsabs=0, epsrel=1e-9, limit=200,
+        )[0]  # fmt: skip
         assert math.isclose(plain[1][k], inner * np.cosh(at) ** 2, rel_tol=1e-6)
         with_constant = (inner + 1e-10 / tau) / (np.cosh(at) ** -2 + 1e-10)
         assert math.isclose(constant[1][k], with_constant, rel_tol=1e-6)
-        mu = np.tanh(np.float32(at))
+        mu = np.float32(np.tanh(at))
         one_draw = 1e-10 / tau / (float(np.float32(1) - mu * mu) + 1e-10)
         assert math.isclose(rounds[1][k], one_draw, rel_tol=1e-5)
     for at, mean in [*means.T[:: 3 if power > -4 else 1], disc[:, 0]]:
@@ -1128,7 +1129,7 @@ def test_the_answer_under_the_factor_figure() -> None:
     """The mean at eta = 0 is right at 1e-7 and no more at 1e-8; the spacing of Z at u = 1/2."""
     (cell,) = (c for c in tagged(PATH, "hide-input") if "def factor(" in c.source)
     answer = under(cell)["answer"]
-    assert "At" in answer and "1.00" in answer and "5.97" in answer
-    assert round(enumerated(0.0, "one", 1e-7)[1], 2) == 1.00
+    assert "the mean is 1.01, and at" in answer and "it is 5.97" in answer
+    assert round(enumerated(0.0, "one", 1e-7)[1], 2) == 1.01
     assert round(enumerated(0.0, "one", 1e-8)[1], 2) == 5.97
     assert math.isclose(logits("one")[2**23 + 1], 2.4e-7, rel_tol=0.02)
