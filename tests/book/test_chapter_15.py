@@ -392,8 +392,9 @@ def mean_factor(eta: float, tau: float) -> float:
     "eq-15-cold",
     r"""
     \begin{aligned}
-    \mathbb{E}\,\rho&=\frac1{1-\mu^2}\int\operatorname{sech}^2(z)\,\tfrac12\operatorname{sech}^2(\tau
-    z-\tfrac\eta2)\,dz\\ &\longrightarrow\ 1\qquad(\tau\to0). \end{aligned}
+    \mathbb{E}\,\rho&=\frac1{1-\mu^2}\int\operatorname{sech}^2(z)\\
+    &\qquad\cdot\tfrac12\operatorname{sech}^2(\tau z-\tfrac\eta2)\,dz\\ &\longrightarrow\
+    1\qquad(\tau\to0), \end{aligned}
     """,
 )
 def test_eq_15_cold() -> None:
@@ -1079,6 +1080,8 @@ def test_what_the_words_say_of_the_paths() -> None:
     assert (np.abs(bop[1][1][change + 1]) > 0.3).all() and len(change) >= 1
     moved = np.abs(np.diff(bayes[1][1]))
     assert np.median(moved) < moved.mean() / 1.3, "small most of the time"
+    above = [panel[1][1][-1] > 0 for panel in curves(PATH, "paths")]
+    assert above == [False, False, False, True, False, True]  # ProxQuant and Adam
 
 
 @pytest.mark.parametrize("k", range(4))
