@@ -610,6 +610,14 @@ def test_the_mean_of_the_factor_is_597_and_not_1() -> None:
     assert math.isclose(((1 - np.tanh(at) ** 2 + 1e-10) / 1e-10 / (1 + 1e-10)).mean(), 1)
 
 
+def test_the_uniforms_of_torch_on_a_cpu_are_multiples_of_2_to_the_minus_24() -> None:
+    random = torch.Generator().manual_seed(0)
+    whole = torch.rand(200_000, generator=random, dtype=torch.float32) * 2**24
+    assert torch.equal(whole, whole.round()) and whole.max() < 2**24
+    counts = torch.bincount((whole % 4).long(), minlength=4)
+    assert (counts - 50_000).abs().max() < 6 * 194  # also the odd ones: 6 standard errors
+
+
 def test_the_table_of_the_lottery_is_an_enumeration() -> None:
     """Each row, and that torch's own logarithm differs by a hit or two at most."""
     rows = printed(containing(PATH, "def factors(")).splitlines()[2:]
