@@ -102,8 +102,8 @@ def deterministic(clip: bool, alpha: float) -> Callable[[Array, Array], Array]:
     "eq-15-bc",
     r"""
     \begin{aligned} \eta&\leftarrow\operatorname{clip}\bigl(\eta-\alpha\,\partial
-    L(w),\,-1,\,1\bigr),\\ w&=\pm1\ \text{with}\ P(w=1)=\tfrac{1+\eta}2\ \text{(stochastic)}\\
-    &\text{or}\quad w=\operatorname{sign}\eta\ \text{(deterministic)}. \end{aligned}
+    L(w),\,-1,\,1\bigr),\\ w&=\pm1\ \text{with}\ P(w=1)=\tfrac{1+\eta}2\ (\text{stochastic})\\
+    &\text{or}\quad w=\operatorname{sign}\eta\ \ (\text{deterministic}). \end{aligned}
     """,
 )
 @pytest.mark.parametrize("forward", ["sample", "sign"])
@@ -723,9 +723,9 @@ def test_exercise_float_by_enumeration() -> None:
 @pin(
     "eq-15-maps",
     r"""
-    \begin{aligned} \text{ProxQuant:}\quad\eta&\leftarrow\operatorname{prox}_{\lambda
+    \begin{aligned} \text{ProxQuant}:\quad\eta&\leftarrow\operatorname{prox}_{\lambda
     R}\bigl(\eta-\alpha\,\partial L(\eta)\bigr),\\ R(\eta)&=\sum_i\bigl||\eta_i|-1\bigr|;\\
-    \text{PARQ:}\quad\eta&\leftarrow\eta-\alpha\,\partial L(w),\\
+    \text{PARQ}:\quad\eta&\leftarrow\eta-\alpha\,\partial L(w),\\
     w&=\operatorname{clip}(\eta/\sigma,-1,1). \end{aligned}
     """,
 )
