@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -25,9 +26,10 @@ from chapters import (
     run,
     tagged,
     tex,
+    under,
 )
 from pins import pin
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
 from sbnlib import optim
 from sbnlib.experiments import measurement, weights
@@ -100,8 +102,8 @@ def deterministic(clip: bool, alpha: float) -> Callable[[Array, Array], Array]:
     "eq-15-bc",
     r"""
     \begin{aligned} \eta&\leftarrow\operatorname{clip}\bigl(\eta-\alpha\,\partial
-    L(w),\,-1,\,1\bigr),\\ w&=\pm1\ \text{with}\ P(w=1)=\tfrac{1+\eta}2\ \text{(stochastic)}\\
-    &\text{or}\quad w=\operatorname{sign}\eta\ \text{(deterministic)}. \end{aligned}
+    L(w),\,-1,\,1\bigr),\\ w&=\pm1\ \text{with}\ P(w=1)=\tfrac{1+\eta}2\ (\text{stochastic})\\
+    &\text{or}\quad w=\operatorname{sign}\eta\ \ (\text{deterministic}). \end{aligned}
     """,
 )
 @pytest.mark.parametrize("forward", ["sample", "sign"])
@@ -165,8 +167,8 @@ def test_thm_15_stochastic_is_unbiased_for_multilinear_losses_only() -> None:
 @pin(
     "eq-15-dual",
     r"""
-    w_{t+1}=\operatorname*{arg\,min}_{q\in[-1,1]^n}\ \Bigl\langle\sum_{s\le t}\partial
-    L(w_s)-\tfrac1\alpha\,\eta_1,\ q\Bigr\rangle .
+    w_{t+1}=\operatorname*{arg\,min}_{q\in[-1,1]^n}\ \Bigl\langle\sum_{j\le t}\partial
+    L(w_j)-\tfrac1\alpha\,\eta_1,\ q\Bigr\rangle .
     """,
 )
 @pytest.mark.parametrize("alpha", [0.1, 2.0])
@@ -185,9 +187,9 @@ def test_eq_15_dual(alpha: float) -> None:
     r"""
     Without the clip, deterministic BinaryConnect from $\eta_1$ is dual averaging over the cube
     without a regularizer: where no $\eta_{t+1,i}$ is 0, {eq-15-dual} If moreover $\eta_1=0$ and
-    $L$ is convex and differentiable on $\mathbb{R}^n$, the mean gradient $u_t=\frac1t\sum_{s\le
-    t}\partial L(w_s)$ is the generalized conditional gradient method with steps $a_t=1/t$ on
-    $\min_uL^*(u)+\|u\|_1$, {eq-15-gcg}
+    $L$ is convex and differentiable on $\mathbb{R}^n$, the mean gradient $m_t=\frac1t\sum_{j\le
+    t}\partial L(w_j)$ is the generalized conditional gradient method with steps $\gamma_t=1/t$
+    on $\min_mL^*(m)+\|m\|_1$, {eq-15-gcg}
     """,
 )
 def test_thm_15_deterministic_ends_where_the_clip_acts() -> None:
@@ -201,28 +203,38 @@ def test_thm_15_deterministic_ends_where_the_clip_acts() -> None:
 @pin(
     "eq-15-gcg",
     r"""
-    \begin{gathered} u_t=(1-a_t)\,u_{t-1}+a_t\,\partial L(w_t),\\
-    w_t=-\operatorname{sign}u_{t-1}\ \text{ where }u_{t-1}\\ \text{has no entry }0\quad(t\ge2).
+    \begin{gathered} m_t=(1-\gamma_t)\,m_{t-1}+\gamma_t\,\partial L(w_t),\\
+    w_t=-\operatorname{sign}m_{t-1}\ \text{ where }m_{t-1}\\ \text{has no entry }0\quad(t\ge2).
     \end{gathered}
     """,
 )
 def test_eq_15_gcg() -> None:
-    """min_s L*(s) - <w, s> is solved by the gradient: Fenchel-Young, with L* in closed form."""
-    H, b = A.T @ A / len(A), A.T @ TARGET / len(A)
-    conjugate = lambda s: (s + b) @ np.linalg.solve(H, s + b) / 2  # noqa: E731 up to a constant
+    """The gradient solves min_q L*(q) - <w, q>; L* by maximizing <m, w> - L(w) numerically."""
+    assert "$L^*(m)=\\sup_w[\\langle m,w\\rangle-L(w)]$" in prose(PATH)
+
+    def loss(w: Array) -> float:
+        return float(((A @ w - TARGET) ** 2).mean() / 2)
+
+    def conjugate(m: Array) -> float:
+        found = optimize.minimize(
+            lambda w: loss(w) - m @ w, np.zeros(N), jac=lambda w: slope(w) - m
+        )
+        return -float(found.fun)
+
     eta = np.zeros(N)
-    u = np.zeros(N)
+    m = np.zeros(N)
     for t in range(1, 60):
         w = sign(eta)
         if t > 1:
-            assert np.array_equal(w, -sign(u))
-        s = slope(w)
-        for _ in range(5):
-            other = s + RNG.normal(size=N)
-            assert conjugate(s) - w @ s < conjugate(other) - w @ other
-        u = (1 - 1 / t) * u + s / t
-        eta = eta - 0.3 * s
-        agree(eta, -0.3 * t * u)
+            assert np.array_equal(w, -sign(m))
+        q = slope(w)
+        if t % 10 == 1:
+            for _ in range(3):
+                other = q + RNG.normal(size=N)
+                assert conjugate(q) - w @ q < conjugate(other) - w @ other
+        m = (1 - 1 / t) * m + q / t
+        eta = eta - 0.3 * q
+        agree(eta, -0.3 * t * m)
 
 
 def test_the_deterministic_rule_jumps_between_the_worst_corners_for_ever() -> None:
@@ -236,11 +248,11 @@ def test_the_deterministic_rule_jumps_between_the_worst_corners_for_ever() -> No
 # ----------------------------------------------------------------------------------- Bop
 
 
-def bop(gamma: float, tau: float) -> tuple[Array, Array]:
+def bop(gamma: float, threshold: float) -> tuple[Array, Array]:
     m, w, means, path = np.zeros(N), sign(START), [], []
     for _ in range(STEPS):
         m = (1 - gamma) * m + gamma * slope(w)
-        w = np.where((np.abs(m) > tau) & (m * w > 0), -w, w)
+        w = np.where((np.abs(m) > threshold) & (m * w > 0), -w, w)
         means.append(m)
         path.append(w)
     return np.array(means), np.array(path)
@@ -250,13 +262,17 @@ def bop(gamma: float, tau: float) -> tuple[Array, Array]:
     "eq-15-bop",
     r"""
     \begin{gathered} m\leftarrow(1-\gamma)\,m+\gamma\,\partial L(w),\\ w\leftarrow-w\ \text{
-    where }\ |m|>\tau\ \text{ and }\ m\,w>0 . \end{gathered}
+    where }\ |m|>\vartheta\ \text{ and }\ m\,w>0 . \end{gathered}
     """,
 )
-@pytest.mark.parametrize("tau", [0.0, 0.1, 0.5])
-def test_eq_15_bop(tau: float) -> None:
-    found = library("sign", Logistic(), lambda q: optim.Bop(q, 0.1, threshold=tau), sign(START))
-    assert np.array_equal(found, bop(0.1, tau)[1])
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
+def test_eq_15_bop(threshold: float) -> None:
+    found = library(
+        "sign", Logistic(), lambda q: optim.Bop(q, 0.1, threshold=threshold), sign(START)
+    )
+    assert np.array_equal(found, bop(0.1, threshold)[1])
+    others = [bop(0.1, v)[1] for v in (0.0, 0.1, 0.5) if v != threshold]
+    assert not any(np.array_equal(found, w) for w in others), "the threshold changed nothing"
 
 
 @pin("eq-15-inertia", r"m_t=-\lambda\,\eta_t .")
@@ -282,18 +298,38 @@ def test_eq_15_inertia(lam: float) -> None:
     Let $\lambda>0$ and $\varepsilon=\gamma/\lambda$, let $m_0=-\lambda\eta_0$, and feed both
     rules the same $\partial L_t$: $\eta_{t+1}=\eta_t-\varepsilon(\partial L_t+\lambda\eta_t)$,
     the decayed mirror step of {eq}`eq-14-decay`. Then for all $t$ {eq-15-inertia} With
-    threshold $\tau=0$, $w_t=\operatorname{sign}\eta_t$ whenever $\eta_t\ne0$. With $\tau>0$
-    there is no function or law $P(w\mid\eta)$ that gives Bop's weight.
+    threshold $\vartheta=0$, $w_t=\operatorname{sign}\eta_t$ for all $t\ge1$ with $\eta_t\ne0$.
+    With $\vartheta>0$ no function of $\eta$ gives Bop's weight, and no distribution
+    $P(w\mid\eta)$ either, if it is drawn from independently at each step.
     """,
 )
 def test_thm_15_bop_has_the_sign_of_the_latent_weight_without_threshold_only() -> None:
+    """With a threshold and every gradient equal to m_0, both weights stay, at one latent weight."""
     means, path = bop(0.1, 0.0)
     assert np.array_equal(path, sign(-means))
-    p = torch.tensor([1.0, -1.0], requires_grad=True)
-    p.grad = torch.tensor([0.4, 0.4])
-    optimizer = optim.Bop([p], 0.5, threshold=1.0)
-    optimizer.step()
-    assert p.tolist() == [1, -1] and len(set(optimizer.state[p]["mean"].tolist())) == 1
+    for m0, stays in ((0.4, True), (-0.4, True), (1.2, False)):
+        p = torch.tensor([1.0, -1.0], requires_grad=True)
+        optimizer = optim.Bop([p], 0.5, threshold=1.0)
+        optimizer.state[p]["mean"] = torch.full((2,), m0)
+        for _ in range(50):
+            p.grad = torch.full((2,), 2 * m0)  # the library halves it
+            optimizer.step()
+            assert torch.allclose(optimizer.state[p]["mean"], torch.full((2,), m0))
+        assert (p.tolist() == [1, -1]) == stays
+
+
+@pytest.mark.parametrize("start", [0.4, -1.3])
+def test_thm_15_bop_starts_from_any_latent_weight(start: float) -> None:
+    """m_0 = -lambda eta_0 that is not 0, as the theorem has it."""
+    lam, gamma = 0.7, 0.1
+    m, eta, w = np.full(N, -lam * start), np.full(N, start), sign(START)
+    for t in range(1, STEPS):
+        gradient = slope(w)
+        m = (1 - gamma) * m + gamma * gradient
+        eta = eta - gamma / lam * (gradient + lam * eta)
+        w = np.where(m * w > 0, -w, w)
+        agree(m, -lam * eta)
+        assert np.array_equal(w, sign(eta)), t
 
 
 # ----------------------------------------------------------------------------- BayesBiNN
@@ -302,101 +338,128 @@ def test_thm_15_bop_has_the_sign_of_the_latent_weight_without_threshold_only() -
 @pin(
     "eq-15-bayes",
     r"""
-    \begin{aligned} \lambda&\leftarrow(1-\alpha)\,\lambda-\alpha\bigl[N\,s\,\partial
-    L(w)-\lambda_0\bigr],\\ w&=\tanh\frac{\lambda+\delta}{\tau}, \qquad
-    s=\frac{1-w^2+10^{-10}}{\tau\,(1-\mu^2+10^{-10})} , \end{aligned}
+    \begin{aligned} \eta&\leftarrow(1-\alpha)\,\eta-\alpha\bigl[2N\rho\,\partial
+    L(w)-\eta^0\bigr],\\ w&=\tanh\frac{\eta-Z}{2\tau}, \qquad
+    \rho=\frac{1-w^2+10^{-10}}{\tau\,(1-\mu^2+10^{-10})} , \end{aligned}
     """,
 )
 @pytest.mark.parametrize("tau", [1.0, 0.4])
 def test_eq_15_bayes(tau: float) -> None:
+    """As printed, in eta; as released, in lambda = eta / 2 with its noise; the library."""
+    alpha, size, prior = 0.002, 3.0, 0.6
     memory: dict[str, Array] = {}
 
-    def step(lam: Array, u: Array) -> Array:
-        mu = memory.get("mu", np.tanh(lam))
-        memory["mu"] = np.tanh(lam)
-        w = np.tanh((lam + np.log((1 - u) / u) / 2) / tau)
-        s = (1 - w * w + 1e-10) / (tau * (1 - mu * mu + 1e-10))
-        return (1 - 0.002) * lam - 0.002 * (3 * s * slope(w) - 0.3)
+    def printed_step(eta: Array, u: Array) -> Array:
+        mu = memory.get("mu", np.tanh(eta / 2))
+        memory["mu"] = np.tanh(eta / 2)
+        z = np.log(u / (1 - u))
+        w = np.tanh((eta - z) / (2 * tau))
+        rho = (1 - w * w + 1e-10) / (tau * (1 - mu * mu + 1e-10))
+        return (1 - alpha) * eta - alpha * (2 * size * rho * slope(w) - prior)
+
+    old: dict[str, Array] = {}
+
+    def released_step(lam: Array, u: Array) -> Array:  # one draw, no momentum, u for 1 - u
+        mu = old.get("mu", np.tanh(lam))
+        w = np.tanh((np.log((1 - u) / u) / 2 + lam) / tau)
+        scale = (1 - w * w + 1e-10) / tau / (1 - mu * mu + 1e-10)
+        gradient = size * scale * slope(w) + (lam - prior / 2)
+        old["mu"] = np.tanh(lam)
+        return lam - alpha * gradient
 
     found = library(
         "concrete", Logistic(),
-        lambda q: optim.BayesBiNN(q, 0.002, train_set_size=3.0, prior=0.3, stale_mean=True),
+        lambda q: optim.BayesBiNN(q, alpha, train_set_size=size, prior=prior / 2, stale_mean=True),
         tau=tau,
     )  # fmt: skip
-    np.testing.assert_allclose(found, 2 * unroll(step, START / 2), rtol=1e-9, atol=1e-9)
+    path = unroll(printed_step)
+    np.testing.assert_allclose(found, path, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(2 * unroll(released_step, START / 2), path, rtol=1e-9, atol=1e-9)
 
 
-def mean_scale(lam: float, tau: float) -> float:
-    """E s over u in (0, 1), by scipy in the variable delta, without the constant."""
-    density = lambda d: 0.5 / np.cosh(d) ** 2  # noqa: E731
-    slope_of = lambda d: 1 / np.cosh(np.clip((lam + d) / tau, -300, 300)) ** 2 / tau  # noqa: E731
-    near = [-lam - 20 * tau, -lam, -lam + 20 * tau]
+def mean_factor(eta: float, tau: float) -> float:
+    """E rho over logistic Z, by scipy in the variable Z, without the constant."""
+    density = lambda z: 0.25 / np.cosh(z / 2) ** 2  # noqa: E731
+    inside = lambda z: 1 / np.cosh(np.clip((eta - z) / (2 * tau), -300, 300)) ** 2  # noqa: E731
     value, _ = integrate.quad(
-        lambda d: density(d) * slope_of(d), near[0], near[2], points=[near[1]], limit=400
-    )
-    return value * np.cosh(lam) ** 2
+        lambda z: density(z) * inside(z) / tau, eta - 40 * tau, eta + 40 * tau,
+        points=[eta], limit=400,
+    )  # fmt: skip
+    return value * np.cosh(eta / 2) ** 2
 
 
 @pin(
     "eq-15-cold",
     r"""
     \begin{aligned}
-    \mathbb{E}\,s&=\frac1{1-\mu^2}\int\operatorname{sech}^2(v)\,\tfrac12\operatorname{sech}^2(\tau
-    v-\lambda)\,dv\\ &\longrightarrow\ 1\qquad(\tau\to0). \end{aligned}
+    \mathbb{E}\,\rho&=\frac1{1-\mu^2}\int\operatorname{sech}^2(z)\\
+    &\qquad\cdot\tfrac12\operatorname{sech}^2(\tau z-\tfrac\eta2)\,dz\\ &\longrightarrow\
+    1\qquad(\tau\to0), \end{aligned}
     """,
 )
 def test_eq_15_cold() -> None:
+    """The printed integral, the page's function, and the mean over Z."""
     space = define(PATH, "GRID", "exact_mean")
-    for lam in (0.0, 0.7, -2.0):
+    for eta in (0.0, 1.4, -4.0):
         for tau in (0.3, 0.05, 1e-3):
-            assert math.isclose(space["exact_mean"](lam, tau, 0.0), mean_scale(lam, tau),
-                                rel_tol=1e-6)  # fmt: skip
-        gaps = [abs(mean_scale(lam, tau) - 1) for tau in (0.1, 0.01, 1e-3)]
+            over_z = mean_factor(eta, tau)
+            over = integrate.quad(
+                lambda z, t=tau, e=eta: 0.5 / (np.cosh(z) * np.cosh(t * z - e / 2)) ** 2, -25, 25
+            )[0]
+            assert math.isclose(over / (1 - np.tanh(eta / 2) ** 2), over_z, rel_tol=1e-6)
+            assert math.isclose(space["exact_mean"](eta, tau, 0.0), over_z, rel_tol=1e-6)
+        gaps = [abs(mean_factor(eta, tau) - 1) for tau in (0.1, 0.01, 1e-3)]
         assert gaps[2] < gaps[1] < gaps[0] < 0.1 and gaps[2] < 1e-5
 
 
 @pin(
     "prop-15-cold",
     r"""
-    Let $L$ be continuously differentiable, and let the constant be absent and
-    $\mu=\tanh\lambda$. Then $\mathbb{E}\,s\,\partial L(w)=\nabla_\mu\,\mathbb{E}L(w)$, where
-    $w$ is relaxed; and for every $\lambda$ {eq-15-cold} So with $\lambda_0=0$ the rule
-    {eq}`eq-15-bayes` is mirror descent with logistic noise, $\varepsilon=\alpha N$ and decay
-    $1/N$, {eq-15-natural}
+    Let the constant be absent and $\mu=\tanh(\eta/2)$. For every $\eta$ {eq-15-cold} and if $L$
+    is continuously differentiable, $\mathbb{E}\,g_{\tau,i}\to\mathbb{E}\,\Delta_iL(w)$, the
+    exact gradient in $p_i$ at binary weights.
     """,
 )
-def test_prop_15_cold_is_the_gradient_of_the_relaxed_mean_loss() -> None:
-    """One weight, L = w^3/3 - w: E s L'(w) against a difference quotient of E L(w) in mu."""
-    tau, mu = 0.5, 0.4
-    node, weight = np.polynomial.legendre.leggauss(400)
-    delta = 12 * node
+def test_prop_15_cold_tends_to_the_exact_gradient_and_not_to_straight_through() -> None:
+    """Two weights, L = w1^3 + w1 w2 + w1 w2^2 by quadrature, g_tau = 2 rho dL/dw1."""
+    eta = np.array([0.8, -0.5])
+    node, weight = np.polynomial.legendre.leggauss(1500)
 
-    def mean(f: Callable, lam: float) -> float:
-        w = np.tanh((lam + delta) / tau)
-        return float(12 * weight @ (0.5 / np.cosh(delta) ** 2 * f(w)))
+    def mean(tau: float) -> float:  # for each weight w = tanh(t), Z = eta - 2 tau t
+        t = 12 * node
+        law = [24 * tau * weight * 0.25 / np.cosh((e - 2 * tau * t) / 2) ** 2 for e in eta]
+        # beyond |t| = 12 the second weight is a sign
+        z_cut = [eta[1] - 24 * tau, eta[1] + 24 * tau]
+        plus = 1 / (1 + np.exp(-z_cut[0]))
+        minus = 1 / (1 + np.exp(z_cut[1]))
+        second = lambda f: law[1] @ f(np.tanh(t)) + plus * f(1.0) + minus * f(-1.0)  # noqa: E731
+        m1, m2 = second(lambda w: w), second(lambda w: w * w)
+        rho = np.cosh(t) ** -2.0 / tau / (1 - np.tanh(eta[0] / 2) ** 2)
+        return float(law[0] @ (2 * rho * (3 * np.tanh(t) ** 2 + m1 + m2)))
 
-    left = mean(lambda w: (1 - w * w) / tau / (1 - mu * mu) * (w * w - 1), np.arctanh(mu))
-    ends = [mean(lambda w: w**3 / 3 - w, np.arctanh(mu + d)) for d in (1e-5, -1e-5)]
-    assert math.isclose(left, (ends[0] - ends[1]) / 2e-5, rel_tol=1e-6)
+    exact = 2 + 2 * np.tanh(eta[1] / 2) + 2  # E[L(1, w2) - L(-1, w2)]
+    straight_through = 2 * (3 + np.tanh(eta[1] / 2) + 1)
+    gaps = [abs(mean(tau) - exact) for tau in (0.1, 0.01, 0.001)]
+    assert gaps[0] > 5 * gaps[1] > 25 * gaps[2] and gaps[2] < 5e-3
+    assert abs(mean(0.001) - straight_through) > 3
 
 
 NATURAL = (
-    r"\begin{gathered} \eta\leftarrow\eta-\alpha N\,\bigl(g_\tau+\tfrac1N\,\eta\bigr),\\ "
-    r"g_\tau=2\,s\,\partial L(w),\qquad "
-    r"\mathbb{E}\,g_\tau=\nabla_p\,\mathbb{E}L(w) . \end{gathered}"
+    r"\begin{gathered} \eta\leftarrow\eta-\alpha N\,\bigl(g_\tau+\tfrac1N\,(\eta-\eta^0)\bigr),\\ "
+    r"g_\tau=2\,\rho\,\partial L(w), \end{gathered}"
 )
 
 
 @pin(
     "eq-15-natural",
     r"""
-    \begin{gathered} \eta\leftarrow\eta-\alpha N\,\bigl(g_\tau+\tfrac1N\,\eta\bigr),\\
-    g_\tau=2\,s\,\partial L(w),\qquad \mathbb{E}\,g_\tau=\nabla_p\,\mathbb{E}L(w) .
-    \end{gathered}
+    \begin{gathered} \eta\leftarrow\eta-\alpha N\,\bigl(g_\tau+\tfrac1N\,(\eta-\eta^0)\bigr),\\
+    g_\tau=2\,\rho\,\partial L(w), \end{gathered}
     """,
 )
 @pytest.mark.parametrize("size", [3.0, 50.0])
-def test_eq_15_natural(size: float) -> None:
+@pytest.mark.parametrize("prior", [0.0, 0.8])
+def test_eq_15_natural(size: float, prior: float) -> None:
     """As it is printed: the released step, the step in g_tau, mirror descent on ``eta.grad``."""
     assert tex(PATH, "eq-15-natural") == NATURAL
     alpha, tau = 0.002, 0.5
@@ -406,66 +469,252 @@ def test_eq_15_natural(size: float) -> None:
         return (1 - w * w) / (tau * (1 - np.tanh(lam) ** 2)), slope(w)
 
     def released(lam: Array, u: Array) -> Array:
-        s, dL = scaled(lam, 1 - u)
-        return (1 - alpha) * lam - alpha * size * s * dL
+        scale, dL = scaled(lam, 1 - u)
+        return (1 - alpha) * lam - alpha * (size * scale * dL - prior / 2)
 
     def natural(eta: Array, u: Array) -> Array:
-        s, dL = scaled(eta / 2, 1 - u)
-        g = 2 * s * dL
-        return eta - alpha * size * (g + eta / size)
+        scale, dL = scaled(eta / 2, 1 - u)
+        g = 2 * scale * dL
+        return eta - alpha * size * (g + (eta - prior) / size)
 
     agree(2 * unroll(released, START / 2), unroll(natural))
     rate, decay = alpha * size, 1 / size
-    for make in (
-        lambda q: optim.MirrorDescent(q, rate, kl=decay),
-        lambda q: optim.BayesBiNN(q, alpha, train_set_size=size),
-    ):
+    rules = [lambda q: optim.BayesBiNN(q, alpha, train_set_size=size, prior=prior / 2)]
+    if prior == 0:
+        rules.append(lambda q: optim.MirrorDescent(q, rate, kl=decay))
+    for make in rules:
         found = library("concrete", Logistic(), make, tau=tau, eps=0.0)
         np.testing.assert_allclose(found, unroll(natural), rtol=1e-10, atol=1e-10)
 
 
-def test_eq_15_natural_holds_on_average() -> None:
-    """E g_tau of the layer against a difference quotient in p; one weight, L = w^3/3 - w."""
+@pin(
+    "prop-15-bayes",
+    r"""
+    Leave out the constant $10^{-10}$, and let $\mu=\tanh(\eta/2)$ be that of the present step.
+    Then the rule {eq}`eq-15-bayes` is mirror descent with logistic noise, $\varepsilon=\alpha
+    N$ and a decay $1/N$ towards the prior, {eq-15-natural} and if $L$ is continuously
+    differentiable, $g_\tau$ is an unbiased estimate of the gradient of the relaxed loss,
+    $\mathbb{E}\,g_\tau=\nabla_p\,\mathbb{E}\,L(w)$.
+    """,
+)
+def test_prop_15_bayes_estimates_the_gradient_of_the_relaxed_loss() -> None:
+    """E g_tau, by hand and by the layer, against a difference quotient in p; L = w^3/3 - w."""
     tau, p = 0.5, 0.7
     node, weight = np.polynomial.legendre.leggauss(2000)
     u, measure = (1 + node) / 2, weight / 2
+    z = np.log(u / (1 - u))
 
-    def relaxed_loss(p: float) -> float:
-        w = np.tanh((np.log(p / (1 - p)) + np.log(u / (1 - u))) / (2 * tau))
-        return float(measure @ (w**3 / 3 - w))
+    def relaxed(p: float) -> Array:
+        return np.tanh((np.log(p / (1 - p)) - z) / (2 * tau))
+
+    ends = [measure @ (relaxed(q) ** 3 / 3 - relaxed(q)) for q in (p + 1e-5, p - 1e-5)]
+    quotient = float(ends[0] - ends[1]) / 2e-5
+    w = relaxed(p)
+    rho = (1 - w * w) / (tau * (1 - (2 * p - 1) ** 2))
+    assert math.isclose(measure @ (2 * rho * (w * w - 1)), quotient, rel_tol=1e-7)
 
     layer = BernoulliLinear(1, 1, bias=False, forward="concrete", tau=tau, eps=0)
     torch.nn.init.constant_(layer.eta, math.log(p / (1 - p)))
     w = layer.weight(u=torch.tensor(u)[:, None, None]).flatten()
     (torch.tensor(measure) * (w**3 / 3 - w)).sum().backward()
-    quotient = (relaxed_loss(p + 1e-5) - relaxed_loss(p - 1e-5)) / 2e-5
     assert math.isclose(layer.eta.grad.item(), quotient, rel_tol=1e-7)
+
+
+@pytest.mark.parametrize("change", ["constant", "late"])
+def test_prop_15_bayes_needs_its_conditions(change: str) -> None:
+    """With the constant, or with the late mean, it is not mirror descent on that gradient."""
+    alpha, size, tau = 0.05, 3.0, 0.5
+    options = {"eps": 0.3} if change == "constant" else {"eps": 0.0}
+    with_it = library(
+        "concrete", Logistic(),
+        lambda q: optim.BayesBiNN(q, alpha, train_set_size=size, stale_mean=change == "late"),
+        tau=tau, **options,
+    )  # fmt: skip
+    without = library(
+        "concrete", Logistic(), lambda q: optim.MirrorDescent(q, alpha * size, kl=1 / size),
+        tau=tau, eps=0.0,
+    )  # fmt: skip
+    assert np.abs(with_it - without).max() > 1e-3
 
 
 @pin(
     "eq-15-float",
     r"""
-    \begin{gathered} s=\frac{10^{-10}/\tau}{1-\mu^2+10^{-10}}\\ \text{whenever }w\text{ rounds
-    to }\pm1 . \end{gathered}
+    \begin{gathered} \rho=\frac{10^{-10}/\tau}{1-\mu^2+10^{-10}}\\ \text{whenever }w\text{
+    rounds to }\pm1 , \end{gathered}
     """,
 )
 @pytest.mark.parametrize("tau", [1e-10, 1e-8])
-@pytest.mark.parametrize("lam", [0.0, 2.0, 10.0])
-def test_eq_15_float(tau: float, lam: float) -> None:
+@pytest.mark.parametrize("eta", [0.0, 4.0, 20.0])
+def test_eq_15_float(tau: float, eta: float) -> None:
     """The factor read off a step of the library in float32; dL/dw = 1."""
-    mu = np.tanh(np.float32(lam))
+    mu = np.tanh(np.float32(eta / 2))
     factor = (1e-10 / tau) / (float(np.float32(1) - mu * mu) + 1e-10)
-    if lam == 10:
+    if eta == 20:
         assert math.isclose(factor, 1 / tau)
     lr = min(0.25 / factor, 1.0)
     layer = BernoulliLinear(1, 1, False, dtype=torch.float32, forward="concrete", tau=tau)
-    torch.nn.init.constant_(layer.eta, 2 * lam)
-    w = layer.weight(u=torch.full((1, 1), 0.3))  # w = tanh((lam + 0.42)/tau)
+    torch.nn.init.constant_(layer.eta, eta)
+    w = layer.weight(u=torch.full((1, 1), 0.3))  # w = tanh((eta + 0.85) / 2 tau)
     assert (1 - w**2).item() == 0
     w.sum().backward()
     optim.BayesBiNN(layer.parameters(), lr).step()
-    found = (2 * lam * (1 - lr) - layer.eta.item()) / (2 * lr)
+    found = (eta * (1 - lr) - layer.eta.item()) / (2 * lr)
     assert math.isclose(found, factor, rel_tol=2e-5)
+
+
+# ------------------------------------------------------- BayesBiNN in float32: all draws there are
+
+
+@cache
+def logits(form: str) -> Array:
+    """Minus Z for each of the 2^24 uniforms, in the program's float32, by numpy.
+
+    "program" takes numpy's float32 logarithm, whose last bit is not torch's; the others round a
+    float64 one, which is right to the last bit.
+    """
+    u = np.arange(2**24, dtype=np.float32) / np.float32(2**24)
+    one = np.float32(1)
+    with np.errstate(divide="ignore"):
+        if form == "program":
+            return np.log(u / (one - u))
+        if form == "one":
+            return np.log((u / (one - u)).astype(float)).astype(np.float32)
+        ends = np.log(u.astype(float)), np.log((one - u).astype(float))
+        return ends[0].astype(np.float32) - ends[1].astype(np.float32)
+
+
+def enumerated(eta: float, form: str, tau: float = 1e-10) -> tuple[int, float]:
+    """How many draws do not round to a sign, and the mean factor, over all draws."""
+    half = np.float32(eta / 2)
+    at = (half + logits(form) / np.float32(2)) / np.float32(tau)
+    w = np.tanh(at[np.abs(at) < 12].astype(float)).astype(np.float32)  # rounds to 1 from 9.02 on
+    above = np.float32(1) - w * w
+    mu = np.float32(np.tanh(float(half)))
+    below = float(np.float32(1) - mu * mu) + 1e-10
+    mean = (above.sum(dtype=float) / 2**24 + 1e-10) / tau / below
+    return int((above > 0).sum()), mean
+
+
+def test_the_mean_of_the_factor_is_597_and_not_1() -> None:
+    """At eta = 0, whatever the logarithm: one draw, of probability 2^-24, with the factor 1e10."""
+    for form in ("program", "one", "two"):
+        hits, mean = enumerated(0.0, form)
+        assert hits == 1 and math.isclose(mean, 1 + 1e10 / 2**24, rel_tol=1e-6)
+    assert round(1 + 1e10 / 2**24, 2) == 597.05
+    words = prose(PATH)
+    assert "$1+10^{10}/2^{24}=597.05$, where exact arithmetic has 1" in words
+    assert "made by single draws in $2^{24}$: 597 instead of 1 at $\\eta=0$" in words
+    thousand = (np.arange(1000) + 0.5) / 1000  # "and a thousand draws show 1"
+    at = np.log(thousand / (1 - thousand)) / 2e-10
+    assert math.isclose(((1 - np.tanh(at) ** 2 + 1e-10) / 1e-10 / (1 + 1e-10)).mean(), 1)
+
+
+def test_the_uniforms_of_torch_on_a_cpu_are_multiples_of_2_to_the_minus_24() -> None:
+    random = torch.Generator().manual_seed(0)
+    whole = torch.rand(200_000, generator=random, dtype=torch.float32) * 2**24
+    assert torch.equal(whole, whole.round()) and whole.max() < 2**24
+    counts = torch.bincount((whole % 4).long(), minlength=4)
+    assert (counts - 50_000).abs().max() < 6 * 194  # also the odd ones: 6 standard errors
+
+
+def test_the_table_of_the_lottery_is_an_enumeration() -> None:
+    """Each row, and that torch's own logarithm differs by a hit or two at most."""
+    rows = printed(containing(PATH, "def factors(")).splitlines()[2:]
+    hits = []
+    for line in rows:
+        eta, most, *rest = map(float, line.split())
+        assert math.isclose(most, np.cosh(eta / 2) ** 2, abs_tol=6e-3)
+        for form, shown in (("one", rest[:2]), ("two", rest[2:])):
+            found = enumerated(eta, form)
+            assert found[0] == shown[0]
+            assert math.isclose(found[1], shown[1], abs_tol=6e-3, rel_tol=1e-5)
+            assert math.isclose(  # a hit adds 1e10 / 2^24 of 1/(1 - mu^2), no hit nothing
+                found[1], (1 + found[0] * 1e10 / 2**24) * np.cosh(eta / 2) ** 2, rel_tol=1e-4
+            )
+            hits.append(found[0])
+        assert abs(enumerated(eta, "program")[0] - hits[-2]) <= 2
+    assert [r.split()[0] for r in rows] == ["0.0", "0.5", "1.0", "2.0"]
+    assert hits == [1, 1, 0, 0, 1, 0, 0, 1]
+
+
+def test_rare_draws_add_134_on_average() -> None:
+    """eta / 2 a real number in [-1, 1], rounded to float32: the mass of the cell of each draw.
+
+    By enumeration, and by the law of Z alone: in each binade half a unit of the last place.
+    """
+    words = prose(PATH)
+    assert "is about 135 on average: 1 from the constant and 134 from the rare draws" in words
+    assert "one weight in 75 million has a hit at a given step" in words
+    for form in ("program", "one", "two"):
+        half = np.abs(logits(form)) / np.float32(2)
+        half = half[half <= 1]
+        added = 1e10 * (np.spacing(half) / 2).sum(dtype=float) / 2**24
+        assert round(added) == 134
+    law = sum(
+        (np.tanh(2.0**-k) - np.tanh(2.0 ** -(k + 1))) * 2.0 ** -(k + 24) / 2 for k in range(30)
+    )
+    assert math.isclose(1e10 * law, 133.7, abs_tol=0.1)
+    assert round(1 / law / 1e6) == 75
+    exact = integrate.quad(lambda v: (1 - np.tanh(v) ** 2) / 2, -1, 1)[0]
+    assert "has $\\tanh1=0.76$" in words and math.isclose(exact, np.tanh(1))
+    assert round(np.tanh(1), 2) == 0.76
+
+
+def test_from_its_start_no_draw_is_a_hit() -> None:
+    for form in ("program", "one", "two"):
+        for eta in (20.0, -20.0):
+            hits, mean = enumerated(eta, form)
+            assert hits == 0 and math.isclose(mean, 1e10, rel_tol=1e-6)
+        finite = logits(form)[1:]
+        assert np.abs(finite).max() < 16.7 and logits(form)[0] == -np.inf
+    assert np.float32(np.tanh(9.02)) == 1 and np.float32(np.tanh(8.99)) < 1
+    words = prose(PATH)
+    assert "$|Z|\\le16.7$ for all $u$ but 0" in words and "rounds to $1$ for $v\\ge9.02$" in words
+    # "with the learning rate 1e-4, 54 000 examples, at dL = 1e-4, by ten million"
+    assert math.isclose(2 * 1e-4 * 54_000 * 1e10 * 1e-4, 1e7, rel_tol=0.1)
+
+
+def test_from_its_start_the_program_is_bop_without_threshold() -> None:
+    """In float32, with the late mean, against Bop's own rule with gamma = alpha, by numpy."""
+    alpha, size, tau = np.float32(1e-3), np.float32(3), np.float32(1e-10)
+    tiny, one = np.float32(1e-10), np.float32(1)
+    eta = (20 * sign(START)).astype(np.float32)
+    late = np.tanh(eta / 2)
+    m, w = -eta.astype(float) / (2 * 3 * 1e10), sign(START)
+    moved = []
+    for u in DRAWS.astype(np.float32):
+        relaxed = np.tanh((eta / 2 - np.log(u / (one - u)) / 2) / tau)
+        rho = (one - relaxed * relaxed + tiny) / tau / (one - late * late + tiny)
+        late = np.tanh(eta / 2)
+        step = alpha * (2 * size * rho * slope(relaxed.astype(float)).astype(np.float32) + eta)
+        eta = eta - step
+        moved.append(np.abs(step))
+        m = (1 - 1e-3) * m + 1e-3 * slope(w)
+        w = np.where(m * w > 0, -w, w)
+        assert np.array_equal(np.sign(eta), w)
+        assert np.abs(eta).min() > 18.04
+    assert np.median(moved) > 1e6  # "mostly millions long"
+    said = printed(containing(PATH, "= Bop with threshold 0:"))
+    assert "= Bop with threshold 0: True" in said
+    assert float(re.search(r"100 steps (\S+),", said)[1]) > 18.04
+    assert int(re.search(r"changes (\d+)", said)[1]) > 100, "no weight moved"
+
+
+def test_exercise_float_by_enumeration() -> None:
+    rows = printed(containing(PATH, "minus_z = draws(True)")).splitlines()
+    v = np.arange(8.5, 9.5, 1e-4).astype(np.float32)
+    first = v[np.float32(1) - np.tanh(v.astype(float)).astype(np.float32) ** 2 == 0].min()
+    assert math.isclose(float(rows[0].split()[-1]), first, abs_tol=0.01)
+    for line in rows[1:]:
+        tau, real, share, mean = (float(re.sub("[^-+.e0-9]", "", x)) for x in
+                                  re.findall(r"(?:tau|Z|draws|factor) +(\S+)", line))  # fmt: skip
+        assert math.isclose(real, np.tanh(9.02 * tau), rel_tol=0.06)
+        hits, found = enumerated(0.0, "one", tau)
+        assert math.isclose(share, hits / 2**24, rel_tol=0.06)
+        assert math.isclose(mean, found, rel_tol=6e-3)
+    assert "the mean is $0.1+10^9/2^{24}=59.7$" in prose(PATH)
+    assert round(enumerated(0.0, "one", 1e-9)[1], 1) == 59.7
 
 
 # ---------------------------------------------------------------------- ProxQuant, PARQ, Adam
@@ -474,57 +723,73 @@ def test_eq_15_float(tau: float, lam: float) -> None:
 @pin(
     "eq-15-maps",
     r"""
-    \begin{aligned} \text{ProxQuant:}\quad\eta&\leftarrow\operatorname{prox}_{\kappa
+    \begin{aligned} \text{ProxQuant}:\quad\eta&\leftarrow\operatorname{prox}_{\lambda
     R}\bigl(\eta-\alpha\,\partial L(\eta)\bigr),\\ R(\eta)&=\sum_i\bigl||\eta_i|-1\bigr|;\\
-    \text{PARQ:}\quad\eta&\leftarrow\eta-\alpha\,\partial L(w),\\
-    w&=\operatorname{clip}(s\,\eta,-1,1). \end{aligned}
+    \text{PARQ}:\quad\eta&\leftarrow\eta-\alpha\,\partial L(w),\\
+    w&=\operatorname{clip}(\eta/\sigma,-1,1). \end{aligned}
     """,
 )
 def test_eq_15_maps() -> None:
+    """The maps by search; the two rules whole, against the library's optimizer around SGD."""
     grid = np.linspace(-3, 3, 600_001)
-    for kappa in (0.1, 0.7):
+
+    def prox(v: float, lam: float) -> float:
+        return grid[((grid - v) ** 2 / 2 + lam * np.abs(np.abs(grid) - 1)).argmin()]
+
+    for lam in (0.1, 0.7):
         for v in (-1.9, -0.6, 0.2, 0.95, 1.4):
-            best = grid[((grid - v) ** 2 / 2 + kappa * np.abs(np.abs(grid) - 1)).argmin()]
             moved = torch.tensor([v])
-            optim.proxquant(moved, kappa)
-            assert abs(moved.item() - best) < 2e-5
-    for s in (1.0, 4.0):
+            optim.proxquant(moved, lam)
+            assert abs(moved.item() - prox(v, lam)) < 2e-5
+    p = torch.tensor(START, requires_grad=True)
+    wrapped = optim.Proximal(torch.optim.SGD([p], 0.2), optim.proxquant, 0.05)
+    for _ in range(20):
+        before = p.detach().numpy().copy()
+        p.grad = torch.tensor(slope(before))
+        wrapped.step()
+        expected = [prox(v, 0.05) for v in before - 0.2 * slope(before)]
+        np.testing.assert_allclose(p.detach().numpy(), expected, atol=2e-5)
+    for sigma in (1.0, 0.25):
         moved = torch.tensor([-1.9, -0.1, 0.2, 1.4])
-        optim.parq(moved, s)
-        agree(moved.numpy(), np.clip(s * np.array([-1.9, -0.1, 0.2, 1.4]), -1, 1))
+        optim.parq(moved, 1 / sigma)
+        agree(moved.numpy(), np.clip(np.array([-1.9, -0.1, 0.2, 1.4]) / sigma, -1, 1))
 
 
 @pin(
     "eq-15-parq",
     r"""
-    \begin{gathered} \operatorname{clip}(s\,\eta,-1,1)=2F(\eta)-1=\mu,\\ F\text{ of uniform
-    noise on }[-\tfrac1s,\tfrac1s]. \end{gathered}
+    \begin{gathered} \operatorname{clip}(\eta/\sigma,-1,1)=2F(\eta)-1=\mu,\\ F\text{ of uniform
+    noise on }[-\sigma,\sigma]. \end{gathered}
     """,
 )
-@pytest.mark.parametrize("s", [1.0, 4.0])
-def test_eq_15_parq(s: float) -> None:
+@pytest.mark.parametrize("sigma", [1.0, 0.25])
+def test_eq_15_parq(sigma: float) -> None:
+    """The share of evenly spaced noise on [-sigma, sigma] below eta; the library's law."""
     eta = np.linspace(-2, 2, 9)
-    agree(2 * Uniform(1 / s).cdf(torch.tensor(eta)).numpy() - 1, np.clip(s * eta, -1, 1))
+    noise = sigma * ((np.arange(100_000) + 0.5) / 50_000 - 1)
+    share = (noise[:, None] <= eta).mean(0)
+    np.testing.assert_allclose(2 * share - 1, np.clip(eta / sigma, -1, 1), atol=1e-4)
+    agree(2 * Uniform(sigma).cdf(torch.tensor(eta)).numpy() - 1, np.clip(eta / sigma, -1, 1))
 
 
 @pin(
     "prop-15-parq",
     r"""
-    PARQ at a constant slope $s$ is lazy mirror descent {eq}`eq-14-lazy` with uniform noise of
-    scale $1/s$, $\varepsilon=\alpha/2$, and the gradient at the mean: {eq-15-parq} If $L$ is
-    multilinear, $2\,\partial L(\mu)=g$ exactly, without sampling. At $s=\infty$ it is
-    deterministic BinaryConnect without the clip.
+    PARQ at a constant slope $1/\sigma$ is lazy mirror descent {eq}`eq-14-lazy` with uniform
+    noise of scale $\sigma$, $\varepsilon=\alpha/2$, and the gradient at the mean: {eq-15-parq}
+    If $L$ is multilinear, $2\,\partial L(\mu)=g$ exactly, without sampling. In the limit
+    $\sigma=0$, where the map is the sign, it is deterministic BinaryConnect without the clip.
     """,
 )
-@pytest.mark.parametrize("s", [1.0, 4.0])
-def test_prop_15_parq_is_lazy_mirror_descent_at_the_mean(s: float) -> None:
-    noise = Uniform(1 / s)
+@pytest.mark.parametrize("sigma", [1.0, 0.25])
+def test_prop_15_parq_is_lazy_mirror_descent_at_the_mean(sigma: float) -> None:
+    noise = Uniform(sigma)
     lazy = library("mean", noise, lambda q: optim.MirrorDescent(q, 0.1, noise=noise, lazy=True))
-    agree(lazy, unroll(lambda eta, _: eta - 0.2 * slope(np.clip(s * eta, -1, 1))))
+    agree(lazy, unroll(lambda eta, _: eta - 0.2 * slope(np.clip(eta / sigma, -1, 1))))
     layer = BernoulliLinear(N, 1, bias=False, noise=noise, forward="mean")
-    layer.eta.data.copy_(torch.tensor(np.clip(s * START, -1, 1)))
+    layer.eta.data.copy_(torch.tensor(np.clip(START / sigma, -1, 1)))
     base = torch.optim.SGD(layer.parameters(), 0.1)
-    wrapped = optim.Proximal(base, optim.parq, s, lazy=True)
+    wrapped = optim.Proximal(base, optim.parq, 1 / sigma, lazy=True)
     wrapped.state[layer.eta]["latent"] = torch.tensor(START)[None]
     for t in range(STEPS):  # the parameter is the mapped weight: use it as it is
         layer.eta.grad = torch.tensor(2 * slope(layer.eta.detach().numpy()[0]))[None]
@@ -532,10 +797,43 @@ def test_prop_15_parq_is_lazy_mirror_descent_at_the_mean(s: float) -> None:
         agree(wrapped.state[layer.eta]["latent"].numpy()[0], lazy[t])
 
 
-def adam(gradients: list[float], beta: float = 0.9, c: float = 0.0) -> float:
-    """Distance that Adam without momentum goes with rate 1, by torch."""
+def test_prop_15_parq_has_the_exact_gradient_and_the_sign_as_its_limit() -> None:
+    """2 dL(mu) = E Delta L for L = w1 w2 w3 - w1, by enumeration; sigma = 1e-9 takes signs."""
+    mu = np.array([0.3, -0.5, 0.8])
+    flips = np.zeros(3)
+    for w in itertools.product((-1.0, 1.0), repeat=3):
+        probability = np.prod((1 + np.array(w) * mu) / 2)
+        for i in range(3):
+            up, down = np.array(w), np.array(w)
+            up[i], down[i] = 1, -1
+            flips[i] += probability * (up.prod() - up[0] - down.prod() + down[0])
+    agree(2 * np.array([mu[1] * mu[2] - 1, mu[0] * mu[2], mu[0] * mu[1]]), flips)
+    steep = unroll(lambda eta, _: eta - 0.2 * slope(np.clip(eta / 1e-9, -1, 1)))
+    agree(steep, unroll(deterministic(False, 0.2)))
+
+
+@pytest.mark.parametrize("lam", [0.01, 0.05])
+def test_proxquant_is_proximal_gradient_descent_on_the_mean(lam: float) -> None:
+    """One step: the minimizer over the cube of the linearized mean loss and (lambda/alpha) R."""
+    alpha, mu = 0.2, np.array([0.5, -0.3])
+    gradient = np.array([mu[1], mu[0]])  # of E L = mu1 mu2, L = w1 w2
+    grid = np.linspace(-1, 1, 200_001)
+    best = [
+        grid[(d * grid + (grid - v) ** 2 / (2 * alpha)
+              + lam / alpha * (1 - np.abs(grid))).argmin()]
+        for d, v in zip(gradient, mu, strict=True)
+    ]  # fmt: skip
+    moved = torch.tensor(mu - alpha * gradient)
+    optim.proxquant(moved, lam)
+    np.testing.assert_allclose(moved.numpy(), best, atol=2e-5)
+
+
+def adam(
+    gradients: list[float], betas: tuple[float, float] = (0.0, 0.9), zeta: float = 0.0
+) -> float:
+    """Distance that Adam goes with rate 1, by torch."""
     p = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.Adam([p], 1.0, betas=(0.0, beta), eps=c)
+    optimizer = torch.optim.Adam([p], 1.0, betas=betas, eps=zeta)
     for g in gradients:
         p.grad = torch.tensor([g])
         optimizer.step()
@@ -545,41 +843,69 @@ def adam(gradients: list[float], beta: float = 0.9, c: float = 0.0) -> float:
 @pin(
     "prop-15-adam",
     r"""
-    Let $\Phi$ be any strictly convex, differentiable function on an open convex set, and let
-    $\nabla\Phi(q_{t+1})=\nabla\Phi(q_t)-\varepsilon_tg_t$. 1. If Adam's constant $c$ is 0, no
-    $\Phi$ and no step sizes $\varepsilon_t>0$ fixed before the gradient is seen reproduce
-    Adam's steps for all gradients, whatever its factors $\beta_1,\beta_2\in[0,1)$. 2. With any
-    $c\ge0$ and any $\beta_1,\beta_2\in[0,1)$, no $\Phi$ with a constant $\varepsilon>0$ does.
+    Let Adam step $\eta$, without a clip, and let $q=F(\eta)$ with $F$ strictly increasing. Let
+    $\Phi$ be any strictly convex, differentiable function on an open convex set that contains
+    these $q$, and let mirror descent be $\nabla\Phi(q_{t+1})=\nabla\Phi(q_t)-\varepsilon_tg_t$.
+    1. If Adam's constant $\zeta$ is 0, no $\Phi$ and no step sizes $\varepsilon_t>0$ fixed
+    before the gradient is seen reproduce Adam's steps for all gradients, whatever its factors
+    $\beta_1,\beta_2\in[0,1)$. 2. With any $\zeta\ge0$ and any $\beta_1,\beta_2\in[0,1)$, no
+    $\Phi$ with a constant $\varepsilon>0$ does.
     """,
 )
-def test_prop_15_adam() -> None:
-    assert math.isclose(adam([1.0]), adam([2.0])), "first step"
-    for c in (1e-8, 0.5, 3.0):
-        for beta in (0.0, 0.5, 0.999):
-            assert math.isclose(adam([1.0, 1.0], beta, c), 2 / (1 + c), rel_tol=1e-9)
-            assert math.isclose(adam([2.0, 0.0], beta, c), 2 / (2 + c), rel_tol=1e-9)
+@pytest.mark.parametrize("first", [0.0, 0.9])
+@pytest.mark.parametrize("second", [0.0, 0.5, 0.999])
+def test_prop_15_adam(first: float, second: float) -> None:
+    """What the proof uses: where torch's Adam is after (g), (2g) and (g, g), for all factors."""
+    for g in (0.3, -1.0):
+        one, double = (adam([k * g], (first, second)) for k in (1, 2))
+        assert math.isclose(one, double) and math.isclose(one, np.sign(g))  # first part
+        for zeta in (0.0, 1e-8, 0.5, 3.0):  # second part
+            twice = adam([g, g], (first, second), zeta)
+            double = adam([2 * g], (first, second), zeta)
+            assert math.isclose(twice, 2 * g / (abs(g) + zeta), rel_tol=1e-9)
+            assert math.isclose(double, 2 * g / (2 * abs(g) + zeta), rel_tol=1e-9)
+            assert not math.isclose(twice, double, rel_tol=1e-3)
+
+
+def test_prop_15_adam_needs_an_unclipped_step_and_an_injective_law() -> None:
+    """Against the wall of uniform noise both rules lead to q = 1, whatever the gradients."""
+    for gradients in ([-1.0], [-2.0], [-1.0, -1.0], [-2.0, -2.0]):
+        eta = np.clip(0.9 + np.array([-adam(gradients), -sum(gradients)]), -1, 1)
+        assert eta.tolist() == [1, 1]  # clipped
+        beyond = 1.5 + np.array([-adam(gradients), -sum(gradients)])
+        q = Uniform().cdf(torch.tensor(beyond))
+        assert q.tolist() == [1, 1]  # flat
+
+
+def test_one_run_of_adam_is_mirror_descent_with_scales_that_know_the_gradient() -> None:
+    """For the constant gradient (1, 0.01) with noise of scales 1 and 0.01: the same p."""
+    g, scales = np.array([1.0, 0.01]), np.array([1.0, 0.01])
+    for t in (1, 5):
+        moved = np.array([adam([v] * t, (0.9, 0.999)) for v in g])
+        agree(moved, np.full(2, t))  # both equally fast
+        agree(t * g / scales, moved)  # eta / scale of mirror descent, which alone enters F
 
 
 @pin(
     "eq-15-adam",
     r"""
     \begin{aligned} p_{t+1}=\operatorname*{arg\,min}_q\ &\langle g_t,q\rangle\\
-    {}+{}&\frac1\varepsilon\sum_i\bigl(\sqrt{v_{t,i}}+c\bigr)\,D_{\Phi}(q_i,p_{t,i}),
+    {}+{}&\frac1\varepsilon\sum_i\bigl(r_{t,i}+\zeta\bigr)\,D_{\Phi}(q_i,p_{t,i}),
     \end{aligned}
     """,
 )
 def test_eq_15_adam() -> None:
-    """The weighted divergence of logistic noise, minimized by search over p."""
-    beta, c, lr = 0.9, 1e-3, 0.3
+    """The weighted divergence of logistic noise, minimized by search over p; torch's Adam."""
+    beta, zeta, lr = 0.9, 1e-3, 0.3
     grid = np.linspace(1e-4, 1 - 1e-4, 400_001)
-    eta, v = 0.2, 0.0
-    for t, g in enumerate((0.7, -1.2, 0.1), 1):
+    gradients, eta, square = (0.7, -1.2, 0.1), 0.2, 0.0
+    for t, g in enumerate(gradients, 1):
         p = 1 / (1 + np.exp(-eta))
-        v = beta * v + (1 - beta) * g * g
-        weight = math.sqrt(v / (1 - beta**t)) + c
+        square = beta * square + (1 - beta) * g * g
+        weight = math.sqrt(square / (1 - beta**t)) + zeta
         kl = grid * np.log(grid / p) + (1 - grid) * np.log((1 - grid) / (1 - p))
         best = grid[(g * grid + weight * kl / lr).argmin()]
-        eta -= lr * g / weight
+        eta = 0.2 - lr * adam(list(gradients[:t]), (0.0, beta), zeta)
         assert abs(1 / (1 + np.exp(-eta)) - best) < 5e-6
 
 
@@ -587,7 +913,7 @@ def test_eq_15_adam() -> None:
 
 
 def test_exercise_trap_by_geometry() -> None:
-    """The share of the square whose entries lie in one cell and have one sign."""
+    """The share of the square whose entries lie in one cell and have one sign: 1/2k."""
     for k in (2, 5):
         alpha = 1 / k
         side = (np.arange(2000) + 0.5) / 1000 - 1
@@ -604,9 +930,9 @@ def test_the_checker_refuses_wrong_answers(capsys: pytest.CaptureFixture) -> Non
     wrong = {
         "forgets": lambda c, g, t: math.inf if c <= t else max(1, math.ceil(t / (g * c))),
         "positive slopes": lambda c, g, t: right(abs(c), g, t),
-        "tends to c": lambda c, g, t: max(1, math.ceil(t / (g * c))) if c <= t else right(c, g, t),
+        "tends to d": lambda c, g, t: max(1, math.ceil(t / (g * c))) if c <= t else right(c, g, t),
         "off by one": lambda c, g, t: right(c, g, t) - 1,
-        "where m meets tau exactly": lambda c, g, t: (
+        "where m meets the threshold exactly": lambda c, g, t: (
             math.inf if c <= t else math.ceil(math.log(1 - t / c) / math.log(1 - g))
         ),
     }
@@ -695,39 +1021,126 @@ def test_the_repeated_run_is_the_stored_one() -> None:
 # ------------------------------------------------------------------- what the figures draw
 
 
-@pytest.mark.parametrize(("gamma", "tau"), [(0.1, 0.2), (0.01, 0.0)])
-def test_fig_inertia(gamma: float, tau: float) -> None:
-    (average, *_), (latent, weight, *_) = curves(PATH, "inertia", gamma=gamma, tau=tau)
+@pytest.mark.parametrize(("gamma", "threshold"), [(0.1, 0.2), (0.01, 0.0), (0.01, 0.4)])
+def test_fig_inertia(gamma: float, threshold: float) -> None:
+    given = {"gamma": gamma, "threshold": threshold}
+    (average, *_), (latent, weight, *_) = curves(PATH, "inertia", **given)
     u = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=torch.float64).numpy()
     g = 3.4 * u - 1.7 + np.repeat([0.1, -0.1], 100)
-    m = [sum(gamma * (1 - gamma) ** (t - s) * g[s] for s in range(t + 1)) for t in range(200)]
+    m = [sum(gamma * (1 - gamma) ** (t - j) * g[j] for j in range(t + 1)) for t in range(200)]
     assert np.allclose(average[1], m, atol=1e-12)
     assert np.allclose(3 * latent[1], np.where(np.array(m) > 0, -1, 1))
-    w = 1.0
+    w, flips = 1.0, []
     for value, drawn in zip(m, 3 * (weight[1] + 1), strict=True):
-        w = -np.sign(value) if abs(value) > tau else w
+        flips.append(w := -np.sign(value) if abs(value) > threshold else w)
         assert math.isclose(drawn, w, abs_tol=1e-9)
+    if threshold == 0.4:  # the answer: "Bop's weight never moves"
+        assert set(flips) == {1.0}
+    if gamma == 0.01 and threshold == 0:  # "the two rules are one ... steady and late"
+        assert np.array_equal(flips, np.where(np.array(m) > 0, -1, 1))
 
 
-@pytest.mark.parametrize(("power", "lam"), [(-1, 2), (-8, 12)])
-def test_fig_factor(power: int, lam: float) -> None:
-    (plain, constant, single, _), (right, dot) = curves(PATH, "factor", power=power, lam=lam)
+def test_fig_paths() -> None:
+    """The latent weight and the weight of each rule, written again from the equations."""
+    panels = curves(PATH, "paths")
+    random = torch.Generator().manual_seed(3)
+    d = 1.6 * torch.rand(120, generator=random, dtype=torch.float64).numpy() - 0.8
+    d = d + np.repeat([-0.3, 0.3], [40, 80])
+    u = torch.rand(120, generator=random, dtype=torch.float64).numpy()
+    eta = dict.fromkeys(("bc", "bop", "bayes", "prox", "parq"), 0.0)
+    p = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([p], 0.04, eps=0.0)
+    grid, bop_w, rows = np.linspace(-3, 3, 600_001), 1.0, []
+    z = np.log((1 - u) / u)
+    for t in range(120):
+        eta["bc"] = np.clip(eta["bc"] - 0.1 * d[t], -1, 1)
+        eta["bop"] = eta["bop"] - 0.1 * (d[t] + 0.5 * eta["bop"])
+        bop_w = np.sign(eta["bop"]) if abs(eta["bop"]) > 0.3 else bop_w
+        w = np.tanh(eta["bayes"] - z[t])  # 2 tau = 1
+        rho = (1 - w * w) / (0.5 * (1 - np.tanh(eta["bayes"] / 2) ** 2))
+        eta["bayes"] = eta["bayes"] - 5e-4 * 100 * (2 * rho * d[t] + eta["bayes"] / 100)
+        to = eta["prox"] - 0.1 * d[t]
+        eta["prox"] = grid[((grid - to) ** 2 / 2 + 0.02 * np.abs(np.abs(grid) - 1)).argmin()]
+        eta["parq"] = -0.1 * d[: t + 1].sum()
+        p.grad = torch.tensor([d[t]])
+        optimizer.step()
+        rows.append([
+            (eta["bc"], 1.0 if u[t] < (1 + eta["bc"]) / 2 else -1.0),
+            (eta["bop"], bop_w),
+            (eta["bayes"], np.tanh(eta["bayes"] - z[t])),
+            (eta["prox"], eta["prox"]),
+            (eta["parq"], np.clip(eta["parq"] / 0.5, -1, 1)),
+            (p.item(), 1.0 if p.item() >= 0 else -1.0),
+        ])  # fmt: skip
+    for panel, walk in zip(panels, np.array(rows).transpose(1, 0, 2), strict=True):
+        total, latent, used, *_ = panel
+        np.testing.assert_allclose(total[1], -0.1 * d.cumsum(), atol=1e-12)
+        np.testing.assert_allclose(latent[1], walk[:, 0], atol=1e-3)
+        np.testing.assert_allclose(used[1], walk[:, 1], atol=1e-3)
+
+
+def test_what_the_words_say_of_the_paths() -> None:
+    """PARQ's latent weight is the sum, BinaryConnect's has walls, Bop's weight holds on."""
+    bc, bop, bayes, _, parq, _ = curves(PATH, "paths")
+    assert np.allclose(parq[0][1], parq[1][1]) and not np.allclose(parq[2][1], parq[1][1])
+    assert bc[1][1].max() == 1 and bc[0][1].max() > 1.2
+    change = np.flatnonzero(np.diff(bop[2][1]))
+    assert (np.abs(bop[1][1][change + 1]) > 0.3).all() and len(change) >= 1
+    moved = np.abs(np.diff(bayes[1][1]))
+    assert np.median(moved) < moved.mean() / 1.3, "small most of the time"
+    above = [panel[1][1][-1] > 0 for panel in curves(PATH, "paths")]
+    assert above == [False, False, False, True, False, True]  # ProxQuant and Adam
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_fig_maps(k: int) -> None:
+    prox, parq = curves(PATH, "maps")
+    grid = np.linspace(-3, 3, 60_001)
+    for at in range(0, 401, 25):
+        v, moved = prox[k][:, at]
+        if not np.isnan(moved) and v != 0:
+            lam = (0, 0.3, 0.6, 1)[k]
+            best = grid[((grid - v) ** 2 / 2 + lam * np.abs(np.abs(grid) - 1)).argmin()]
+            assert math.isclose(moved, best, abs_tol=2e-4)
+        v, mapped = parq[k][:, at]
+        if abs(v) > 1e-9:
+            sigma = (1, 0.5, 0.2, 1e-12)[k]
+            assert math.isclose(mapped, np.clip(v / sigma, -1, 1), abs_tol=1e-9)
+
+
+@pytest.mark.parametrize(("power", "eta"), [(-1, 2), (-8, 12), (-10, 0)])
+def test_fig_factor(power: int, eta: float) -> None:
+    (plain, constant, rounds, means, disc), (right, seen, _) = curves(
+        PATH, "factor", power=power, eta=eta
+    )
     tau = 10.0**power
     for k in range(0, 49, 6):
-        at = plain[0][k]
-        mean = integrate.quad(
-            lambda v, at=at: (np.cosh(at) / np.cosh(tau * v - at) / np.cosh(v)) ** 2 / 2, -25, 25
-        )[0]
-        assert math.isclose(plain[1][k], mean, rel_tol=1e-6)
-        inner = mean / np.cosh(at) ** 2
+        at = plain[0][k] / 2
+        inner = integrate.quad(
+            lambda z, at=at: (1 / np.cosh(tau * z - at) / np.cosh(z)) ** 2 / 2, -25, 25,
+            epsabs=0, epsrel=1e-9, limit=200,
+        )[0]  # fmt: skip
+        assert math.isclose(plain[1][k], inner * np.cosh(at) ** 2, rel_tol=1e-6)
         with_constant = (inner + 1e-10 / tau) / (np.cosh(at) ** -2 + 1e-10)
         assert math.isclose(constant[1][k], with_constant, rel_tol=1e-6)
-        u = (np.arange(1000, dtype=np.float32) + np.float32(0.5)) / np.float32(1000)
-        w = np.tanh((np.float32(at) + np.log(u / (1 - u)) / 2) / np.float32(tau))
-        mu = np.tanh(np.float32(at))
-        s = (1 - w * w + np.float32(1e-10)) / np.float32(tau) / (1 - mu * mu + np.float32(1e-10))
-        assert math.isclose(single[1][k], s.mean(dtype=float), rel_tol=2e-2)
-    for t, p in (*right.T[::16], dot[:, 0]):  # the mass of 1/(2 cosh^2) where |lam + d| < 9.02 t
-        mass = integrate.quad(lambda v: 0.5 / np.cosh(v - lam) ** 2, -9.02 * t, 9.02 * t,
+        mu = np.float32(np.tanh(at))
+        one_draw = 1e-10 / tau / (float(np.float32(1) - mu * mu) + 1e-10)
+        assert math.isclose(rounds[1][k], one_draw, rel_tol=1e-5)
+    for at, mean in [*means.T[:: 3 if power > -4 else 1], disc[:, 0]]:
+        assert math.isclose(mean, enumerated(at, "one", tau)[1], rel_tol=1e-5)
+    for t, p in right.T[::16]:  # the mass of the logistic law where |eta - Z| < 18.04 tau
+        mass = integrate.quad(lambda v: 0.5 / np.cosh(v - eta / 2) ** 2, -9.02 * t, 9.02 * t,
                               epsabs=0, epsrel=1e-9)[0]  # fmt: skip
         assert math.isclose(p, mass, rel_tol=1e-6)
+    for t, share in seen.T[::3]:
+        assert math.isclose(share, enumerated(eta, "one", t)[0] / 2**24, rel_tol=1e-3)
+
+
+def test_the_answer_under_the_factor_figure() -> None:
+    """The mean at eta = 0 is right at 1e-7 and no more at 1e-8; the spacing of Z at u = 1/2."""
+    (cell,) = (c for c in tagged(PATH, "hide-input") if "def factor(" in c.source)
+    answer = under(cell)["answer"]
+    assert "the mean is 1.01, and at" in answer and "it is 5.97" in answer
+    assert round(enumerated(0.0, "one", 1e-7)[1], 2) == 1.01
+    assert round(enumerated(0.0, "one", 1e-8)[1], 2) == 5.97
+    assert math.isclose(logits("one")[2**23 + 1], 2.4e-7, rel_tol=0.02)
