@@ -987,7 +987,8 @@ def test_thm_03_descent_needs_a_lipschitz_gradient() -> None:
 @pin(
     "eq-03-efficiency",
     r"""
-    \rho=\frac{\langle\mathbb{E}\hat g,g\rangle^2}{\|g\|^2\;\mathbb{E}\|\hat g\|^2}\;\le\;1 .
+    \mathrm{eff}=\frac{\langle\mathbb{E}\hat g,g\rangle^2}{\|g\|^2\;\mathbb{E}\|\hat
+    g\|^2}\;\le\;1 .
     """,
 )
 def test_eq_03_efficiency() -> None:
@@ -1021,8 +1022,8 @@ def test_the_unbiased_estimator_catches_up_at_about_seven_hundred() -> None:
     "thm-03-floor",
     r"""
     Let $\nabla J$ be Lipschitz with constant $\beta$, $J\ge J_*$, and run $T$ steps with
-    $0<\varepsilon\le1/\beta$. Let $\delta^2$ and $\overline{\mathrm{Var}}$ bound $\mathrm{bias}^2$ and $\mathrm{Var}$
-    at every point reached. Then {eq-03-floor}
+    $0<\varepsilon\le1/\beta$. Let $\delta^2$ and $\overline{\mathrm{Var}}$ bound
+    $\mathrm{bias}^2$ and $\mathrm{Var}$ at every point reached. Then {eq-03-floor}
     """,
 )
 def test_thm_03_floor() -> None:
@@ -1067,8 +1068,8 @@ def test_thm_03_floor_has_no_term_to_spare() -> None:
     "eq-03-floor",
     r"""
     \begin{aligned} &\frac1T\sum_{t<T}\mathbb{E}\|\nabla J(\theta_t)\|^2\\
-    &\qquad\le\;\frac{2\,(J(\theta_0)-J_*)}{\varepsilon T}+\delta^2+\beta\varepsilon\,\overline{\mathrm{Var}} .
-    \end{aligned}
+    &\qquad\le\;\frac{2\,(J(\theta_0)-J_*)}{\varepsilon
+    T}+\delta^2+\beta\varepsilon\,\overline{\mathrm{Var}} . \end{aligned}
     """,
 )
 def test_eq_03_floor() -> None:

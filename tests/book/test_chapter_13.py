@@ -329,9 +329,10 @@ def test_eq_13_moments_by_enumeration() -> None:
 @pin(
     "eq-13-clt",
     r"""
-    \begin{gathered}
-    P(z\ge0)\approx\Phi\Bigl(\frac{\mu_z}{\sigma_z}\Bigr),\quad\text{or}\quad\Phi\Bigl(\frac{\mu_z}{\sqrt{\sigma_z^2+\sigma^2}}\Bigr)\\
-    \text{with Gaussian noise of scale }\sigma , \end{gathered}
+    \begin{gathered} P(z\ge0)\approx F_{\mathrm
+    N}\Bigl(\frac{\mu_z}{\sigma_z}\Bigr),\quad\text{or}\quad F_{\mathrm
+    N}\Bigl(\frac{\mu_z}{\sqrt{\sigma_z^2+\sigma^2}}\Bigr)\\ \text{with Gaussian noise of scale
+    }\sigma , \end{gathered}
     """,
 )
 @pytest.mark.parametrize("sigma", [0.0, 0.4, 2.0])

@@ -746,8 +746,8 @@ def euler(h: Callable[[Array], Array], start: Array, time: float, eps: float) ->
     *Steps.* For every $T$ there is a constant $C$ such that the steps
     $\eta\leftarrow\eta-\varepsilon h(\eta)g$ with the exact $g$, and the mirror descent steps
     of $\Phi$ with the same $\varepsilon$ from the same start, both stay within $C\varepsilon$
-    of the flow up to time $\varepsilon t\le T$. 3. *Sampled gradients.* If $\hat g=g+\xi$ with
-    $\mathbb{E}[\xi\mid\text{past}]=0$ and $\|\xi\|$ bounded, the largest distance from the flow
+    of the flow up to time $\varepsilon t\le T$. 3. *Sampled gradients.* If $\hat g=g+e$ with
+    $\mathbb{E}[e\mid\text{past}]=0$ and $\|e\|$ bounded, the largest distance from the flow
     up to time $T$ has a root mean square of at most $C\sqrt\varepsilon$.
     """,
 )

@@ -20,8 +20,9 @@ MATH = re.compile(
 )
 #: Words inside formulas; a letter under an accent or in a script of its own; a command; letters.
 TOKEN = re.compile(
-    r"\\(?:mathrm|operatorname\*?|text|begin|end|cdot)\s*\{[\w*. ]*\}"
-    r"|\\(?P<accent>mathcal|mathbb|mathbf|hat|bar|tilde|dot|widehat)\s*\{?\s*\\?(?P<under>[A-Za-z]+)\}?"
+    r"\\(?:mathrm|operatorname\*?|text|begin|end)\s*\{[\w*. ]*\}"
+    r"|\\(?P<accent>mathcal|mathbb|mathbf|hat|bar|tilde)(?![A-Za-z])\s*\{?\s*"
+    r"(?P<under>[A-Za-z]|\\(?:" + "|".join(GREEK) + r")(?![A-Za-z]))"
     r"|\\(?P<command>[A-Za-z]+)|(?P<letters>[A-Za-z]+)"
 )
 #: What a first reader may leave folded, or has of its own: proofs, exercises, solutions.
@@ -51,7 +52,7 @@ def _symbols(text: str) -> Iterator[str]:
     for formula in MATH.finditer(text):
         for token in TOKEN.finditer("".join(filter(None, formula.groups()))):
             if token["accent"]:
-                yield f"{token['accent']} {token['under']}"
+                yield f"{token['accent']} {token['under'].lstrip(chr(92))}"
             elif token["command"] in GREEK:
                 yield token["command"]
             elif token["letters"]:
@@ -65,8 +66,10 @@ def free(text: str) -> set[str]:
 
 
 def everywhere(text: str) -> set[str]:
-    """The symbols of the table for the whole book, in any of its cells."""
-    return {s for row in list_table(text, "tab-symbols")[1:] for s in symbols(" ".join(row))}
+    """The symbols of the whole book: those of the table, in any of its cells, and the sizes."""
+    rows = list_table(text, "tab-symbols")[1:]
+    (sizes,) = re.findall(r"^\*\*Sizes\.\*\*[^\n]*", text, re.M)
+    return symbols(" ".join([sizes, *(cell for row in rows for cell in row)]))
 
 
 def local(text: str) -> list[tuple[str, set[str]]]:
