@@ -39,6 +39,29 @@ EXERCISE = re.compile(r"[:`]{3,}\{exercise\}[^\n]*\n:label: (\S+)\n(?::[^\n]*\n)
 SETTING = re.compile(r"\b([Aa]t|[Ff]rom|[Ww]ith) (scale|step|\$[^$]*=)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
+#: What follows a citation in its sentence and says where in the work to look.
+PLACE = re.compile(
+    r"(?i)\b(section|theorem|proposition|lemma|corollary|definition|equation|algorithm|figure|table"
+    r"|chapter|appendix|lecture)s? \d|\babstract\b|\bcode\b"
+)
+#: Cited as a whole: a survey, the origin of a method, or a text of which we have seen no more than
+#: the abstract. The page of the bibliography says so.
+AS_A_WHOLE = {
+    "ackley1985learning", "ajalloeian2020convergence", "ajanthan2021mirror",
+    "amid2020reparameterizing", "bai2019proxquant", "bauschke2017descent", "boros2002pseudo",
+    "bottou2018optimization", "burda2015importance", "chan1983algorithms",
+    "cheng2019wasserstein", "dockhorn2021demystifying", "gunasekar2021mirrorless",
+    "hinton2012neural", "hoeffding1948class", "horowitz2014computing", "hubara2016binarized",
+    "jin2025parq", "liu2023bridging", "ma2025bitnet", "mcculloch1943logical",
+    "efron1981jackknife", "mohamed2020monte", "neal1992connectionist", "nesterov2009primal",
+    "pervez2020low", "rabiner1989tutorial",
+    "raiko2015techniques", "raskutti2015information", "rastegari2016xnor",
+    "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom", "shayer2018learning",
+    "shekhovtsov2021bias", "soudry2014expectation", "tang2013learning", "wang2023bitnet",
+    "wang2026beyond", "williams1992simple", "xiao2010dual", "yin2019understanding",
+    "zhou2017convergence",
+}  # fmt: skip
+
 each = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(BOOK)))
 
@@ -93,6 +116,17 @@ def test_every_work_in_the_bibliography_is_cited() -> None:
     cited = {key for text in WORDS.values() for key in roles(text, r"cite(?::\w+)?")}
     beside = {key for entry in registry.ESTIMATORS.values() for key in entry.papers}
     assert set(keys) - cited - beside == set()
+
+
+def test_every_work_is_cited_with_its_place_or_as_a_whole() -> None:
+    """At least once in the book. Who adds a citation says where to look, or that it cannot be."""
+    cited, placed = set(), set()
+    for text in WORDS.values():
+        for m in re.finditer(r"\{cite(?::\w+)?\}`([^`]+)`([^\n]*?)(?=[.;:] |\{cite|\n|$)", text):
+            keys = {key.strip() for key in m[1].split(",")}
+            cited |= keys
+            placed |= keys if PLACE.search(m[2]) else set()
+    assert cited - placed == AS_A_WHOLE
 
 
 @each
