@@ -566,10 +566,9 @@ def test_eq_06_peano(noise: object, seed: int) -> None:
     "thm-06-peano",
     r"""
     Let $\partial_iL$ be absolutely continuous along coordinate $i$ on the segment between the
-    states (a kink, as of a ReLU, adds its jump of slope times $\mu_i+t$), and let the units be
-    independent. In the last binary layer the bias of straight-through is {eq-06-peano} where
-    the expectation is over the other units. Consequently {eq-06-bound} and the constant is the
-    best possible.
+    states, and let the units be independent. In the last binary layer the bias of
+    straight-through is {eq-06-peano} where the expectation is over the other units.
+    Consequently {eq-06-bound} and the constant is the best possible.
     """,
 )
 @noises

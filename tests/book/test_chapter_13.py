@@ -188,11 +188,11 @@ def test_eq_13_bias_and_thm_13_bias_for_a_neuron_under_squared_error() -> None:
 @pin(
     "thm-13-bias",
     r"""
-    Under the assumptions of {prf:ref}`thm-13-exact`, and with $\partial_iL$ absolutely
-    continuous along coordinate $i$ (a kink at $t$ adds its jump of slope times $\mu_i+t$),
-    {eq-13-peano} It is zero if $L$ is multilinear in the weights. For one neuron,
-    $L(w)=\frac1B\sum_b\ell_b(w^\top v_b)$ with quadratic $\ell_b$ it is {eq-13-bias} and
-    $\mathbb{E}\,2\,\partial_wL(w)=\nabla_p\,L(\mu)$.
+    Under the assumptions of {prf:ref}`thm-13-exact`, and with $\partial_iL$ the integral of its
+    derivative $\partial_{ii}L$ along coordinate $i$ (absolutely continuous; a kink at $t$, as
+    of a ReLU, adds its jump of slope times $\mu_i+t$), {eq-13-peano} It is zero if $L$ is
+    multilinear in the weights. For one neuron, $L(w)=\frac1B\sum_b\ell_b(w^\top v_b)$ with
+    quadratic $\ell_b$ it is {eq-13-bias} and $\mathbb{E}\,2\,\partial_wL(w)=\nabla_p\,L(\mu)$.
     """,
 )
 def test_thm_13_bias_is_zero_for_multilinear_losses_and_not_for_tied_weights() -> None:

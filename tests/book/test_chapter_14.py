@@ -475,8 +475,9 @@ def test_eq_14_lazy(name: str) -> None:
     r"""
     Under the assumptions of {prf:ref}`thm-14-step`, with finite
     $\eta_1\in[-\eta_{\max},\eta_{\max}]$, both forms of $p_{t+1}$ in {eq}`eq-14-lazy` are
-    equal: each step minimizes the sum of all gradients so far, and looks back to the start, not
-    to the last iterate. If the support of the noise is $\mathbb{R}$, lazy and eager are the same
+    equal: each step minimizes the linear function that has the sum of all gradients so far for
+    its slope, plus the divergence from the start and not from the last iterate; this is called
+    dual averaging. If the support of the noise is $\mathbb{R}$, lazy and eager are the same
     algorithm. If it is bounded they agree until a step leaves the support, and need not agree
     after that.
     """,
@@ -545,11 +546,11 @@ def test_eq_14_proximal(name: str, push: float) -> None:
     r"""
     Let $F$ be as in {prf:ref}`thm-14-step`, with median zero (symmetric noise has it), and
     $\lambda\ge0$. Then $\nabla_pD_\Phi(p,\tfrac12)=\eta$. So mirror descent on
-    $\mathcal{L}(p)+\lambda D_\Phi(p,\tfrac12)$ is weight decay of the latent weights,
-    {eq-14-decay} If only $\mathcal{L}$ is linearized and the penalty is kept as it is, the step
-    is {eq-14-proximal} The two have the same rest points. $D_\Phi(\cdot,\tfrac12)$ is a
-    multiple of the Kullback–Leibler divergence to the uniform prior if and only if the noise is
-    logistic.
+    $\mathcal{L}(p)+\lambda D_\Phi(p,\tfrac12)$ is weight decay of the latent weights, the
+    *explicit* step, {eq-14-decay} If only $\mathcal{L}$ is linearized and the penalty is kept
+    as it is, the step, called *proximal*, is {eq-14-proximal} The two have the same rest
+    points. $D_\Phi(\cdot,\tfrac12)$ is a multiple of the Kullback–Leibler divergence to the
+    uniform prior if and only if the noise is logistic.
     """,
 )
 @every_law

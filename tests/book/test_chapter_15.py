@@ -297,10 +297,10 @@ def test_eq_15_inertia(lam: float) -> None:
     r"""
     Let $\lambda>0$ and $\varepsilon=\gamma/\lambda$, let $m_0=-\lambda\eta_0$, and feed both
     rules the same $\partial L_t$: $\eta_{t+1}=\eta_t-\varepsilon(\partial L_t+\lambda\eta_t)$,
-    the decayed mirror step of {eq}`eq-14-decay`. Then for all $t$ {eq-15-inertia} With
-    threshold $\vartheta=0$, $w_t=\operatorname{sign}\eta_t$ for all $t\ge1$ with $\eta_t\ne0$.
-    With $\vartheta>0$ no function of $\eta$ gives Bop's weight, and no distribution
-    $P(w\mid\eta)$ either, if it is drawn from independently at each step.
+    the decayed mirror step of {eq}`eq-14-decay` with $\partial L$ in the place of $g$. Then for
+    all $t$ {eq-15-inertia} With threshold $\vartheta=0$, $w_t=\operatorname{sign}\eta_t$ for
+    all $t\ge1$ with $\eta_t\ne0$. With $\vartheta>0$ no function of $\eta$ gives Bop's weight,
+    and no distribution $P(w\mid\eta)$ either, if it is drawn from independently at each step.
     """,
 )
 def test_thm_15_bop_has_the_sign_of_the_latent_weight_without_threshold_only() -> None:
@@ -846,10 +846,10 @@ def adam(
     Let Adam step $\eta$, without a clip, and let $q=F(\eta)$ with $F$ strictly increasing. Let
     $\Phi$ be any strictly convex, differentiable function on an open convex set that contains
     these $q$, and let mirror descent be $\nabla\Phi(q_{t+1})=\nabla\Phi(q_t)-\varepsilon_tg_t$.
-    1. If Adam's constant $\zeta$ is 0, no $\Phi$ and no step sizes $\varepsilon_t>0$ fixed
-    before the gradient is seen reproduce Adam's steps for all gradients, whatever its factors
-    $\beta_1,\beta_2\in[0,1)$. 2. With any $\zeta\ge0$ and any $\beta_1,\beta_2\in[0,1)$, no
-    $\Phi$ with a constant $\varepsilon>0$ does.
+    1. If Adam's constant $\zeta$, `eps` in torch, is 0, no $\Phi$ and no step sizes
+    $\varepsilon_t>0$ fixed before the gradient is seen reproduce Adam's steps for all
+    gradients, whatever its factors $\beta_1,\beta_2\in[0,1)$. 2. With any $\zeta\ge0$ and any
+    $\beta_1,\beta_2\in[0,1)$, no $\Phi$ with a constant $\varepsilon>0$ does.
     """,
 )
 @pytest.mark.parametrize("first", [0.0, 0.9])
