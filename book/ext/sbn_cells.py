@@ -201,6 +201,12 @@ def _anchored(text: str) -> str:
     return ROW_TARGET.sub(r'<a id="\1"></a>', text)
 
 
+#: Under an exercise with a checker: a checker takes functions from the cells above it.
+RUN_ABOVE = (
+    "*Answer in the empty cell below. Before the first check, click into it and choose "
+    "Run › Run All Above Selected Cell.*"
+)
+
 FORMS: dict[str, Callable[[Directive], str]] = {
     **dict.fromkeys(("admonition", "note", "tip", "warning", "important", "margin"), _admonition),
     "div": lambda directive: plain(directive.body),
@@ -290,6 +296,8 @@ class _Cutter:
         self._unfold()
         title = f" ({block.title})" if block.title else ""
         self._write(f"### {{plain-ref}}`{block.label}`{title}\n\n{plain(block.body)}")
+        if "check(" in block.body:
+            self._write(RUN_ABOVE)
         self._close()
         self.exercise = block
 
@@ -476,6 +484,9 @@ class Book:
             cell.source = self.text(page, cell.source)
         for output in filter(_is_picture, cell.get("outputs", [])):
             output.data["text/html"] = self.text(page, output.data["text/html"])
+        if name := figure_name(cell):  # when the cell runs again its caption has the number, too
+            number = "".join(words for words, _ in self.words["numref", name].pieces)
+            cell.source = cell.source.replace('caption="', f'caption="{number}. ', 1)
         return cell
 
     def text(self, page: str, source: str) -> str:

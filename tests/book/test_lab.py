@@ -156,6 +156,12 @@ def test_an_exercise_its_answer_and_its_solution_have_cells_of_their_own():
     assert made.cells[3].metadata == {"jp-MarkdownHeadingCollapsed": True}
 
 
+def test_an_exercise_with_a_checker_says_to_run_the_cells_above():
+    checked = draft(EXERCISE.replace("Do it.", "Then run `check(f)`."), f"{SOLUTION}\n{END}")
+    assert "Run All Above Selected Cell" in checked.cells[0].source
+    assert "Run All Above" not in draft(EXERCISE, f"{SOLUTION}\n{END}").cells[0].source
+
+
 def test_a_proof_is_answered_in_words():
     made = draft(EXERCISE.replace("Code", "Prove, easy"), f"{SOLUTION}\n{END}")
     assert made.cells[1].cell_type == "markdown"
