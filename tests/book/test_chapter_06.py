@@ -318,10 +318,10 @@ def walsh(coefficients: Array) -> tuple[Loss, Loss]:
     r"""
     If $L$ is affine in each coordinate $x_i$ separately (multilinear), then, under the
     assumptions of {prf:ref}`thm-06-exact`, the straight-through estimate is unbiased in the
-    last binary layer: $\mathbb{E}\,2f(a_i)\,\partial_iL(x)=\partial_{a_i}\mathbb{E}L$.
-    Conversely, if it is unbiased for all $a$ in an open set on which $f>0$, then
-    $2\,\partial_iL(x)=\Delta_iL(x)$ at every state: the slopes at the states are those of the
-    multilinear extension.
+    last binary layer, whose states enter $L$ directly:
+    $\mathbb{E}\,2f(a_i)\,\partial_iL(x)=\partial_{a_i}\mathbb{E}L$. Conversely, if it is
+    unbiased for all $a$ in an open set on which $f>0$, then $2\,\partial_iL(x)=\Delta_iL(x)$ at
+    every state: the slopes at the states are those of the multilinear extension.
     """,
 )
 @pytest.mark.parametrize("noise", [*NOISES, Gumbel()], ids=lambda n: n.name)
