@@ -969,10 +969,11 @@ def test_the_two_lines_of_the_descent_are_attained(part: float) -> None:
     "thm-14-descent",
     r"""
     Let $F$ be nondecreasing and Lipschitz with the constant $f_{\max}$, as it is if $Z$ has a
-    density bounded by $f_{\max}$. Let $\beta$ be the largest spectral norm of the Hessian of
-    $\mathcal{L}$ in $p$ over $[0,1]^n$; $\mathcal{L}$ need not be convex. With the exact
-    gradient and $0<\varepsilon<2/(\beta f_{\max})$ both the eager {eq}`eq-14-latent` and the
-    lazy {eq}`eq-14-lazy` iterates satisfy {eq-14-descent} so the loss falls at every step that
+    density bounded by $f_{\max}$; and if $\eta$ is clipped, let $F(-\eta_{\max})=0$ and
+    $F(\eta_{\max})=1$. Let $\beta$ be the largest spectral norm of the Hessian of $\mathcal{L}$
+    in $p$ over $[0,1]^n$; $\mathcal{L}$ need not be convex. With the exact gradient and
+    $0<\varepsilon<2/(\beta f_{\max})$ both the eager {eq}`eq-14-latent` and the lazy
+    {eq}`eq-14-lazy` iterates satisfy {eq-14-descent} so the loss falls at every step that
     changes $p$. The bound on $\varepsilon$ is tight: for every noise with a density that is
     continuous at its maximum $f_{\max}$, and every $\varepsilon>2/(\beta f_{\max})$, there is a
     loss of two weights and a start from which the first step raises it.
