@@ -1131,7 +1131,7 @@ def test_what_the_words_say_about_the_digits(rows: list[dict]) -> None:
     p = sorted(table[name][4] for name in ("sign", "one", "ten", "mean"))
     assert p[0] == table["one"][4] and p[0] * 4 < 0.05
     assert f"{p[1]:.2f}" == "0.05" and f"{3 * p[1]:.2f}" == "0.15"  # Holm's second of four
-    assert "the smallest $p$ of the three, $0.05$" in words and "it is $0.15$" in words
+    assert "the smallest $p$ of the three is $0.05$" in words and "it is $0.15$" in words
     errors = [100 * np.sqrt(v[0] * (1 - v[0]) / 359) for v in table.values()]
     assert (round(min(errors), 1), round(max(errors), 1)) == (0.8, 1.0)  # "by 0.8 to 1.0 points"
     for words_said in (
