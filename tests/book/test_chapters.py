@@ -105,6 +105,14 @@ def test_every_link_inside_the_book_has_its_target(page: Path) -> None:
 
 
 @every_page
+def test_a_row_of_a_table_has_as_many_cells_as_its_head(page: Path) -> None:
+    r"""A bar in a formula ends the cell, and the rest is lost in silence: \lvert does not."""
+    for table in re.findall(r"(?:^\|.*\|\n?)+", WORDS[page], re.M):
+        rows = [re.split(r"(?<!\\)\|", row.strip())[1:-1] for row in table.strip().split("\n")]
+        assert {len(row) for row in rows} == {len(rows[0])}, rows[0]
+
+
+@every_page
 def test_every_citation_is_in_the_bibliography(page: Path) -> None:
     keys = re.findall(r"^@\w+\{([^,\s]+)", (BOOK / "references.bib").read_text("utf-8"), re.M)
     assert set(roles(WORDS[page], r"cite(?::\w+)?")) <= set(keys)
