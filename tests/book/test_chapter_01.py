@@ -20,8 +20,10 @@ from chapters import (
     containing,
     curves,
     define,
+    lines,
     printed,
     run,
+    still,
     tagged,
     under,
 )
@@ -976,3 +978,87 @@ def test_fig_many_has_no_minimum_to_mark_where_all_is_flat():
     (lines,) = curves(CHAPTER, "many", w=0)
     assert len(lines) == 6
     assert all(np.ptp(line[1]) < 1e-12 for line in lines)
+
+
+# ------------------------------------------------------------------- figures without sliders
+
+
+def logistic_slope(mean, a, h=1e-5):
+    """The gradient of a function of logits by central differences."""
+    return np.array([(mean(a + h * e) - mean(a - h * e)) / (2 * h) for e in np.eye(len(a))])
+
+
+@pytest.mark.parametrize(("k", "start"), [(0, (-2.0, -2.0)), (7, (-0.6, 2.0))])
+def test_fig_vertices_left_descends_the_expected_loss_in_logits(k, start):
+    left, _ = still(CHAPTER, "fig-01-vertices")
+    x = bits(2)
+    table = -x[:, 0] * x[:, 1] + 0.2 * x.sum(1)
+    a, path = np.array(start), []
+    for _ in range(400):
+        path.append(special.expit(a))
+        a = a - 0.5 * logistic_slope(lambda b: special.expit(x * b).prod(1) @ table, a)
+    np.testing.assert_allclose(lines(left)[3 * k], np.array(path[::4]).T, atol=1e-6)
+
+
+def test_fig_vertices_right_is_the_gap_in_time():
+    _, right = still(CHAPTER, "fig-01-vertices")
+    gap, line = lines(right)[:2]
+    draws = torch.Generator().manual_seed(8)
+    table = torch.rand(8, generator=draws, dtype=torch.float64).numpy()
+    x, a, seen = bits(3), np.zeros(3), {}
+    for step in range(1, 1001):
+        p = special.expit(x * a)
+        seen[5.0 * step] = p.prod(1) @ table - table.min()
+        others = np.stack([np.delete(p, i, 1).prod(1) for i in range(3)], 1)
+        a = a - 5 * special.expit(a) * special.expit(-a) * ((x * others).T @ table)
+    for t, value in gap.T[gap[0] <= 5000]:
+        assert value == pytest.approx(seen[t], rel=1e-9)
+    np.testing.assert_allclose(line[1], 3 / line[0])
+
+
+def test_fig_paths_descends_the_expected_loss_in_the_biases():
+    """Two of its starts, at two of its noise scales, with the gradient by differences."""
+    for panel, scale, k, start in ((1, 0.3, 0, (3.0, 3.5)), (2, 2.0, 3, (-3.4, -3.0))):
+        axis = still(CHAPTER, "fig-01-paths")[panel]
+
+        def mean(b, scale=scale):
+            x = bits(2)[:, None]
+            P = special.expit(x * (INPUTS @ WEIGHTS.T + b) / scale).prod(-1)
+            score = 1 + x.sum(-1)
+            return (P * np.logaddexp(0, -TARGETS * score)).sum(0).mean()
+
+        b, path = np.array(start), []
+        for _ in range(500):
+            path.append(b)
+            b = b - logistic_slope(mean, b)
+        drawn = lines(axis)[3 * k][:, :50]
+        np.testing.assert_allclose(drawn, np.array(path[::10]).T, atol=1e-4)
+
+
+def test_fig_training_is_descent_of_both_networks():
+    """The first and the last of its starts, for a hundred steps, with gradients by differences."""
+    draws = torch.Generator().manual_seed(0)
+    shapes = ((20, 3, 2), (20, 1, 3), (20, 3), (20, 1))
+    drawn = [torch.rand(s, generator=draws, dtype=torch.float64).numpy() * 2 - 1 for s in shapes]
+
+    def coins(q):
+        W, b, w, c = q[:6].reshape(3, 2), q[6:9], q[9:12], q[12]
+        x = bits(3)
+        P = special.expit(x[:, None] * (INPUTS @ W.T + b)).prod(-1)
+        return (P * np.logaddexp(0, -TARGETS * (x @ w + c)[:, None])).sum(0).mean()
+
+    def signs(q):
+        W, b, w, c = q[:6].reshape(3, 2), q[6:9], q[9:12], q[12]
+        return np.logaddexp(0, -TARGETS * (np.sign(INPUTS @ W.T + b) @ w + c)).mean()
+
+    for axis, mean, moving in zip(
+        still(CHAPTER, "fig-01-training"), (coins, signs), (slice(0, 13), slice(9, 13)), strict=True
+    ):
+        for k in (0, 19):
+            q, seen = np.concatenate([p[k].ravel() for p in drawn]), []
+            for _ in range(100):
+                seen.append(mean(q))
+                slope = logistic_slope(mean, q)
+                q = q.copy()
+                q[moving] -= 2.0 * slope[moving]
+            np.testing.assert_allclose(lines(axis)[k][1][:20], seen[::5], rtol=1e-4)

@@ -16,13 +16,24 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from chapters import as_in_the_book, chapter, containing, curves, define, printed, prose, tagged
+from chapters import (
+    as_in_the_book,
+    chapter,
+    containing,
+    curves,
+    define,
+    lines,
+    printed,
+    prose,
+    still,
+    tagged,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.polynomial import Polynomial
 from pins import pin
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 import sbnlib
 from sbnlib import data
@@ -1210,3 +1221,38 @@ def test_fig_stall(b: float, m: int) -> None:
         x = np.where(u[t] < LOGISTIC.cdf(sampled), 1, -1)
         exact = exact - 2 * LOGISTIC.pdf(exact) * b
         sampled = sampled - (2 * LOGISTIC.pdf(sampled) * (x + b)).mean()
+
+
+# ------------------------------------------------------------------- figures without sliders
+
+
+@pytest.mark.parametrize(("panel", "k", "start"), [(0, 0, (-2.2, -2.2)), (1, 8, (0.7, 2.2))])
+def test_fig_flow(panel: int, k: int, start: tuple[float, float]) -> None:
+    """Descent of E L by enumeration and differences, and of L at the mean."""
+    A, c, h = np.array([[1.0, 0.5], [0.5, 1.0]]), np.array([0.3, -0.5]), 1e-5
+    x = ref.states(2)
+    values = 0.5 * np.einsum("si,ij,sj->s", x, A, x) + x @ c
+
+    def loss(a: Array) -> float:
+        mu = np.tanh(a / 2)
+        return 0.5 * mu @ A @ mu + c @ mu if panel else special.expit(x * a).prod(1) @ values
+
+    a, path = np.array(start), []
+    for _ in range(200):
+        path.append(np.tanh(a / 2))
+        a = a - 0.5 * np.array([(loss(a + h * e) - loss(a - h * e)) / (2 * h) for e in np.eye(2)])
+    stops = np.unique(np.geomspace(1, 800, 60).astype(int)) - 1
+    early = stops[stops < 200]
+    drawn = lines(still(PATH, "fig-06-flow")[panel])[3 * k][:, : len(early)]
+    np.testing.assert_allclose(drawn, np.array(path)[early].T, atol=1e-5)
+
+
+def test_fig_accuracy_shows_the_stored_runs(rows: list[dict]) -> None:
+    (axis,) = still(PATH, "fig-06-accuracy")
+    final = [r for r in rows if r["part"] == "final"]
+    circles = [line for line in lines(axis) if line.shape == (2, 4)][::2]
+    ours = [[r["test"][n] for n in ("one", "ten", "mean", "sign")] for r in final
+            if r["model"] == "sbn"]  # fmt: skip
+    assert sorted(map(tuple, (line[1] for line in circles))) == sorted(map(tuple, ours))
+    twins = sorted(line[1, 0] for line in lines(axis) if line.shape == (2, 1))
+    assert twins == sorted(r["test"]["tanh"] for r in final if r["model"] != "sbn")

@@ -7,6 +7,7 @@ optimizers is a side of the equality.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -21,9 +22,11 @@ from chapters import (
     containing,
     curves,
     define,
+    lines,
     printed,
     prose,
     run,
+    still,
     tagged,
     tex,
     under,
@@ -1148,3 +1151,21 @@ def test_the_answer_under_the_factor_figure() -> None:
     assert round(enumerated(0.0, "one", 1e-7)[1], 2) == 1.01
     assert round(enumerated(0.0, "one", 1e-8)[1], 2) == 5.97
     assert math.isclose(logits("one")[2**23 + 1], 2.4e-7, rel_tol=0.02)
+
+
+def test_fig_compare_shows_the_stored_runs() -> None:
+    """Each dot is a run minus the twin's mean, each diamond their mean with Welch's error."""
+    (axis,) = still(PATH, "fig-15-seeds")
+    stored = json.loads((PATH.parents[1] / "measurements/weights-digits.json").read_text("utf-8"))
+    final = [r for r in stored["rows"] if r["part"] == "final"]
+    tests = {m: np.array([r["test"] for r in final if r["method"] == m])
+             for m in {r["method"] for r in final}}  # fmt: skip
+    twin = tests.pop("real")
+    dots = sorted(tuple(line[0]) for line in lines(axis) if line.shape == (2, 10))
+    assert np.allclose(dots, sorted(tuple(100 * (t - twin.mean())) for t in tests.values()))
+    middles = sorted(line[0, 0] for line in lines(axis) if line.shape == (2, 1) and line[0, 0])
+    ours = sorted(100 * (t.mean() - twin.mean()) for t in tests.values())
+    assert all(any(math.isclose(m, o, abs_tol=1e-9) for m in middles) for o in ours)
+    bars = sorted(np.ptp(c.get_paths()[0].vertices[:, 0]) / 2 for c in axis.collections)
+    errors = [100 * np.sqrt(t.var(ddof=1) / 10 + twin.var(ddof=1) / 10) for t in tests.values()]
+    assert np.allclose(bars, sorted(errors))

@@ -253,6 +253,24 @@ def test_the_curves_of_every_live_figure_have_a_test(path: Path) -> None:
     assert live and [name for name in live if f"test_fig_{name}" not in names] == []
 
 
+#: Drawings of a network, without data.
+DRAWINGS = {"fig-01-network", "fig-02-network"}
+
+
+@each
+def test_what_every_other_figure_draws_has_a_test(path: Path) -> None:
+    """It is compared under the figure's name, or under that of the function that draws it."""
+    file = Path(__file__).with_name(f"test_chapter_{number(path)}.py")
+    source, names = file.read_text("utf-8"), written_tests(path)
+    untested = []
+    for name, cell in FIGURES[path].items():
+        drawn = re.search(r"figures\.show\(\s*(\w+)\(", cell.source)
+        known = name in source or (drawn and any(f"test_fig_{drawn[1]}" in n for n in names))
+        if "figures.show(" in cell.source and name not in DRAWINGS and not known:
+            untested.append(name)
+    assert untested == []
+
+
 @each
 def test_code_that_draws_stays_out_of_the_way(path: Path) -> None:
     drawing = [c for c in cells(path) if re.search(r"figures\.(show|explore)\(", c.source)]

@@ -192,6 +192,25 @@ def axes(path: Path, name: str, **params: Any) -> list[Any]:
     return fig.axes
 
 
+@cache
+def still(path: Path, name: str) -> list[Any]:
+    """The axes of a figure without sliders, by its name: its cell run, and what that needs."""
+    shown: list[Any] = []
+    space: dict[str, Any] = {"__name__": path.stem}
+    with as_in_the_book(), redirect_stdout(StringIO()), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sbnlib.figures, "show", lambda fig, *given, **more: shown.append(fig))
+        patch.setattr(sbnlib.figures, "explore", lambda *given, **more: None)
+        for each in needed(path, figures(path)[name]):
+            exec(compile(each.source, each.id, "exec"), space)
+    plt.close("all")
+    return shown[-1].axes
+
+
+def lines(axis: Any) -> list[np.ndarray]:
+    """The lines of an axis, each as (x, y)."""
+    return [np.array(k.get_xydata(), float).T for k in axis.lines]
+
+
 # --------------------------------------------------------------------------------- labels
 
 
