@@ -332,7 +332,8 @@ def walsh(coefficients: Array) -> tuple[Loss, Loss]:
     last binary layer, whose states enter $L$ directly:
     $\mathbb{E}\,2f(a_i)\,\partial_iL(x)=\partial_{a_i}\mathbb{E}L$. Conversely, if it is
     unbiased for all $a$ in an open set on which $f>0$, then $2\,\partial_iL(x)=\Delta_iL(x)$ at
-    every state: the slopes at the states are those of the multilinear extension.
+    every state: the slopes at the states are those of the multilinear function with the same
+    values at the states.
     """,
 )
 @pytest.mark.parametrize("noise", [*NOISES, Gumbel()], ids=lambda n: n.name)
