@@ -157,8 +157,6 @@ def _admonition(directive: Directive) -> str:
 def _statement(directive: Directive) -> str:
     """A theorem and its like, or a proof."""
     if directive.name == "prf:proof":
-        if directive.folded:
-            return _fold(directive, "Proof", COLOURS["plain"])
         return box("", f"*Proof.* {directive.body}", COLOURS["plain"])
     name = f"{{plain-prf:ref}}`{directive.label}`"
     return box(f"{name} ({directive.title})" if directive.title else name, directive.body,
@@ -485,8 +483,8 @@ class Book:
         for output in filter(_is_picture, cell.get("outputs", [])):
             output.data["text/html"] = self.text(page, output.data["text/html"])
         if name := figure_name(cell):  # when the cell runs again its caption has the number, too
-            number = "".join(words for words, _ in self.words["numref", name].pieces)
-            cell.source = cell.source.replace('caption="', f'caption="{number}. ', 1)
+            number = f'caption="{self._plain("numref", name)}. '
+            cell.source = cell.source.replace('caption="', number, 1)
         return cell
 
     def text(self, page: str, source: str) -> str:

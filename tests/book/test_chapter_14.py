@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from chapters import as_in_the_book, chapter, containing, curves, define, printed, tagged
+from chapters import as_in_the_book, chapter, containing, curves, define, printed, prose, tagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pins import pin
@@ -1330,3 +1330,11 @@ def test_the_tails_of_the_figure_s_noises() -> None:
     far = 1 - np.array([1e-4, 1e-6])
     for law in (tukey(-1.0), stats.cauchy()):
         assert law.ppf(far[1]) / law.ppf(far[0]) == pytest.approx(100, rel=1e-3)
+
+
+def test_natural_steps_of_decided_weights_against_those_of_mirror_descent() -> None:
+    """F(1 - F)/f, the length of a natural step in steps of mirror descent, against that at 0."""
+    for law, ratio in ((stats.norm, 0.49), (stats.cauchy, 3.7)):
+        at = [law.cdf(e) * law.sf(e) / law.pdf(e) for e in (0.0, 3.0)]
+        assert float(f"{at[1] / at[0]:.2g}") == ratio
+    assert "has .49 of the length" in prose(PATH) and "3.7 times the length" in prose(PATH)

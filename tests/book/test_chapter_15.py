@@ -1169,3 +1169,9 @@ def test_fig_compare_shows_the_stored_runs() -> None:
     bars = sorted(np.ptp(c.get_paths()[0].vertices[:, 0]) / 2 for c in axis.collections)
     errors = [100 * np.sqrt(t.var(ddof=1) / 10 + twin.var(ddof=1) / 10) for t in tests.values()]
     assert np.allclose(bars, sorted(errors))
+
+
+def test_how_long_the_decay_takes_to_leave_the_program_s_start() -> None:
+    steps = math.log(20 / 18.04) / 1e-4
+    assert 950 < steps < 1050
+    assert r"in $\ln(20/18.04)/\alpha$ steps, a thousand at $\alpha=10^{-4}$" in prose(PATH)
