@@ -424,7 +424,7 @@ class Ratio(NamedTuple):
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     """sum(above) / sum(below) over networks, its standard error by leaving out one at a time."""
-    up, down = torch.tensor(above).double(), torch.tensor(below).double()
+    up, down = (torch.tensor(v, dtype=torch.float64) for v in (above, below))
     value = float(up.sum() / down.sum())
     left = (up.sum() - up) / (down.sum() - down)
     n = len(left)

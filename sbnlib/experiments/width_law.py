@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sbnlib.contracts import check_count
 from sbnlib.experiments import measurement
-from sbnlib.experiments.command import add_option, add_out, refusing, repeat
+from sbnlib.experiments.command import add_option, add_out, as_typed, refusing
 from sbnlib.experiments.random_nets import (
     BIASED,
     MOST_EXACT,
@@ -137,7 +137,7 @@ class Grid:
         ]  # fmt: skip
 
 
-def run(grid: Grid, command: str, show: bool = False) -> Row:
+def run(grid: Grid, show: bool = False) -> Row:
     """The measurement, its rows printed as they come if ``show``.
 
     Raises:
@@ -155,7 +155,7 @@ def run(grid: Grid, command: str, show: bool = False) -> Row:
                     rows[-1][law.field], **rows[-1]))  # fmt: skip
     rows += list(_fits(law, rows))
     return measurement.record(
-        kind=law.kind, command=command, device=measurement.describe_device(),
+        kind=law.kind, command=_command(grid), device=measurement.describe_device(),
         seeds=range(grid.nets), checks=_checks(law, rows), rows=rows,
     )  # fmt: skip
 
@@ -203,6 +203,16 @@ def _checks(law: Law, rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     }
 
 
+def _command(grid: Grid) -> str:
+    """The command line that repeats the measurement: the law, and what is not the default."""
+    words = [f"--of {grid.of}"] + [
+        f"--{field.name.replace('_', '-')} {as_typed(getattr(grid, field.name))}"
+        for field in fields(grid)
+        if field.name != "of" and getattr(grid, field.name) != field.default
+    ]
+    return " ".join(["python -m sbnlib.experiments.width_law", *words])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sbnlib.experiments.width_law", description=(__doc__ or "").split("\n")[0]
@@ -235,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if out:
             measurement.check_writable(out)
     with threads(1):
-        result = run(grid, repeat("width_law", argv), show=True)
+        result = run(grid, show=True)
     for row in (r for r in result["rows"] if r["part"] == "fit"):
         print("{estimator:20}{layers} layers: width^{exponent:.3f} +- {se:.3f}, chi2 {chi2:.1f} "
               "on {dof}".format(**row))  # fmt: skip
