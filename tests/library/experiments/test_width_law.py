@@ -227,7 +227,8 @@ def test_the_command_writes_what_it_measured(of: str, tmp_path, capsys) -> None:
             value = value if of == "variance" else math.sqrt(max(0, value))
             assert row[law.field] == pytest.approx(value, rel=1e-9, abs=1e-12)
     fits = [r for r in found["rows"] if r["part"] == "fit"]
-    assert {(r["least"], r["most"]) for r in fits} == {(4, 5), (4, 8)}
+    assert {(r["layers"], r["least"], r["most"]) for r in fits} <= {(1, 4, 5), (2, 4, 8)}
+    assert {r["layers"] for r in fits} >= {2}  # with three networks some points are all noise
     assert "2 x  8" in capsys.readouterr().out
 
 
