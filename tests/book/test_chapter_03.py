@@ -586,18 +586,9 @@ def test_eq_03_recursion(name: str) -> None:
             assert np.allclose(m, W.T @ d) and np.allclose(M, W.T @ D @ W)
 
 
-@pin(
-    "thm-03-recursion",
-    r"""
-    Let the network be layered and let the factors $c_k$ be functions of $(a_k,x_k)$. The
-    moments of the slope {eq}`eq-03-backprop` that arrives at a state,
-    $m_k(x_k)=\mathbb{E}[r_k\mid x_k]$ and $Q_k(x_k)=\mathbb{E}[r_kr_k^\top\mid x_k]$, satisfy
-    $m_K=\nabla L$, $Q_K=\nabla L\,\nabla L^\top$, and {eq-03-recursion}
-    """,
-)
 @pytest.mark.parametrize("scale", [0.4, 1.0, 2.2])
 @pytest.mark.parametrize("name", REFERENCE)
-def test_thm_03_recursion(book: dict, name: str, scale: float) -> None:
+def test_the_recursion_of_the_notebook(book: dict, name: str, scale: float) -> None:
     """The notebook's recursion is the enumeration of paths, and the library's."""
     net = book["xor_net"](scale)
     mean, variance = book["by_recursion"](net, name)
@@ -606,61 +597,6 @@ def test_thm_03_recursion(book: dict, name: str, scale: float) -> None:
     library = sbnlib.exact_moments(net, book["inputs"], book["loss"], REFERENCE[name])
     pairs = [torch.stack([v.flatten() for v in pair]) for pair in library.values()]
     assert torch.allclose(torch.stack([mean, variance]), torch.cat(pairs, 1), atol=1e-15)
-
-
-@pin(
-    "eq-03-parameters",
-    r"""
-    \begin{gathered}
-    \mathbb{E}\,\widehat{\partial_{W_{ij}}\mathbb{E}L}=\mathbb{E}\bigl[c_{k,i}\,m_{k,i}(x_k)\,x_{k-1,j}\bigr],\\
-    \mathbb{E}\bigl(\widehat{\partial_{W_{ij}}\mathbb{E}L}\bigr)^2=\mathbb{E}\bigl[c_{k,i}^2\,Q_{k,ii}(x_k)\,x_{k-1,j}^2\bigr].
-    \end{gathered}
-    """,
-)
-@pytest.mark.parametrize("k", [0, 1])
-def test_eq_03_parameters(k: int) -> None:
-    """Both sides summed over all paths; m and Q of the state above from conditional sums."""
-    net, loss, x0 = ref.random_net((2, 2, 3, 2), LOGISTIC, seed=5), ref.smooth_loss(2), np.ones(2)
-    p, parts = ref.path_estimates(net, x0, loss, 0, "zgr")
-    xs = ref.paths(net.widths)
-    a, above = ref.pre_activations(net, x0, xs), conditional(net, loss, "zgr", k, x0)
-    below = np.broadcast_to(x0, (len(p), 2)) if k == 0 else xs[k - 1]
-    c = ref.factor("zgr", LOGISTIC, a[k], xs[k])
-    m = np.stack([above[tuple(x)][0] for x in xs[k]])
-    Q = np.stack([np.diag(above[tuple(x)][1]) for x in xs[k]])
-    first = np.einsum("p,pi,pj->ij", p, c * m, below)
-    second = np.einsum("p,pi,pj->ij", p, c**2 * Q, below**2)
-    rows = parts[k, "weight"]
-    assert np.allclose(first, np.tensordot(p, rows, 1))
-    assert np.allclose(second, np.tensordot(p, rows**2, 1))
-
-
-def test_thm_03_recursion_needs_layers() -> None:
-    """L = x_2 (1 + x_1): the recursion misses dL/dx_1 and its correlation with the rest."""
-    w, b, x1 = 0.8, 0.3, 1.0
-    a = w * x1 + b
-    p, c = np.array([expit(-a), expit(a)]), 2 * expit(a) * expit(-a)
-    x2 = np.array([-1.0, 1.0])
-    true = w * c * (1 + x1) + x2  # chain, and the direct slope
-    through_x2 = np.full(2, w * c * (1 + x1))  # what the recursion carries
-    assert abs(p @ true - p @ through_x2) > 0.1
-    assert abs(p @ true**2 - p @ through_x2**2) > 0.1
-
-
-def test_thm_03_recursion_with_noise_of_its_own() -> None:
-    """c = 2 f (1 + xi/2), xi = +-1 a unit: E c and E c^2 in the places of c_i and c_i^2 suffice."""
-    a, W = np.array([0.4, -0.9]), np.array([[0.7], [-1.3]])
-    A, h = np.array([[1.0, 0.6], [0.6, -0.5]]), np.array([0.3, -0.2])
-    f, total, carried = expit(a) * expit(-a), 0.0, 0.0
-    for x in ref.states(2):
-        p, v = expit(x * a).prod(), A @ x + h
-        for xi in ref.states(2):
-            total += p / 4 * (W.T @ (2 * f * (1 + xi / 2) * v)) ** 2
-        C = np.outer(2 * f, 2 * f)
-        C[np.diag_indices(2)] = 4 * f**2 * (1 + 1 / 4)
-        carried += p * W.T @ (C * np.outer(v, v)) @ W
-    wrong = sum(expit(x * a).prod() * (W.T @ (2 * f * (A @ x + h))) ** 2 for x in ref.states(2))
-    assert np.isclose(total[0], carried[0, 0]) and total[0] > wrong[0] * 1.05
 
 
 def test_score_function_is_unbiased_and_its_code_is_the_formula(book: dict) -> None:
