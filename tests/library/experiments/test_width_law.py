@@ -242,7 +242,7 @@ def test_the_command_writes_what_it_measured(of: str, tmp_path, capsys) -> None:
               if (r["estimator"], r["layers"], r["method"])
               == (row["estimator"], row["layers"], method) and r["width"] >= 4}  # fmt: skip
         again = fit([(n, at[n][keys[0]], at[n][keys[1]]) for n in sorted(at)], keys[2])
-        assert {k: row[k] for k in again} == again
+        assert {k: row[k] for k in again} == pytest.approx(again, rel=1e-9, abs=1e-20)
     assert "2 x  8" in capsys.readouterr().out
 
 
