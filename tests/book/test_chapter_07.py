@@ -34,7 +34,7 @@ from chapters import (
     under,
 )
 from pins import pin
-from scipy import integrate
+from scipy import integrate, optimize
 from scipy.special import expit, ndtri
 
 import sbnlib
@@ -554,7 +554,7 @@ def test_eq_07_relative() -> None:
         assert [float(v) for v in shown] == pytest.approx(ratio(table[name], table["g"]), abs=6e-4)
     assert re.search(r"^Uniform +ST 0.000 \+- 0.000  ZGR 0.000 \+- 0.000$", text, re.M)
     assert 0.1 < ratio(table["ST"], table["g"])[0] < 0.2
-    assert "More than a tenth of the gradient" in prose(PATH)
+    assert "More than a tenth of the gradient is missed" in prose(PATH)
 
 
 # --------------------------------------------------------------------------------------- PSA
@@ -764,9 +764,12 @@ def test_prop_07_narrow(noise: str) -> None:
     table = seen(net, start, lambda x: loss.value(x, 0), 0)  # without chance: the true cost
     x = ref.paths(net.widths)[0]
     assert np.allclose(costs[0], x * flips(table, x), atol=1e-12)
-    wide, start = net_of((2, 3, 2, 1), 6, law, 1.0)  # one layer of two units
-    m, g = psa_mean(wide, start, loss), exact(wide, start, loss)
-    assert off(m[0], g[0]) > 1e-4
+    biases = []
+    for seed in range(8):  # one layer of two units
+        wide, start = net_of((2, 3, 2, 1), seed, law)
+        m, g = psa_mean(wide, start, loss), exact(wide, start, loss)
+        biases.append(np.linalg.norm(m[0] - g[0]))
+    assert max(biases) > 1e-4
 
 
 @pin(
@@ -1236,7 +1239,8 @@ TABLE = {"3-2": (3, 3, 2), "3-3": (3, 3, 3), "2-3-2": (3, 2, 3, 2)}
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, tuple[Array, Array, list[Array]]]:
-    return {title: four_rules(widths) for title, widths in TABLE.items()}
+    with as_in_the_book():
+        return {title: four_rules(widths) for title, widths in TABLE.items()}
 
 
 @pytest.mark.parametrize("title", TABLE)
@@ -1518,20 +1522,29 @@ def test_fig_width(law: list[dict], panel: int) -> None:
         assert np.allclose(y, anchor * (n / 10) ** order)
 
 
-def weighted_fit(points: Array) -> tuple[float, float, float, int]:
-    """Exponent, its error, chi2 and degrees of freedom, by the normal equations."""
-    n, y, se = points[:, (points[0] >= 4) & (points[1] > 2 * points[2])]
-    X, w = np.stack([np.ones(len(n)), np.log(n)], 1), (y / se) ** 2
-    covariance = np.linalg.inv((X.T * w) @ X)
-    beta = covariance @ (X.T * w) @ np.log(y)
-    rest = np.log(y) - X @ beta
-    return beta[1], covariance[1, 1] ** 0.5, float(w @ rest**2), len(n) - 2
+def weighted_fit(law: list[dict], name: str, layers: int) -> tuple[float, float, float, int]:
+    """Exponent, its error, chi2 and degrees of freedom: squares fitted by scipy, by one a width."""
+    rows = [
+        r for r in law
+        if r["part"] == "width" and (r["estimator"], r["layers"]) == (ORDER[name], layers)
+    ]  # fmt: skip
+    widths = sorted({r["width"] for r in rows if r["width"] >= 4})
+    best = [
+        min((r for r in rows if r["width"] == n), key=lambda r: r["method"] != "exact")
+        for n in widths
+    ]
+    n, y, se = (np.array([r[k] for r in best], float) for k in ("width", "square", "square_se"))
+    model = lambda n, c, b: np.exp(c) * n**b  # noqa: E731
+    start = [float(np.log(y[0])) + np.log(n[0]), -1.0]
+    beta, covariance = optimize.curve_fit(model, n, y, start, se, absolute_sigma=True)
+    rest = (y - model(n, *beta)) / se
+    return beta[1] / 2, covariance[1, 1] ** 0.5 / 2, float(rest @ rest), len(n) - 2
 
 
 def fits(law: list[dict]) -> dict[tuple[str, int], tuple[float, float, float, int]]:
     fitted = {(r["estimator"], r["layers"]) for r in law if r["part"] == "fit"}
     pairs = [(n, K) for n in ORDER for K in range(1, 6) if (ORDER[n], K) in fitted]
-    return {pair: weighted_fit(of(law, *pair)) for pair in pairs}
+    return {pair: weighted_fit(law, *pair) for pair in pairs}
 
 
 def test_the_fits_as_printed(law: list[dict]) -> None:

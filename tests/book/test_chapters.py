@@ -57,6 +57,7 @@ AS_A_WHOLE = {
     "pervez2020low", "rabiner1989tutorial",
     "raiko2015techniques", "raskutti2015information", "rastegari2016xnor",
     "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom", "shayer2018learning",
+    "shekhovtsov2023cold",
     "soudry2014expectation", "tang2013learning", "wang2023bitnet",
     "wang2026beyond", "williams1992simple", "xiao2010dual", "yin2019understanding",
     "zhou2017convergence",
