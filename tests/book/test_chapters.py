@@ -53,13 +53,14 @@ AS_A_WHOLE = {
     "cheng2019wasserstein", "dockhorn2021demystifying", "gunasekar2021mirrorless",
     "hinton2012neural", "hoeffding1948class", "horowitz2014computing", "hubara2016binarized",
     "jin2025parq", "liu2023bridging", "ma2025bitnet", "mcculloch1943logical",
-    "efron1981jackknife", "mohamed2020monte", "neal1992connectionist", "nesterov2009primal",
-    "pervez2020low", "rabiner1989tutorial",
+    "efron1981jackknife", "kool2019buy", "mohamed2020monte", "neal1992connectionist",
+    "nesterov2009primal", "pervez2020low", "rabiner1989tutorial",
     "raiko2015techniques", "raskutti2015information", "rastegari2016xnor",
     "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom", "shayer2018learning",
     "shekhovtsov2023cold",
-    "soudry2014expectation", "tang2013learning", "wang2023bitnet",
-    "wang2026beyond", "williams1992simple", "xiao2010dual", "yin2019understanding",
+    "soudry2014expectation", "tang2013learning", "titsias2015local", "tokui2017evaluating",
+    "wang2023bitnet", "wang2026beyond", "williams1992simple", "xiao2010dual", "yin2019arm",
+    "yin2019understanding",
     "zhou2017convergence",
 }  # fmt: skip
 
