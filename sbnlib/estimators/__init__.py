@@ -11,6 +11,7 @@ from sbnlib.estimators.chain_rule import (
 )
 from sbnlib.estimators.control_variates import control_variate_loss, muprop, rebar, relax
 from sbnlib.estimators.flips import arm, disarm, local_expectation
+from sbnlib.estimators.foust import foust
 from sbnlib.estimators.proxies import PROXIES, Proxy, proxy
 from sbnlib.estimators.psa import psa
 from sbnlib.estimators.relaxed import concrete, gumbel_rao, st_gumbel
@@ -26,6 +27,7 @@ __all__ = [
     "control_variate_loss",
     "darn",
     "disarm",
+    "foust",
     "gumbel_rao",
     "identity",
     "local_expectation",

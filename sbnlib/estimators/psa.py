@@ -15,7 +15,12 @@ __all__ = ["psa"]
 
 
 def psa(
-    net: Network, inputs: Tensor, loss: Loss, *, generator: torch.Generator | None = None
+    net: Network,
+    inputs: Tensor,
+    loss: Loss,
+    *,
+    symmetric: bool = False,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Path sample-analytic (PSA) estimate of a fully connected network, a network estimator.
 
@@ -32,10 +37,17 @@ def psa(
     in the next-to-last for losses that are a sum over units. With every difference linearized, the
     last one too, it is straight-through.
 
+    Below the last layer :math:`D_i` carries the flip up from the sampled state only. With
+    ``symmetric=True`` it is divided by :math:`2P(x_i)`, which puts both states of a unit at equal
+    weight: the mean is that of the flips from either side. Then a layer is exact below two units of
+    the last layer too, the bias elsewhere is smaller as a rule, and rare states give large
+    estimates. A state of probability 0 gives 0.
+
     Args:
         net: an :class:`sbnlib.SBN` whose layers are ``nn.Linear``.
         inputs: ``(..., B, n_0)``.
         loss: states ``(..., B, n_K)`` to ``(..., B)``; need not be differentiable.
+        symmetric: whether to divide by 2P(x) below the last layer.
         generator: source of randomness, on the device of ``inputs``.
 
     Returns:
@@ -46,7 +58,8 @@ def psa(
     Raises:
         ValueError: a layer is not ``nn.Linear``, or the loss has a wrong shape.
 
-    Source: Shekhovtsov, Yanush & Flach 2020 (NeurIPS, arXiv 2006.03143); chapter 7.
+    Source: Shekhovtsov, Yanush & Flach 2020 (NeurIPS, arXiv 2006.03143); the symmetric form is this
+    book's; chapter 7.
     """
     layers = linear_layers(net, "psa")
     pre, states = [], []
@@ -57,7 +70,7 @@ def psa(
         states.append(x)
     value = evaluate(loss, x)
     with torch.no_grad():
-        gradients = _gradients(layers, net.noise, pre, states, loss, value)
+        gradients = _gradients(layers, net.noise, pre, states, loss, value, symmetric)
     for a, g in zip(pre, gradients, strict=True):
         value = with_gradient(value, a, g)
     return value
@@ -70,6 +83,7 @@ def _gradients(
     states: list[Tensor],
     loss: Loss,
     value: Tensor,
+    symmetric: bool,
 ) -> list[Tensor]:
     """f(a) x D for each layer, from the last to the first."""
     d = widened(flip_costs(loss, states[-1], value))
@@ -81,4 +95,7 @@ def _gradients(
             moved = a[..., :, None] - 2 * layers[k].weight * states[k - 1][..., None, :]
             change = noise.cdf(x * a)[..., :, None] - noise.cdf(x[..., :, None] * moved)
             d = (d[..., None, :] @ change)[..., 0, :]
+            if symmetric:
+                p = noise.cdf(states[k - 1] * widened(pre[k - 1]))
+                d = d / (2 * p).where(p != 0, torch.inf)
     return gradients[::-1]

@@ -24,6 +24,7 @@ from sbnlib import (
     relax,
     straight_through,
 )
+from sbnlib.contracts import name_of
 from sbnlib.nn import BernoulliConv2d
 
 Array = np.ndarray
@@ -297,7 +298,7 @@ def test_a_network_estimator_can_be_pickled(name: str) -> None:
         e(net, torch.ones(4, 2), lambda x: (x**2 + x).sum(-1), generator=seeded(1))
         for e in (estimator, again)
     )
-    assert torch.equal(values, others) and again.__name__ == estimator.__name__
+    assert torch.equal(values, others) and name_of(again) == name_of(estimator)
 
 
 def test_it_prints_as_its_name() -> None:

@@ -104,6 +104,7 @@ RELAXED: dict[str, Callable[[float, list[float]], float]] = {  # Z_1, ..., Z_K g
         sum(sech2((a - v) / (2 * TAU)) / (2 * TAU) for v in z) / len(z)
     ),
 }
+FOUST = r"f(a)/P(x)\ \text{at}\ xv"
 CONCRETE = r"\tfrac{d}{da}L\big(\tanh\tfrac{a-Z}{2\tau}\big)"
 LOSS_BASED: dict[str, Callable[[float, Draw], float]] = {
     r"L(x)\,x f(a)/P(x)": lambda a, d: loss(d.x) * score(d.x, a),
@@ -127,12 +128,15 @@ LOSS_BASED: dict[str, Callable[[float, Draw], float]] = {
     ),
     r"\text{as REBAR, with } c+r": lambda a, d: rebar(control_and_r, a, d),
 }
-PSA = r"f(a_i)\,x_i\sum_j\Delta_{ij}D_j"
+PSA = {  # x_1, P(x_1) -> what the estimate is divided by
+    r"f(a_i)\,x_i\sum_j\Delta_{ij}D_j": lambda p: 1.0,
+    r"f(a_i)\,x_i\sum_j\Delta_{ij}D_j\big/2P(x_i)": lambda p: 2 * p,
+}
 BY_KIND = {
     "chain rule": {*CHAIN_RULE, *RELAXED},
     "loss based": {*LOSS_BASED},
-    "relaxation": {CONCRETE},
-    "network": {PSA},
+    "relaxation": {CONCRETE, FOUST},
+    "network": {*PSA},
 }
 ENTRIES = registry.ESTIMATORS.values()
 AT = (-1.2, -0.3, 0.7)
@@ -189,6 +193,16 @@ def test_the_slope_of_the_relaxed_loss(entry: registry.Entry, a: float) -> None:
     assert at.grad.item() == pytest.approx(expected, rel=1e-8)
 
 
+@of({FOUST})
+@pytest.mark.parametrize("x", [-1.0, 1.0])
+@pytest.mark.parametrize("a", AT)
+def test_the_slope_at_the_shrunken_state(entry: registry.Entry, a: float, x: float) -> None:
+    at, v = leaf(a), 0.3
+    u = torch.tensor([[[F(a) / 2 if x > 0 else (1 + F(a)) / 2]], [[v]]], dtype=torch.float64)
+    loss_of(entry.function(at, Gaussian(), u=u)).sum().backward()
+    assert at.grad.item() == pytest.approx(f(a) / F(x * a) * slope(x * v), rel=1e-12)
+
+
 @of(LOSS_BASED)
 @pytest.mark.parametrize("a", AT)
 def test_the_estimate_of_one_draw(entry: registry.Entry, a: float) -> None:
@@ -205,7 +219,7 @@ def test_the_estimate_of_one_draw(entry: registry.Entry, a: float) -> None:
     assert at.grad.item() == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
-@of({PSA})
+@of(PSA)
 @pytest.mark.parametrize("a", AT)
 def test_the_estimate_along_one_path(entry: registry.Entry, a: float) -> None:
     """1-1-1: a_2 = w x_1, so Delta = F(x_2 a_2) - F(-x_2 a_2), and D = L(x_2) - L(-x_2)."""
@@ -225,7 +239,7 @@ def test_the_estimate_along_one_path(entry: registry.Entry, a: float) -> None:
     estimate(net, torch.zeros(1, 1).double(), last, generator=seeded()).sum().backward()
     x1, x2 = seen[:2]
     change = F(x2 * w * x1) - F(-x2 * w * x1)
-    expected = f(a) * x1 * change * (loss(x2) - loss(-x2))
+    expected = f(a) * x1 * change * (loss(x2) - loss(-x2)) / PSA[entry.formula](F(x1 * a))
     assert net.layers[0].bias.grad.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -236,9 +250,9 @@ CHAPTERS = {
     4: {"reinforce", "reinforce_loo"},
     5: {"local_expectation", "arm", "disarm"},
     6: {"straight_through"},
-    7: {"psa"},
+    7: {"psa", "psa_symmetric"},
     8: {"identity", "hardtanh"},
-    9: {"concrete", "st_gumbel", "gumbel_rao"},
+    9: {"concrete", "st_gumbel", "gumbel_rao", "foust"},
     10: {"zgr", "darn"},
     11: {"muprop", "rebar", "relax"},
 }
