@@ -103,6 +103,20 @@ EXPERIMENTS = (
         _command("experiments.weights", "--data fashion-mnist", "weights-fashion-mnist.json"),
     ),
     Experiment(
+        "width-law",
+        "Bias against width and depth",
+        "width law",
+        "width-law*.json",
+        _command("experiments.width_law", "--of bias", "width-law.json"),
+    ),
+    Experiment(
+        "variance-law",
+        "Variance against width and depth",
+        "variance law",
+        "variance-law*.json",
+        _command("experiments.width_law", "--of variance", "variance-law.json"),
+    ),
+    Experiment(
         "gpu",
         "The library on a GPU",
         "gpu",

@@ -157,6 +157,10 @@ _MEAN = {"mean": "number", "se": "number or null"}
 _MEAN |= {"images": "count or none", "image_se": "number or none"}  # since 0.2.0, as Welch's test
 _WELCH = {"minus_twin_df": "number or none", "minus_twin_p": "number or none"}
 _SUMMARY = {"model": "text", "prediction": "text"} | _MEAN
+_POINT = {"estimator": "text", "layers": "count", "width": "count", "nets": "count"}
+_POWER = {"estimator": "text", "layers": "count", "exponent": "number", "se": "number"}
+_POWER |= {"chi2": "number", "dof": "count", "least": "count", "most": "count"}
+_POINT |= {"method": "text", "se": "number"}
 _TIMED = {"seconds": "number", "spread": "number"}
 _RATIO = _TIMED | {"elements": "count", "copy_seconds": "number", "ratio": "number"}
 _AGAINST_CPU = {"cpu_seconds": "number", "ratio": "number"}
@@ -188,6 +192,11 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         | {"minus_twin": "number or none", "minus_twin_se": "number or none"}
         | _WELCH,
     },
+    "width law": {
+        "width": _POINT | {"relative_bias": "number", "square": "number", "square_se": "number"},
+        "fit": _POWER,
+    },
+    "variance law": {"width": _POINT | {"relative_variance": "number"}, "fit": _POWER},
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
         "section": {"name": "text", "seconds": "number"},
@@ -495,6 +504,80 @@ def _net(layers: int, width: int) -> str:
     return f"{layers} layer{'s'[: layers > 1]} of {width}"
 
 
+# ---- laws of width and depth -------------------------------------------------------------------
+
+METHODS = {"exact": "all states", "samples": "by samples"}
+
+
+def width_law(parts: Mapping[str, list[Row]]) -> Drawing:
+    return _law(parts, "relative_bias", "Bias over the length of the gradient")
+
+
+def variance_law(parts: Mapping[str, list[Row]]) -> Drawing:
+    return _law(parts, "relative_variance", "Variance over the squared length of the gradient")
+
+
+def _law(parts: Mapping[str, list[Row]], field: str, what: str) -> Drawing:
+    """A table for each number of layers, and one of the fitted powers."""
+    rows = parts["width"]
+    unknown = {row["method"] for row in rows} - set(METHODS)
+    if unknown:
+        raise Undrawable(f"unknown method {', '.join(sorted(unknown))}")
+    tables = [
+        Table(
+            f"layers-{layers}",
+            f"{what}, {_layers(layers)}, first layer: means over {_nets(rows, layers)} networks.",
+            ["Width", *_names(rows)],
+            list(_by_width([row for row in rows if row["layers"] == layers], field)),
+        )
+        for layers in sorted({row["layers"] for row in rows})
+    ]
+    fits = Table(
+        "fits",
+        "The power of the width that fits best, and how well: the sum of squared distances in "
+        "standard errors, beside the number of points less two.",
+        ["Estimator", "Layers", "Widths", "Exponent", "Squared distances"],
+        [
+            [Cell(r["estimator"]), str(r["layers"]), f"{r['least']} to {r['most']}",
+             signed(f"{r['exponent']:.3f} ± {r['se']:.3f}"), f"{r['chi2']:.1f} on {r['dof']}"]
+            for r in parts["fit"]
+        ],
+    )  # fmt: skip
+    return Drawing([table for table in [*tables, fits] if table.rows])
+
+
+def _layers(number: int) -> str:
+    return f"{number} layer{'s'[: number > 1]}"
+
+
+def _names(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(row["estimator"] for row in rows))
+
+
+def _nets(rows: Iterable[Row], layers: int) -> str:
+    """How many networks a mean has, one number for a table."""
+    found = {row["nets"] for row in rows if row["layers"] == layers}
+    if len(found) > 1:
+        raise Undrawable(f"{_layers(layers)} with {sorted(found)} networks")
+    return count(found.pop())
+
+
+def _by_width(rows: Sequence[Row], field: str) -> Iterator[list[str | Cell]]:
+    at = {(row["method"], row["width"], row["estimator"]): row for row in rows}
+    for method, width in sorted({key[:2] for key in at}):
+        cells = [at[method, width, name] for name in _names(rows)]
+        numbers = [signed(_with_error(row[field], row["se"])) for row in cells]
+        yield [Cell(text=str(width), small=METHODS[method]), *numbers]
+
+
+def _with_error(value: float, se: float) -> str:
+    """To the second digit of the error; an exact 0 is 0."""
+    if se == 0:
+        return rounded(value)
+    places = max(0, 1 - math.floor(math.log10(se)))
+    return f"{value:.{places}f} ± {se:.{places}f}"
+
+
 # ---- classify and binary weights ---------------------------------------------------------------
 
 PREDICTIONS = {
@@ -742,6 +825,8 @@ KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
     "exact-cost": exact_cost,
     "classify": classify,
     "binary weights": weights,
+    "width law": width_law,
+    "variance law": variance_law,
     "gpu": gpu,
 }
 

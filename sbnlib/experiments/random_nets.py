@@ -45,7 +45,7 @@ BIASED = {
 #: Estimators of which the variance is known here; ``reinforce_mean`` has the baseline E L.
 VARYING = ("reinforce", "reinforce_mean", "local_expectation", "straight_through")
 MOST_EXACT = 12  # units: 2^24 numbers a transition matrix
-NUMBERS = 1 << 22  # in the largest tensor of a chunk of samples
+NUMBERS = 1 << 19  # in the largest tensor of a chunk of samples: it stays in the cache
 F, f = Logistic().cdf, Logistic().pdf
 
 
@@ -424,7 +424,7 @@ class Ratio(NamedTuple):
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     """sum(above) / sum(below) over networks, its standard error by leaving out one at a time."""
-    up, down = torch.tensor(above).double(), torch.tensor(below).double()
+    up, down = (torch.tensor(v, dtype=torch.float64) for v in (above, below))
     value = float(up.sum() / down.sum())
     left = (up.sum() - up) / (down.sum() - down)
     n = len(left)
