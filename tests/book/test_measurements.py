@@ -20,6 +20,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -375,6 +376,68 @@ def test_exact_costs_are_those_of_the_file(built, name):
         assert {f"{layers} layer of {widest}", f"{layers} layer of {shared}"} <= drawn
 
 
+# laws of width and depth
+
+
+LAWS = [path.name for path in FILES if record(path.name)["kind"] in ("width law", "variance law")]
+
+
+def beside_error(text, value, se):
+    """The text shows value ± se, both to the second digit of the error."""
+    left, _, right = text.partition(" ± ")
+    places = len(right.partition(".")[2])
+    assert places == 0 or 9.5 <= se * 10**places < 100
+    return fixed(left, value, places) and fixed(right, se, places)
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_laws_are_those_of_the_file(built, name):
+    field = {"width law": "relative_bias"}.get(record(name)["kind"], "relative_variance")
+    points = [r for r in rows_of(name) if r["part"] == "width"]
+    for layers in {r["layers"] for r in points}:
+        own = [r for r in points if r["layers"] == layers]
+        names = list(dict.fromkeys(r["estimator"] for r in own))
+        lines = built.table(name, f"layers-{layers}")
+        assert len(lines) == len(own) / len(names)
+        for label, *cells in lines:
+            width, how = re.fullmatch(r"(\d+) (all states|by samples)", label).groups()
+            method = {"all states": "exact", "by samples": "samples"}[how]
+            for estimator, cell in zip(names, cells, strict=True):
+                (row,) = [r for r in own if (r["width"], r["method"], r["estimator"])
+                          == (int(width), method, estimator)]  # fmt: skip
+                if row["se"] == 0:
+                    assert cell == "0" and row[field] == 0
+                else:
+                    assert beside_error(cell, row[field], row["se"])
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_fitted_powers_are_those_of_the_points(built, name):
+    """By a fit of logarithms here: where chi2 is fair the two ways agree within their errors."""
+    field = {"width law": "relative_bias"}.get(record(name)["kind"], "relative_variance")
+    fits = [r for r in rows_of(name) if r["part"] == "fit"]
+    for line, row in zip(built.table(name, "fits"), fits, strict=True):
+        assert line[:3] == [row["estimator"], str(row["layers"]),
+                            f"{row['least']} to {row['most']}"]  # fmt: skip
+        left, _, right = line[3].partition(" ± ")
+        assert fixed(left, row["exponent"], 3) and fixed(right, row["se"], 3)
+        chi2, dof = line[4].split(" on ")
+        assert fixed(chi2, row["chi2"], 1) and int(dof) == row["dof"]
+        at = {}
+        for r in rows_of(name):
+            if r["part"] == "width" and (r["estimator"], r["layers"]) == line_key(row):
+                at.setdefault(r["width"], r) if r["width"] >= row["least"] else None
+        good = [r for r in at.values() if r[field] > 3 * r["se"]]
+        if len(good) == len(at):
+            n, y, se = (np.array([r[key] for r in good]) for key in ("width", field, "se"))
+            slope = np.polyfit(np.log(n), np.log(y), 1, w=y / se)[0]
+            assert abs(slope - row["exponent"]) < 2 * row["se"] + 0.02
+
+
+def line_key(row):
+    return row["estimator"], row["layers"]
+
+
 # accuracies, from the single runs and not from the summary of the file
 
 
@@ -724,6 +787,10 @@ NOW = {
     "classify": "experiments.classify --data digits --hidden 4 --seeds 2 --epochs 1 --lr 0.01 "
     "--init-gain 1 3",
     "binary weights": "experiments.weights --data digits --seeds 2 --epochs 1 --methods bop",
+    "width law": "experiments.width_law --nets 3 --layers 1 2 --widths 2 4 5 --sampled-layers 2 "
+    "--sampled-widths 4 8 --samples 40",
+    "variance law": "experiments.width_law --of variance --nets 3 --layers 1 2 --widths 2 4 5 "
+    "--sampled-layers 2 --sampled-widths 4 8 --samples 40",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -825,6 +892,12 @@ BAD = {
     "weights-digits-field.json": (
         changed("weights-digits.json", drop("final", "lr")), "'lr' is missing"),
     "gpu-field.json": (changed(H100, drop("copy", "seconds")), "'seconds' is missing"),
+    "width-law-method.json": (
+        changed("width-law.json", lambda c: c["rows"][0].update(method="guess")), "guess"),
+    "width-law-nets.json": (
+        changed("width-law.json", lambda c: c["rows"][0].update(nets=7)), "networks"),
+    "variance-law-field.json": (
+        changed("variance-law.json", drop("fit", "chi2")), "'chi2' is missing"),
     "gpu-part.json": (
         changed(H100, lambda c: c["rows"].append({"part": "miracle"})), "'miracle'"),
     "surprise.json": (changed("bench.json", put(kind="surprise")), "no experiment of the page"),
@@ -887,6 +960,8 @@ NOT_NEEDED = {
     "bench": {"difference"},
     "exact-cost": set(),
     "classify": {"validation_loss", "minus_twin_df"} | SINCE_0_2,
+    "width law": set(),
+    "variance law": set(),
     "binary weights": {"validation", "validation_loss", "minus_twin", "minus_twin_df"} | SINCE_0_2,
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
