@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from sbnlib.contracts import check_ends_with, check_uniforms, check_unit
 from sbnlib.estimators.chain_rule import attach
@@ -17,7 +16,7 @@ def foust(
     a: Tensor,
     noise: Noise | str,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
     u: Tensor | None = None,
 ) -> Tensor:
     r"""The state shrunk at random, with ZGR's factor: two steps of FouST.
@@ -30,7 +29,7 @@ def foust(
     every differentiable loss of one unit, and for sums of such losses. Of several units that act
     together each sees the others shrunk: on :math:`x_1 x_2` it gives half the gradient.
 
-    The value is real, not a state. A state of probability 0 gets the factor 0.
+    The value is real, not a state.
 
     Args:
         a: pre-activations ``(..., n)``.
@@ -57,5 +56,4 @@ def foust(
         check_uniforms(u)
         x, v = states_at(a, noise, u[0]), u[1]
     a0 = widened(a.detach())
-    p = noise.cdf(x * a0)
-    return attach(x * v.to(x.dtype), a, noise.pdf(a0) / p.where(p != 0, torch.inf))
+    return attach(x * v.to(x.dtype), a, noise.pdf(a0) / noise.cdf(x * a0))

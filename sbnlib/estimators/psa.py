@@ -41,7 +41,7 @@ def psa(
     ``symmetric=True`` it is divided by :math:`2P(x_i)`, which puts both states of a unit at equal
     weight: the mean is that of the flips from either side. Then a layer is exact below two units of
     the last layer too, the bias elsewhere is smaller as a rule, and rare states give large
-    estimates. A state of probability 0 gives 0.
+    estimates.
 
     Args:
         net: an :class:`sbnlib.SBN` whose layers are ``nn.Linear``.
@@ -96,6 +96,5 @@ def _gradients(
             change = noise.cdf(x * a)[..., :, None] - noise.cdf(x[..., :, None] * moved)
             d = (d[..., None, :] @ change)[..., 0, :]
             if symmetric:
-                p = noise.cdf(states[k - 1] * widened(pre[k - 1]))
-                d = d / (2 * p).where(p != 0, torch.inf)
+                d = d / (2 * noise.cdf(states[k - 1] * widened(pre[k - 1])))
     return gradients[::-1]

@@ -57,7 +57,7 @@ def test_the_value_is_the_state_times_a_uniform() -> None:
     assert z_scores(y.abs().numpy(), np.array([0.5, 0.5])).max() < z_limit(2)
 
 
-def test_every_dtype_is_kept_and_a_state_without_probability_gives_no_gradient() -> None:
+def test_every_dtype_is_kept_and_beyond_the_support_there_is_no_gradient() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         a = torch.tensor([0.5, -1.0], dtype=dtype, requires_grad=True)
         y = foust(a, "gaussian", generator=seeded())
@@ -75,12 +75,13 @@ def test_every_dtype_is_kept_and_a_state_without_probability_gives_no_gradient()
         (torch.rand(2, 4), "u must have shape"),
         (torch.rand(3), "first axis of 2"),
         (torch.rand(3, 3), "first axis of 2"),
+        (torch.rand(2), "first axis of 2"),
         (torch.ones(2, 3), r"on \[0, 1\)"),
     ],
 )
 def test_wrong_uniforms_are_refused(u: torch.Tensor, error: str) -> None:
     with pytest.raises(ValueError, match=error):
-        foust(torch.zeros(3), "logistic", u=u)
+        foust(torch.zeros(2 if u.shape == (2,) else 3), "logistic", u=u)
 
 
 def test_it_stands_in_place_of_every_unit_of_a_network() -> None:

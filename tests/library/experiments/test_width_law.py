@@ -227,10 +227,39 @@ def test_the_command_writes_what_it_measured(of: str, tmp_path, capsys) -> None:
             value = up / sum(x.gradient2 for x in each)
             value = value if of == "variance" else math.sqrt(max(0, value))
             assert row[law.field] == pytest.approx(value, rel=1e-9, abs=1e-12)
+        if of == "bias":
+            value, se = row["square"], row["square_se"]
+            root = math.sqrt(max(0, value))  # whose error is that of the square over its slope
+            assert row["relative_bias"] == pytest.approx(root, abs=1e-12)
+            expected = se / (2 * root) if value > se else math.sqrt(se)
+            assert row["se"] == pytest.approx(expected)
     fits = [r for r in found["rows"] if r["part"] == "fit"]
     assert {(r["layers"], r["least"], r["most"]) for r in fits} <= {(1, 4, 5), (2, 4, 8)}
     assert {r["layers"] for r in fits} >= {2}  # with three networks some points are all noise
+    keys = (law.field, "se", 1.0) if of == "variance" else ("square", "square_se", 0.5)
+    for row in fits:  # an exact point goes before a sampled one
+        at = {r["width"]: r for method in ("samples", "exact") for r in points
+              if (r["estimator"], r["layers"], r["method"])
+              == (row["estimator"], row["layers"], method) and r["width"] >= 4}  # fmt: skip
+        again = fit([(n, at[n][keys[0]], at[n][keys[1]]) for n in sorted(at)], keys[2])
+        assert {k: row[k] for k in again} == pytest.approx(again, rel=1e-9, abs=1e-20)
     assert "2 x  8" in capsys.readouterr().out
+
+
+def test_the_command_of_the_default_grid_is_the_law_alone() -> None:
+    for of in width_law.LAWS:
+        command = width_law._command(width_law.Grid(of=of))
+        assert command == f"python -m sbnlib.experiments.width_law --of {of}"
+
+
+def test_methods_that_disagree_fail_the_check() -> None:
+    row = {"part": "width", "estimator": "zgr", "layers": 2, "width": 8, "se": 0.01}
+    other = row | {"method": "samples"}
+    row |= {"method": "exact", "relative_bias": 0.2}
+    law = width_law.LAWS["bias"]
+    for value, agrees in ((0.21, True), (0.15, True), (0.27, False), (0.14, False)):
+        checks = width_law._checks(law, [row, other | {"relative_bias": value}])
+        assert list(checks.values()) == [agrees]
 
 
 def test_psa_is_exact_in_the_last_layer_and_the_row_says_zero() -> None:
