@@ -301,9 +301,10 @@ def best(L: Array, a: Array) -> Array:
 @pin(
     "prop-04-baseline",
     r"""
-    Under the assumptions of {prf:ref}`thm-04-score` with $0<p_i<1$, let $\kappa$ be a random
-    number with finite second moment, independent of $x$ given $a$. Then $(L-\kappa)\,s_i$ has
-    the mean $g_i=\partial_{a_i}\mathbb{E}L$, and its variance is {eq-04-baseline}
+    Under the assumptions of {prf:ref}`thm-04-score` with $0<p_i<1$ and $f(a_i)>0$, let $\kappa$
+    be a random number with finite second moment, independent of $x$ given $a$. Then
+    $(L-\kappa)\,s_i$ has the mean $g_i=\partial_{a_i}\mathbb{E}L$, and its variance is
+    {eq-04-baseline}
     """,
 )
 @pin(
@@ -471,8 +472,8 @@ def loo_variance(L: Array, a: Array, M: int) -> Array:
 @pin(
     "prop-04-loovar",
     r"""
-    Under the assumptions of {prf:ref}`prop-04-loo` with $0<p_i<1$, the leave-one-out estimate
-    of $g_i$ has the variance {eq-04-loovar} It is less than the variance
+    Under the assumptions of {prf:ref}`prop-04-loo` with $0<p_i<1$ and $f(a_i)>0$, the
+    leave-one-out estimate of $g_i$ has the variance {eq-04-loovar} It is less than the variance
     $(\mathbb{E}[L^2s_i^2]-g_i^2)/M$ of the mean of $M$ samples without a baseline if and only
     if {eq-04-when}
     """,
@@ -948,6 +949,37 @@ def test_the_exponents_as_printed(rows: list[dict]) -> None:
             if name != "straight_through":
                 slope = np.polyfit(np.log(n[n >= 4]), np.log(v[n >= 4]), 1)[0]
                 assert slope == pytest.approx(row["exponent"], abs=4 * row["se"] + 0.02)
+
+
+def test_what_the_words_say_about_the_growth(rows: list[dict]) -> None:
+    words = prose(PATH)
+    fits = [r for r in rows if r["part"] == "fit" and r["layers"] <= 3
+            and r["estimator"] in ("reinforce", "reinforce_mean")]  # fmt: skip
+    assert min(r["exponent"] for r in fits) >= 0.925 and max(r["exponent"] for r in fits) < 1.065
+    assert "for up to three layers the fitted exponents lie between 0.93 and 1.06" in words
+
+    def at(name: str, layers: int, width: int = 10) -> Array:
+        table = points(rows, name, layers)
+        return table[table[:, 0] == width][0]
+
+    deep = [at("reinforce_mean", K) for K in range(1, 6)]
+    assert [round(r[1]) for r in deep] == [9, 33, 100, 281, 701] and round(deep[4][2]) == 31
+    assert "from 9 for one layer to 33, 100, 281 and 701" in words
+    factors = np.diff(np.log([r[1] for r in deep]))
+    assert (np.exp(factors) > 2).all() and (np.exp(factors) < 4).all()
+    cheap = [at("straight_through", K)[1] for K in range(1, 6)]
+    assert [round(cheap[0], 1), round(cheap[-1], 1)] == [0.2, 1.7]
+    for layers in (1, 2, 3):
+        plain, mean, cheap_fit = (
+            next(r["exponent"] for r in rows if r["part"] == "fit"
+                 and (r["estimator"], r["layers"]) == (k, layers))
+            for k in ("reinforce", "reinforce_mean", "straight_through"))  # fmt: skip
+        assert abs(plain - mean) < 0.15 and abs(cheap_fit) < 0.2
+    for layers in (2, 3):  # the thin lines, through width 8
+        n, v, se = points(rows, "reinforce_mean", layers).T
+        assert n[-1] == 64 and (np.abs(v[n == 8] * n / 8 / v - 1) < 0.2)[n >= 4].all()
+        half = points(rows, "reinforce", layers)[:, 1] / v
+        assert (half > 1.9).all() and (half < 2.4).all()
 
 
 def test_fig_growth(rows: list[dict]) -> None:
