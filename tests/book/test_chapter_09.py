@@ -180,7 +180,9 @@ def test_peaks_at_the_ends_below_temperature_one_only() -> None:
     for tau, grows in ((0.5, True), (0.9, True), (1.0, False), (1.5, False)):
         d = 2 * tau / (1 - x**2) * LOGISTIC.pdf(0.4 - 2 * tau * np.arctanh(x))
         assert bool(np.all(np.diff(d) > 1e-3 * d[:-1])) == grows
-    assert "for $\\tau<1$ only" in under(figures(PATH)["fig-09-relaxed"])["answer"].replace("\\\\", "\\")
+    assert "for $\\tau<1$ only" in under(figures(PATH)["fig-09-relaxed"])["answer"].replace(
+        "\\\\", "\\"
+    )
 
 
 @pin(
@@ -297,7 +299,7 @@ def test_eq_09_bias_has_the_best_constant() -> None:
     """For L = x at a = 0, where |f''| is largest, rest / bound -> 1 (logistic: 1/8)."""
     found = bias(LOGISTIC, lambda x: x, [0.0], 0, [True], 0.02) / 0.02**2
     assert curvature(LOGISTIC) == pytest.approx(1 / 8, rel=1e-6)
-    assert found == pytest.approx(-np.pi**2 / 3 / 8, rel=5e-3)
+    assert found == pytest.approx(-(np.pi**2) / 3 / 8, rel=5e-3)
     assert "The constant $\\pi^2/3$ cannot be improved" in prose(PATH)
 
 
@@ -458,9 +460,7 @@ def test_the_variance_of_a_linear_loss() -> None:
 
 def three(x: Array, y: Array, z: Array) -> Array:
     """Every kind of term: even in a neighbour, odd, quadratic, with a kink."""
-    return (
-        1.3 * x**3 * y + x * y**2 + x**2 / 2 - 0.7 * x * z**2 * y + np.abs(z - 0.2) * x + y * z
-    )
+    return 1.3 * x**3 * y + x * y**2 + x**2 / 2 - 0.7 * x * z**2 * y + np.abs(z - 0.2) * x + y * z
 
 
 @pin(
@@ -497,7 +497,9 @@ def test_eq_09_all(i: int) -> None:
         total = 0.0
         for states in itertools.product((-1.0, 1.0), repeat=3):
             if all(states[k] == 1.0 for k in skip):  # those do not matter
-                weight = np.prod([noise.cdf(s * a[k]) for k, s in enumerate(states) if k not in skip])
+                weight = np.prod(
+                    [noise.cdf(s * a[k]) for k, s in enumerate(states) if k not in skip]
+                )
                 total += weight * function(states)
         return total
 
@@ -547,9 +549,7 @@ def test_the_pair_of_the_page() -> None:
 
 def test_quadratics_do_not_feel_relaxed_neighbours() -> None:
     loss = lambda x, y: x**2 + 1.7 * x * y - 0.6 * y**2 + y  # noqa: E731
-    one, both = (
-        bias(LOGISTIC, loss, [0.9, 0.5], 0, [True, r], 0.02) / 0.02 for r in (False, True)
-    )
+    one, both = (bias(LOGISTIC, loss, [0.9, 0.5], 0, [True, r], 0.02) / 0.02 for r in (False, True))
     assert one == pytest.approx(-2 * 2 * f1(LOGISTIC, 0.9), rel=0.05)
     assert both == pytest.approx(one, abs=0.03)
     shrunk = 1 - mean(LOGISTIC, lambda x: x**2, [0.5], [0.01])
@@ -582,8 +582,10 @@ def test_eq_09_optimum(q1: float, q2: float) -> None:
     mse = lambda t: (q1 * t + 0.7 * t**2) ** 2 + (q2 / t + 1.3 + t) / M  # noqa: E731
     best = (q2 / (2 * q1**2 * M)) ** (1 / 3)
     found = optimize.minimize_scalar(
-        lambda s: np.log(mse(np.exp(s))), bounds=(np.log(best) - 2, np.log(best) + 2),
-        method="bounded", options={"xatol": 1e-10},
+        lambda s: np.log(mse(np.exp(s))),
+        bounds=(np.log(best) - 2, np.log(best) + 2),
+        method="bounded",
+        options={"xatol": 1e-10},
     )
     assert np.exp(found.x) == pytest.approx(best, rel=2e-3)
     assert mse(best) == pytest.approx(3 * (abs(q1) * q2 / (2 * M)) ** (2 / 3), rel=2e-3)
@@ -757,6 +759,11 @@ def test_the_table_of_inner_samples() -> None:
     f, p = LOGISTIC.pdf(0.9), LOGISTIC.cdf(0.9)
     assert text.splitlines()[-1].split()[1] == f"{np.sqrt(f**2 / (p * (1 - p)) - 4 * f**2):.2f}"
     assert rows[0.01] == ["3.68", "1.18", "0.41", "0.19"]
+    text = printed(containing(PATH, "num_inner=10"))
+    said = [float(v) for v in re.findall(r"(\d\.\d+)(?=[,\n])", text)]
+    exact = sum(LOGISTIC.cdf(-0.9 * x) * conditional(LOGISTIC, -0.9, x, 0.1)[0] for x in (-1, 1))
+    assert said[0] == pytest.approx(exact, abs=4e-3) and f"{said[2]:.3f}" == f"{exact:.3f}"
+    assert f"{said[1]:.2f}" == f"{said[3]:.2f}" == rows[0.1][1]
     growth = [float(rows[0.001][k]) / float(rows[0.01][k]) for k in range(3)]
     assert growth[0] == pytest.approx(np.sqrt(10), rel=0.02)  # "by sqrt 10 in the end"
     assert growth[1] == pytest.approx(np.sqrt(10), rel=0.02)
@@ -831,13 +838,19 @@ def test_the_table_of_foust() -> None:
     for name, share in (("x1^3", 1), ("x1 x2", 0.5), ("x1 x2 x3", 0.25)):
         line = re.search(rf"^{re.escape(name)} +(-?[\d.]+) +([\d.]+) \+- ([\d.]+)$", text, re.M)
         assert abs(float(line[2]) - share) < 4 * float(line[3])
-    assert "library equal True" in text
+    text = printed(containing(PATH, "by_us, by_library"))
+    assert text == "values equal True\nslopes equal True\n"
 
 
 def test_the_name_says_what_it_covers() -> None:
     words = prose(PATH)
-    for said in ("no more than the abstract", "two of the steps as we remember them", "left out",
-                 "reconstruction", "three simple steps"):
+    for said in (
+        "no more than the abstract",
+        "two of the steps as we remember them",
+        "left out",
+        "reconstruction",
+        "three simple steps",
+    ):
         assert said in words
 
 
@@ -901,7 +914,8 @@ def test_eq_09_depth() -> None:
 def net() -> ref.RefNet:
     weights = ([[2.0, 2], [-2, -2], [2, -2]], [[2.0, 2, -2], [2, 2, 0]])
     return ref.RefNet(
-        tuple(np.array(w) for w in weights), (np.array([-2.0, -2, -2]), np.array([0.0, 2])),
+        tuple(np.array(w) for w in weights),
+        (np.array([-2.0, -2, -2]), np.array([0.0, 2])),
         LOGISTIC,
     )
 
@@ -951,7 +965,9 @@ def _slopes(a: tuple, x: tuple, tau: float, m: float) -> tuple[Array, Array]:
 
 def table() -> dict[str, list[float]]:
     text = printed(containing(PATH, "DEEP = ("))
-    rows = re.findall(r"^(\w[^\d\n]*?(?:= [\d.]+)?) +(-?[\d.]+)(?: \+- ([\d.]+))? +([\d.]+)$", text, re.M)
+    rows = re.findall(
+        r"^(\w[^\d\n]*?(?:= [\d.]+)?) +(-?[\d.]+)(?: \+- ([\d.]+))? +([\d.]+)$", text, re.M
+    )
     return {" ".join(name.split()): [float(v or 0) for v in rest] for name, *rest in rows}
 
 
@@ -982,7 +998,8 @@ def test_what_the_words_say_of_depth() -> None:
     gap = rows["FouST"][0] - zgr
     assert gap > -2 * rows["FouST"][1]  # "no better than ZGR here"
     check = re.search(
-        r"by sampling ([\d.]+) \+- ([\d.]+), variance ([\d.]+)", printed(containing(PATH, "DEEP = ("))
+        r"by sampling ([\d.]+) \+- ([\d.]+), variance ([\d.]+)",
+        printed(containing(PATH, "DEEP = (")),
     )
     b2, v = deep_moments(0.5)
     assert abs(float(check[1]) - b2) < 3 * float(check[2])
@@ -1021,7 +1038,11 @@ def test_what_the_words_say_of_training() -> None:
     assert soft["4.0"][2] / soft["0.0625"][2] == 2048 and "by a factor of $2048$" in words
     start = float(re.search(r"at the start ([\d.]+)", text)[1])
     assert hard["0.0625"][0] > 0.85 * start  # "hardly trains at all"
-    for said in ("500 steps", "twenty runs for each of twenty step sizes", "from $2$ to $\\tfrac18$"):
+    for said in (
+        "500 steps",
+        "twenty runs for each of twenty step sizes",
+        "from $2$ to $\\tfrac18$",
+    ):
         assert said in words
     space = define(PATH, "RATES", "RUNS", "WARM")
     assert (len(space["RATES"]), space["RUNS"], space["STEPS"]) == (20, 20, 500)
@@ -1030,8 +1051,11 @@ def test_what_the_words_say_of_training() -> None:
 def test_the_gradient_samples_of_training_have_the_right_mean() -> None:
     """step_gradient against the library's estimators, in the mean over many nets."""
     (cell,) = (c for c in [containing(PATH, "def step_gradient")])
-    space = run(PATH, cell, define(PATH, "inputs", "targets", "xor_net", "xor_loss", "net", "noise",
-                                   "all_states"))
+    space = run(
+        PATH,
+        cell,
+        define(PATH, "inputs", "targets", "xor_net", "xor_loss", "net", "noise", "all_states"),
+    )
     count, tau = 40_000, 0.7
     nets = [p.detach().expand(count, *p.shape) for p in space["net"].parameters()]
     for kind, estimator in (
@@ -1041,14 +1065,22 @@ def test_the_gradient_samples_of_training_have_the_right_mean() -> None:
         g = torch.Generator().manual_seed(3)
         found = space["step_gradient"](kind, tau, *nets, g)
         theirs = sbnlib.measure(
-            space["net"], space["inputs"], space["xor_loss"], estimator, count,
+            space["net"],
+            space["inputs"],
+            space["xor_loss"],
+            estimator,
+            count,
             generator=torch.Generator().manual_seed(4),
         )["all"]
         each = torch.cat([v.reshape(count, -1) for v in found], 1)
         assert each.var(0).sum().item() == pytest.approx(theirs.variance.value, rel=0.1)
         truth = torch.cat(
-            [v.flatten() for v in sbnlib.exact_gradient(
-                space["net"], space["inputs"], space["xor_loss"])[1].values()]
+            [
+                v.flatten()
+                for v in sbnlib.exact_gradient(space["net"], space["inputs"], space["xor_loss"])[
+                    1
+                ].values()
+            ]
         )
         off = ((each.mean(0) - truth) ** 2).sum().item() - each.var(0).sum().item() / count
         assert abs(off - theirs.bias2.value) < 6 * theirs.bias2.se
@@ -1137,7 +1169,10 @@ def answer(a: float, A: float, c: float, M: float) -> float:
 
 
 WRONG = {
-    "the relaxed bias": (lambda a, A, c, M: answer(a, A, c, M) * (2 * np.log(2)) ** (2 / 3), "2 ln 2"),
+    "the relaxed bias": (
+        lambda a, A, c, M: answer(a, A, c, M) * (2 * np.log(2)) ** (2 / 3),
+        "2 ln 2",
+    ),
     "no M": (lambda a, A, c, M: answer(a, A, c, 1), "M is missing"),
     "no factor 2": (lambda a, A, c, M: 2 ** (1 / 3) * answer(a, A, c, M), "a factor 2"),
     "a square root": (lambda a, A, c, M: answer(a, A, c, M) ** 1.5, "cube root"),
@@ -1279,6 +1314,9 @@ def test_fig_training() -> None:
 
 def test_what_the_threads_say_is_quoted_with_their_places() -> None:
     words = prose(PATH)
-    for place in ("ericjang/gumbel-softmax/issues/2", "ethanfetaya/NRI/issues/14",
-                  "danijar/dreamerv2/issues/37"):
+    for place in (
+        "ericjang/gumbel-softmax/issues/2",
+        "ethanfetaya/NRI/issues/14",
+        "danijar/dreamerv2/issues/37",
+    ):
         assert f"https://github.com/{place}" in words
