@@ -48,7 +48,8 @@ PLACE = re.compile(
 #: the abstract. The page of the bibliography says so.
 AS_A_WHOLE = {
     "ackley1985learning", "ajalloeian2020convergence", "ajanthan2021mirror",
-    "amid2020reparameterizing", "andriyash2018improved", "bai2019proxquant", "bauschke2017descent", "boros2002pseudo",
+    "amid2020reparameterizing", "andriyash2018improved", "bai2019proxquant",
+    "bauschke2017descent", "boros2002pseudo",
     "bottou2018optimization", "burda2015importance", "chan1983algorithms",
     "cheng2019wasserstein", "dockhorn2021demystifying", "gunasekar2021mirrorless",
     "hinton2012neural", "hoeffding1948class", "horowitz2014computing", "hubara2016binarized",
