@@ -220,8 +220,8 @@ def test_eq_05_local(noise: object, table: Array, seed: int) -> None:
 @pin(
     "thm-05-local",
     r"""
-    Let the units be independent given $a$, $0<p_i<1$, and let the baseline $\kappa$ be a function of
-    $x_{-i}$, of constants and of random numbers that are independent of $x$. Then
+    Let the units be independent given $a$, $0<p_i<1$, and let the baseline $\kappa$ be a function
+    of $x_{-i}$, of constants and of random numbers that are independent of $x$. Then
     {eq-05-conditional} and, with $\kappa_i^*(x_{-i})=(1-p_i)\,L(x_i{=}{+}1)+p_i\,L(x_i{=}{-}1)$,
     {eq-05-excess}
     """,
