@@ -203,10 +203,10 @@ ESTIMATORS: dict[str, Entry] = {
         ),
         Entry(
             name="gumbel_rao",
-            label="Gumbel-Rao, τ = ½, K = 10",
+            label="Gumbel-Rao, τ = ½, m = 10",
             function=partial(gumbel_rao, tau=0.5, num_inner=10),
             kind="chain rule",
-            formula=r"\tfrac1K\sum_k\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z_k}{2\tau}",
+            formula=r"\tfrac1m\sum_k\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z_k}{2\tau}",
             unbiased_for="none",
             state_only=False,
             evaluations=1,

@@ -510,14 +510,16 @@ METHODS = {"exact": "all states", "samples": "by samples"}
 
 
 def width_law(parts: Mapping[str, list[Row]]) -> Drawing:
-    return _law(parts, "relative_bias", "Bias over the length of the gradient")
+    return _width_law(parts, "relative_bias", "Bias over the length of the gradient")
 
 
 def variance_law(parts: Mapping[str, list[Row]]) -> Drawing:
-    return _law(parts, "relative_variance", "Variance over the squared length of the gradient")
+    return _width_law(
+        parts, "relative_variance", "Variance over the squared length of the gradient"
+    )
 
 
-def _law(parts: Mapping[str, list[Row]], field: str, what: str) -> Drawing:
+def _width_law(parts: Mapping[str, list[Row]], field: str, what: str) -> Drawing:
     """A table for each number of layers, and one of the fitted powers."""
     rows = parts["width"]
     unknown = {row["method"] for row in rows} - set(METHODS)

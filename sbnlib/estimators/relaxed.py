@@ -106,12 +106,12 @@ def gumbel_rao(
 ) -> Tensor:
     r"""Gumbel-Rao: ST-Gumbel with its slope averaged over ``num_inner`` draws of Z given x.
 
-    Its mean is ST-Gumbel's, its variance smaller: ZGR's plus :math:`O(1/K\tau)` as
+    Its mean is ST-Gumbel's, its variance smaller: ZGR's plus :math:`O(1/m\tau)` as
     :math:`\tau\to0`. The cold limit ZGR needs the exact inner expectation.
 
     Args:
         a, x, noise, tau, generator: as :func:`st_gumbel`.
-        num_inner: K >= 1.
+        num_inner: m >= 1.
         u: uniforms of shape ``(num_inner, *x.shape)``.
 
     Raises:

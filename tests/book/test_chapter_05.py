@@ -188,7 +188,7 @@ def close(left: Array | float, right: Array | float, size: float = 1.0) -> bool:
 @pin(
     "eq-05-reinforce",
     r"""
-    \hat g_i^{\mathrm{R}}=\bigl(L(x)-b\bigr)\,\frac{x_i\,f(a_i)}{P(x_i)},\qquad
+    \hat g_i^{\mathrm{R}}=\bigl(L(x)-\kappa\bigr)\,\frac{x_i\,f(a_i)}{P(x_i)},\qquad
     P(x_i)=F(x_ia_i).
     """,
 )
@@ -220,23 +220,23 @@ def test_eq_05_local(noise: object, table: Array, seed: int) -> None:
 @pin(
     "thm-05-local",
     r"""
-    Let the units be independent given $a$, $0<p_i<1$, and let the baseline $b$ be a function of
-    $x_{-i}$, of constants and of random numbers that are independent of $x$. Then
-    {eq-05-conditional} and, with $b_i^*(x_{-i})=(1-p_i)\,L(x_i{=}{+}1)+p_i\,L(x_i{=}{-}1)$,
+    Let the units be independent given $a$, $0<p_i<1$, and let the baseline $\kappa$ be a function
+    of $x_{-i}$, of constants and of random numbers that are independent of $x$. Then
+    {eq-05-conditional} and, with $\kappa_i^*(x_{-i})=(1-p_i)\,L(x_i{=}{+}1)+p_i\,L(x_i{=}{-}1)$,
     {eq-05-excess}
     """,
 )
 @pin(
     "eq-05-conditional",
     r"""
-    \mathbb{E}\bigl[\hat g_i^{\mathrm{R}}\bigm|x_{-i},b\bigr]=\hat g_i^{\mathrm{LE}},
+    \mathbb{E}\bigl[\hat g_i^{\mathrm{R}}\bigm|x_{-i},\kappa\bigr]=\hat g_i^{\mathrm{LE}},
     """,
 )
 @pin(
     "eq-05-excess",
     r"""
     \mathrm{Var}\,\hat g_i^{\mathrm{R}}=\mathrm{Var}\,\hat
-    g_i^{\mathrm{LE}}+\frac{f(a_i)^2}{p_i(1-p_i)}\,\mathbb{E}\,(b-b_i^*)^2 .
+    g_i^{\mathrm{LE}}+\frac{f(a_i)^2}{p_i(1-p_i)}\,\mathbb{E}\,(\kappa-\kappa_i^*)^2 .
     """,
 )
 @noises

@@ -96,11 +96,11 @@ CHAIN_RULE: dict[str, Callable[[float, float], float]] = {
     r"1": lambda a, x: 1.0,
     r"[\,|a|<1\,]": lambda a, x: float(abs(a) < 1),
 }
-RELAXED: dict[str, Callable[[float, list[float]], float]] = {  # Z_1, ..., Z_K given
+RELAXED: dict[str, Callable[[float, list[float]], float]] = {  # Z_1, ..., Z_m given
     r"\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z}{2\tau},\ Z\mid x": lambda a, z: (
         sech2((a - z[0]) / (2 * TAU)) / (2 * TAU)
     ),
-    r"\tfrac1K\sum_k\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z_k}{2\tau}": lambda a, z: (
+    r"\tfrac1m\sum_k\tfrac1{2\tau}\operatorname{sech}^2\tfrac{a-Z_k}{2\tau}": lambda a, z: (
         sum(sech2((a - v) / (2 * TAU)) / (2 * TAU) for v in z) / len(z)
     ),
 }

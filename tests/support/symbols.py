@@ -72,7 +72,7 @@ def everywhere(text: str) -> set[str]:
     return symbols(" ".join([sizes, *(cell for row in rows for cell in row)]))
 
 
-def local(text: str) -> list[tuple[str, set[str]]]:
-    """Of each row of the table of single chapters, the chapter's number and the symbols."""
+def local(text: str) -> list[tuple[set[str], set[str]]]:
+    """Of each row of the table of single chapters, the chapters' numbers and the symbols."""
     rows = list_table(text, "tab-local")[1:]
-    return [(f"{int(row[0]):02d}", symbols(row[1])) for row in rows]
+    return [({f"{int(k):02d}" for k in row[0].split(",")}, symbols(row[1])) for row in rows]
