@@ -58,7 +58,6 @@ AS_A_WHOLE = {
     "nesterov2009primal", "paulus2021rao", "pervez2020low", "rabiner1989tutorial",
     "raiko2015techniques", "raskutti2015information", "rastegari2016xnor",
     "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom", "shayer2018learning",
-    "shekhovtsov2023cold",
     "soudry2014expectation", "tang2013learning", "titsias2015local", "tokui2017evaluating",
     "wang2023bitnet", "wang2026beyond", "williams1992simple", "xiao2010dual", "yin2019arm",
     "yin2019understanding", "zhou2017convergence",
