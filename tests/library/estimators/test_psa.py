@@ -259,6 +259,21 @@ def test_symmetrized_it_is_exact_below_two_units_too(
         assert (relative_gap(mean, exact, top - 2) > 1e-5) == (noise_name != "Uniform")
 
 
+@noises
+@pytest.mark.parametrize("widths", [(2, 3, 2, 2), (2, 3, 1, 2, 1)])
+def test_symmetrized_it_is_exact_at_every_depth_below_layers_of_two(
+    noise_name: str, widths: tuple[int, ...]
+) -> None:
+    scale = 4.0 if noise_name in ref.BOUNDED else 1.4
+    net, loss = (
+        ref.random_net(widths, ref.RefNoise(noise_name, scale), seed=3),
+        ref.smooth_loss(widths[-1], 3),
+    )
+    mean, exact = psa_mean(net, V, loss, symmetric=True), ref.gradient_one(net, V, loss, 0)
+    for layer in range(len(widths) - 1):
+        assert relative_gap(mean, exact, layer) < 1e-10
+
+
 def test_symmetrized_it_is_less_biased_and_varies_more() -> None:
     # Both summed over 20 nets 2-3-3 with one loss, in the first layer's biases
     loss, total = ref.smooth_loss(3, 1), np.zeros((2, 2))
