@@ -39,9 +39,9 @@ def psa(
 
     Below the last layer :math:`D_i` carries the flip up from the sampled state only. With
     ``symmetric=True`` it is divided by :math:`2P(x_i)`, which puts both states of a unit at equal
-    weight: the mean is that of the flips from either side. Then it is exact in a layer if every layer
-    above has at most two units, or the loss as each of them sees it holds products of at most two
-    bits; elsewhere the bias is smaller as a rule. Rare states give large estimates.
+    weight: the mean is that of the flips from either side. Then it is exact in a layer if every
+    layer above has at most two units, or if the loss as each of them sees it holds products of at
+    most two bits; elsewhere the bias is smaller as a rule. Rare states give large estimates.
 
     Args:
         net: an :class:`sbnlib.SBN` whose layers are ``nn.Linear``.
