@@ -357,8 +357,8 @@ def test_one_unit_has_no_variance_with_its_best_baseline() -> None:
     r"""
     Under the assumptions of {prf:ref}`prop-04-baseline` the baseline $\mathbb{E}L$ exceeds the
     best one by $\mathbb{E}L-\kappa_i^*=\mu_i\,\mathbb{E}\Delta_iL$, and the variance with it
-    exceeds the least one by {eq-04-mean} No baseline at all has a smaller variance than the
-    mean loss if and only if $|\kappa_i^*|<|\mu_i\,\mathbb{E}\Delta_iL|$.
+    exceeds the least one by {eq-04-mean} Subtracting nothing has a smaller variance than
+    subtracting the mean loss if and only if $|\kappa_i^*|<|\mu_i\,\mathbb{E}\Delta_iL|$.
     """,
 )
 @pin(

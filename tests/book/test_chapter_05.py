@@ -597,11 +597,12 @@ def test_what_the_cells_about_the_pair_print() -> None:
     "prop-05-decided",
     r"""
     With $q_i=F(-|a_i|)$, the second moment of DisARM is {eq-05-decided} At scale 1, as $q\to0$,
-    the weight and this factor behave as follows. | noise | $f/q$ | limit of $f/q$ | limit of
-    $f^2/2q$ | |---|---|---|---| | logistic | $1-q$ | 1 | 0 | | Gaussian | $\sim\lvert a\rvert$
-    | $\infty$ | 0 | | Cauchy | $\sim1/\lvert a\rvert$ | 0 | 0 | | fast sigmoid | $1/(1+\lvert
-    a\rvert)$ | 0 | 0 | | triangular | $2/(1-\lvert a\rvert)$ | $\infty$ | 1 | | uniform |
-    $1/(1-\lvert a\rvert)$ | $\infty$ | $\infty$ |
+    the weight and this factor behave as follows for the six [noise models](nota-noise-models).
+    | noise | $f/q$ | limit of $f/q$ | limit of $f^2/2q$ | |---|---|---|---| | logistic | $1-q$
+    | 1 | 0 | | Gaussian | $\sim\lvert a\rvert$ | $\infty$ | 0 | | Cauchy | $\sim1/\lvert
+    a\rvert$ | 0 | 0 | | fast sigmoid | $1/(1+\lvert a\rvert)$ | 0 | 0 | | triangular |
+    $2/(1-\lvert a\rvert)$ | $\infty$ | 1 | | uniform | $1/(1-\lvert a\rvert)$ | $\infty$ |
+    $\infty$ |
     """,
 )
 @pin(
@@ -1161,7 +1162,7 @@ WRONG = {
         lambda a, c: disarm_linear(a, c, turned=8 * tail(a) * (1 - tail(a))),
         "the partner is antithetic",
     ),
-    "second moment": (lambda a, c: disarm_linear(a, c, less=0), "this is the second moment"),
+    "second moment": (lambda a, c: disarm_linear(a, c, less=0), "too large by 4 f^2 c_i^2"),
     "alone": (lambda a, c: disarm_linear(a, c, turned=0 * a), "the other units are turned over"),
     "zeros": (lambda a, c: 0 * a, "not the variance"),
 }

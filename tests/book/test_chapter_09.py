@@ -496,8 +496,9 @@ def three(x: Array, y: Array, z: Array) -> Array:
     Let $|L(x)-L(y)|\le C_L\sum_i|x_i-y_i|$ on $[-1,1]^n$, let $f$ satisfy the first
     conditions of {prf:ref}`thm-09-bias`, and let the units be independent. With all $n$
     units relaxed, $\partial_{a_i}\mathbb{E}L(x_\tau)-\partial_{a_i}\mathbb{E}L(x)$ is
-    {eq-09-all} up to a rest that for $\tau\le1$ is at most a constant times $\tau^2$. The
-    expectations are over states.
+    {eq-09-all} up to a remainder that for $\tau\le1$ is at most a constant times $\tau^2$.
+    The expectations are over states, and $\Delta_i$ acts on the integral as a function of
+    $x_i$.
     """,
 )
 @pin(
