@@ -750,7 +750,7 @@ def test_prop_07_last(noise: str) -> None:
     "prop-07-narrow",
     r"""
     If every layer above layer $k$ has one unit, PSA is unbiased in layer $k$, for every loss
-    and every noise that {prf:ref}`thm-07-deep` admits.
+    and every symmetric noise that {prf:ref}`thm-07-deep` admits.
     """,
 )
 @pytest.mark.parametrize("noise", ref.NOISES)
@@ -1167,9 +1167,9 @@ def test_an_unsaturated_network_loses_its_gradient() -> None:
     Let $0<F(a)<1$ in the layers below the last, and in these layers replace $D_i$ by
     {eq-07-both} Write the losses $L_{k+1},\dots,L_K$ that the layers above layer $k$ see as
     sums of products of different bits. If there are only products of one or two bits in them,
-    the estimate is unbiased in layer $k$, under the assumptions of {prf:ref}`thm-07-deep`. So
-    it is for every loss if no layer above layer $k$ has more than two units; for losses of
-    degree at most two in layer $K-1$, and in all layers under the assumptions of
+    the estimate is unbiased in layer $k$, under the assumptions of {prf:ref}`thm-07-deep`. It
+    is also unbiased for every loss if no layer above layer $k$ has more than two units; for
+    losses of degree at most two in layer $K-1$, and in all layers under the assumptions of
     {prf:ref}`thm-07-uniform`. Its linearization {eq}`eq-07-tangent`, with the weight $1/2P$ in
     the last layer as well (where then $0<F(a)<1$ too), is ZGR.
     """,
@@ -1640,7 +1640,11 @@ def test_what_the_words_say_of_the_law(law: list[dict]) -> None:
     assert f"ZGR's exponent is {zgr(2)} and PSA's {psa(2)}" in words
     assert f"With three layers ZGR's is {zgr(3)}. PSA's is {psa(3)} from width 4 on" in words
     assert f"and {shown(widest(law, 'PSA', 3))} over the five widths from 16 to 64" in words
-    assert f"With one layer, between widths 4 and 10, ZGR's is {zgr(1)}." in words
+    assert f"With one layer, between widths 4 and 10, ZGR's is {zgr(1)}, four" in words
+    assert (fitted["ZGR", 1][0] + 1) / fitted["ZGR", 1][1] == pytest.approx(-4, abs=0.6)
+    wide = [widest(law, "ST", K) for K in (2, 3)]
+    assert f"the exponents are {shown(wide[0])}, within two" in words and shown(wide[1]) in words
+    assert abs(wide[0][0] + 0.5) < 2.1 * wide[0][1]
     for name, order in (("ZGR", -1.0), ("PSA", -0.5)):  # one power each with two layers
         exponent, se, chi2, dof = fitted[name, 2]
         assert stats.chi2.sf(chi2, dof) > 0.05 and abs(exponent - order) < 2 * se
@@ -1658,7 +1662,9 @@ def test_what_the_words_say_of_the_law(law: list[dict]) -> None:
     assert all(stats.chi2.sf(chi2, dof) > 0.2 for _, _, chi2, dof in both)
     at_three = [(best[1], se[1]) for best, se, *_ in (both[1], two_orders(law, "ZGR", 3))]
     assert f"with three layers, {shown(at_three[0])} against {shown(at_three[1])}" in words
-    assert both[0][0][1] < 0.8 * two_orders(law, "ZGR", 2)[0][1]
+    (_, own), (_, own_se) = both[0][:2]
+    (_, other), (_, other_se) = two_orders(law, "ZGR", 2)[:2]
+    assert (other - own) / np.hypot(own_se, other_se) == pytest.approx(4, abs=0.5)
     ratios = [best[1] / best[0] for best, *_ in both]
     assert f"which is {ratios[0]:.0f} with two layers and {ratios[1]:.0f} with three" in words
     for K in (2, 3):
