@@ -1683,7 +1683,10 @@ def test_what_the_words_say_of_the_law(law: list[dict]) -> None:
     assert ahead(2, 16) < 0 < ahead(2, 24) and min(ahead(2, n) for n in (32, 48, 64)) > 3.5
     assert ahead(2, 24) == pytest.approx(2, abs=0.3) and ahead(2, 32) == pytest.approx(4, abs=0.5)
     assert max(ahead(3, n) for n in (4, 8, 10, 16, 24, 32, 48)) < 0 and abs(ahead(3, 64)) < 1
-    assert "the smaller from width 24 on, by two standard errors there and by four at 32" in words
+    assert (
+        "smaller than PSA's from width 24 on, by two standard errors there and by four at 32"
+        in words
+    )
     at = {(name, K): of(law, name, K)[1][of(law, name, K)[0] == 10][0]
           for name in ORDER for K in range(2, 6)}  # fmt: skip
     grow = [at[name, 5] / at[name, 2] for name in ("ST", "ZGR")]
