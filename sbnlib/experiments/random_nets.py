@@ -371,8 +371,8 @@ class _Score:
     def __init__(self, p: Problem, a: Tensor) -> None:
         self.p, n = p, p.width
         self.probability = F(p.signs * a)
-        self.angles = torch.arange(n // 2 + 1) * (2 * math.pi / (n + 1))
-        self.turn = torch.polar(torch.ones_like(self.angles.double()), self.angles.double())
+        self.angles = torch.arange(n // 2 + 1, dtype=torch.float64) * (2 * math.pi / (n + 1))
+        self.turn = torch.polar(torch.ones_like(self.angles), self.angles)
         phi = torch.ones(*a.shape[:-1], n // 2 + 1, dtype=torch.complex128)
         for j in range(n):
             phi *= self._factor(self.probability[..., j, None])
@@ -384,7 +384,7 @@ class _Score:
     def _frequencies(self, values: Tensor) -> Tensor:
         """Weights w with E values[c] = Re sum_k w_k phi_k, for values at c = 0, 1, ..."""
         n, c = self.p.width, torch.arange(len(values))
-        w = torch.polar(torch.ones(len(c), n // 2 + 1).double(), -c[:, None] * self.angles.double())
+        w = torch.polar(torch.ones(len(c), n // 2 + 1).double(), -c[:, None] * self.angles)
         return (values.to(w.dtype) @ w) * torch.tensor([1.0] + [2.0] * (n // 2)) / (n + 1)
 
     def _at_counts(self, function: Callable[[Tensor], Tensor]) -> Tensor:

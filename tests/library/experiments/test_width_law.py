@@ -139,6 +139,24 @@ def test_samples_give_what_the_sums_give(layers: int, width: int, quantity: str)
         assert se < 0.1 * max(abs(at(truth)), truth.gradient2), name
 
 
+@pytest.mark.parametrize("n", [2, 6, 12])
+def test_means_over_the_score_are_those_over_all_states(n: int) -> None:
+    # to rounding, in the default float32 too
+    p, a = problem(1, n, 0), torch.linspace(-2, 1.5, n, dtype=torch.float64)
+    x = ref.states(n)
+    prob = ref.RefNoise("Logistic").prob(x, a.numpy()).prod(1)
+    score = 2 / math.sqrt(n) * (x @ p.signs.numpy())
+    law = random_nets._Score(p, a)
+    expected = prob @ np.log1p(np.exp(score))
+    assert float(law.mean(torch.nn.functional.softplus)) == pytest.approx(expected, rel=1e-13)
+    flips = [
+        prob @ (x[:, j] * (np.log1p(np.exp(score)) - np.log1p(np.exp(score - 4 / math.sqrt(n)
+                * x[:, j] * p.signs[j].item()))))
+        for j in range(n)
+    ]  # fmt: skip
+    np.testing.assert_allclose(law.arriving(True, False).numpy(), flips, rtol=1e-11)
+
+
 def test_only_the_first_units_are_looked_at() -> None:
     p = problem(2, 6, 0)
     whole, part = (
