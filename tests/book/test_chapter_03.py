@@ -546,21 +546,6 @@ def test_identity_is_worse_in_both_and_zgr_has_less_bias_but_a_worse_cosine() ->
 # --------------------------------------------------------------------------------- recursion
 
 
-def conditional(net: ref.RefNet, loss: ref.RefLoss, name: str, k: int, x0: Array) -> dict:
-    """state of layer k -> E v_k, E v_k v_k^T given it: sums over whole paths."""
-    xs = ref.paths(net.widths)
-    a, prob = ref.pre_activations(net, x0, xs), ref.path_probabilities(net, x0, xs)
-    v = np.array(loss.gradient(xs[-1], 0), float)
-    for j in reversed(range(k + 1, len(xs))):
-        v = (ref.factor(name, net.noise, a[j], xs[j]) * v) @ net.weights[j]
-    out = {}
-    for s in ref.states(net.widths[k]):
-        here = (xs[k] == s).all(1)
-        w = prob[here] / prob[here].sum()
-        out[tuple(s)] = (w @ v[here], np.einsum("p,pi,pj->ij", w, v[here], v[here]))
-    return out
-
-
 @pin(
     "eq-03-recursion",
     r"""
@@ -574,9 +559,9 @@ def test_eq_03_recursion(name: str) -> None:
     net, loss = ref.random_net((2, 2, 3, 2), LOGISTIC, seed=2), ref.smooth_loss(2)
     x0 = np.array([0.4, -1.1])
     for k in (1, 2):
-        above = conditional(net, loss, name, k, x0)
+        above = ref.slopes_given(net, loss, name, k, x0)
         W, b = net.weights[k], net.biases[k]
-        for s, (m, M) in conditional(net, loss, name, k - 1, x0).items():
+        for s, (m, M) in ref.slopes_given(net, loss, name, k - 1, x0).items():
             a = W @ np.array(s) + b
             d, D = 0.0, 0.0
             for x, (mk, Mk) in above.items():

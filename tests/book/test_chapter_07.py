@@ -332,21 +332,6 @@ def test_the_three_ways_as_printed() -> None:
 # --------------------------------------------------------------------------------- recursion
 
 
-def conditional(net: ref.RefNet, loss: ref.RefLoss, name: str, k: int, start: Array) -> dict:
-    """state of layer k -> E r_k, E r_k r_k^T given it: sums over whole paths."""
-    xs = ref.paths(net.widths)
-    a, prob = ref.pre_activations(net, start, xs), ref.path_probabilities(net, start, xs)
-    r = np.array(loss.gradient(xs[-1], 0), float)
-    for j in reversed(range(k + 1, len(xs))):
-        r = (ref.factor(name, net.noise, a[j], xs[j]) * r) @ net.weights[j]
-    out = {}
-    for s in ref.states(net.widths[k]):
-        here = (xs[k] == s).all(1)
-        w = prob[here] / prob[here].sum()
-        out[tuple(s)] = (w @ r[here], np.einsum("p,pi,pj->ij", w, r[here], r[here]))
-    return out
-
-
 @pin(
     "thm-07-recursion",
     r"""
@@ -368,12 +353,12 @@ def test_thm_07_recursion(name: str) -> None:
     """Both lines of eq-03-recursion and the mean of the estimate, by sums over whole paths."""
     net, loss = ref.random_net((2, 2, 3, 2), LOGISTIC, seed=2), ref.smooth_loss(2)
     start = np.array([0.4, -1.1])
-    top = conditional(net, loss, name, 2, start)
+    top = ref.slopes_given(net, loss, name, 2, start)
     assert all(np.allclose(m, loss.gradient(np.array(s), 0)) for s, (m, _) in top.items())
     for k in (1, 2):
-        above = conditional(net, loss, name, k, start)
+        above = ref.slopes_given(net, loss, name, k, start)
         W, b = net.weights[k], net.biases[k]
-        for s, (m, second) in conditional(net, loss, name, k - 1, start).items():
+        for s, (m, second) in ref.slopes_given(net, loss, name, k - 1, start).items():
             a = W @ np.array(s) + b
             d, dd = 0.0, 0.0
             for x, (mk, Mk) in above.items():
@@ -385,7 +370,7 @@ def test_thm_07_recursion(name: str) -> None:
     xs = ref.paths(net.widths)
     a = ref.pre_activations(net, start, xs)
     for k in range(3):
-        above = conditional(net, loss, name, k, start)
+        above = ref.slopes_given(net, loss, name, k, start)
         m = np.stack([above[tuple(x)][0] for x in xs[k]])
         mean = P @ (ref.factor(name, LOGISTIC, a[k], xs[k]) * m)
         assert np.allclose(mean, P @ parts[k, "bias"])
@@ -406,7 +391,7 @@ def test_eq_07_parameters(k: int) -> None:
     net, loss, x0 = ref.random_net((2, 2, 3, 2), LOGISTIC, seed=5), ref.smooth_loss(2), np.ones(2)
     p, parts = ref.path_estimates(net, x0, loss, 0, "zgr")
     xs = ref.paths(net.widths)
-    a, above = ref.pre_activations(net, x0, xs), conditional(net, loss, "zgr", k, x0)
+    a, above = ref.pre_activations(net, x0, xs), ref.slopes_given(net, loss, "zgr", k, x0)
     below = np.broadcast_to(x0, (len(p), 2)) if k == 0 else xs[k - 1]
     c = ref.factor("zgr", LOGISTIC, a[k], xs[k])
     m = np.stack([above[tuple(x)][0] for x in xs[k]])
@@ -503,7 +488,7 @@ def test_eq_07_linear(seed: int) -> None:
         )
         bias = chain_mean(net, start, loss, "straight_through")[1] - exact(net, start, loss)[1]
         assert bias[i] == pytest.approx(total, abs=1e-9)
-    arriving = conditional(net, loss, "straight_through", 1, start)
+    arriving = ref.slopes_given(net, loss, "straight_through", 1, start)
     for x, (m, second) in arriving.items():  # the gradient of sum c (2F - 1), and no variance
         mean = lambda z: c @ (2 * expit(W @ z + b) - 1)  # noqa: E731
         slope = [(mean(np.array(x) + h) - mean(np.array(x) - h)) / 2e-5 for h in 1e-5 * np.eye(3)]
@@ -1005,7 +990,7 @@ def test_thm_07_uniform(widths: tuple[int, ...], seed: int) -> None:
         W, scale = net.weights[k], net.noise.scale
         A = W.T @ (A - np.diag(np.diag(A))) @ W / scale**2
         table = seen(net, start, lambda x: loss.value(x, 0), k - 1)
-        arriving = conditional(net, loss, "zgr", k - 1, start)
+        arriving = ref.slopes_given(net, loss, "zgr", k - 1, start)
         x = ref.states(net.widths[k - 1])
         slope = np.stack([arriving[tuple(s)][0] for s in x])
         o = slope - x @ A  # the linear part: the same at each state

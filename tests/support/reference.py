@@ -511,3 +511,18 @@ def finite_difference(function: Callable[[Array], float], at: Array, step: float
         down[index] -= step
         out[index] = (function(up) - function(down)) / (2 * step)
     return out
+
+
+def slopes_given(net: RefNet, loss: RefLoss, name: str, k: int, start: Array) -> dict:
+    """state of layer k -> E r_k, E r_k r_k^T given it: sums over whole paths."""
+    xs = paths(net.widths)
+    a, prob = pre_activations(net, start, xs), path_probabilities(net, start, xs)
+    r = np.array(loss.gradient(xs[-1], 0), float)
+    for j in reversed(range(k + 1, len(xs))):
+        r = (factor(name, net.noise, a[j], xs[j]) * r) @ net.weights[j]
+    out = {}
+    for s in states(net.widths[k]):
+        here = (xs[k] == s).all(1)
+        w = prob[here] / prob[here].sum()
+        out[tuple(s)] = (w @ r[here], np.einsum("p,pi,pj->ij", w, r[here], r[here]))
+    return out
