@@ -226,7 +226,7 @@ ESTIMATORS: dict[str, Entry] = {
             evaluations=1,
             chapter=9,
             papers=("pervez2020low",),
-            colour="#A8327D",
+            colour="#A0522D",
             marker="1",
         ),
         Entry(

@@ -1140,7 +1140,7 @@ def test_an_unsaturated_network_loses_its_gradient() -> None:
         W = rng.normal(size=(200, n, n)) / n**0.5
         below = np.einsum("sji,j->si", W, r / scale)
         assert (below**2).sum(1).mean() / (r @ r) == pytest.approx(1 / scale**2, rel=0.05)
-    assert "about $0.8\\sqrt n$" in prose(PATH) and "is $1/\\sigma^2$ times" in prose(PATH)
+    assert "about $0.8\\sqrt n$" in prose(PATH) and "is then $1/\\sigma^2$ times" in prose(PATH)
 
 
 # ------------------------------------------------------------------------------ from both sides
@@ -1322,10 +1322,9 @@ def test_ex_07_saturate_by_hand() -> None:
 def test_ex_07_exact_as_printed() -> None:
     uniform, bit = ref.RefNoise("Uniform", 20.0), loss_of(lambda x: np.exp(x[..., 0]))
     cases = {
-        "a": ((3, 3, 1, 1), bit, LOGISTIC, False), "b": ((3, 3, 2), SUM, LOGISTIC, False),
-        "c": ((3, 3, 2, 2), SUM, LOGISTIC, False), "d": ((3, 3, 2), PAIR, LOGISTIC, False),
-        "e": ((3, 3, 2, 2), SUM, uniform, False), "f": ((3, 3, 2), PAIR, LOGISTIC, True),
-        "g": ((3, 3, 3), CUBE, LOGISTIC, True), "h": ((3, 3, 2, 2), PAIR, LOGISTIC, True),
+        "a": ((3, 3, 1, 1), bit, LOGISTIC, False), "b": ((3, 3, 2, 2), SUM, LOGISTIC, False),
+        "c": ((3, 3, 2, 2), SUM, uniform, False), "d": ((3, 3, 2), PAIR, LOGISTIC, False),
+        "e": ((3, 3, 3), CUBE, LOGISTIC, True), "f": ((3, 3, 2, 2), PAIR, LOGISTIC, True),
     }  # fmt: skip
     text = dict(k.split(" ", 1) for k in printed(containing(PATH, "def silent")).splitlines())
     for name, (widths, loss, law, both) in cases.items():
@@ -1625,8 +1624,6 @@ def test_what_the_words_say_of_the_law(law: list[dict]) -> None:
     assert f"ZGR's exponent is {zgr(2)} and PSA's {psa(2)}" in words
     assert f"With three layers ZGR's is {zgr(3)}. PSA's is {psa(3)} from width 4 on" in words
     assert f"and {shown(widest(law, 'PSA', 3))} over the five widths from 16 to 64" in words
-    assert f"With one layer, between widths 4 and 10, ZGR's is {zgr(1)}, four" in words
-    assert (fitted["ZGR", 1][0] + 1) / fitted["ZGR", 1][1] == pytest.approx(-4, abs=0.6)
     wide = [widest(law, "ST", K) for K in (2, 3)]
     assert f"the exponents are {shown(wide[0])}, within two" in words and shown(wide[1]) in words
     assert abs(wide[0][0] + 0.5) < 2.1 * wide[0][1]
@@ -1645,8 +1642,7 @@ def test_what_the_words_say_of_the_law(law: list[dict]) -> None:
     both = [two_orders(law, "ST", K) for K in (2, 3)]
     assert f"with chi-squared values of {both[0][2]:.0f} and {both[1][2]:.0f}." in words
     assert all(stats.chi2.sf(chi2, dof) > 0.2 for _, _, chi2, dof in both)
-    at_three = [(best[1], se[1]) for best, se, *_ in (both[1], two_orders(law, "ZGR", 3))]
-    assert f"with three layers, {shown(at_three[0])} against {shown(at_three[1])}" in words
+    assert "with two layers $D$ is four standard errors smaller than ZGR's" in words
     (_, own), (_, own_se) = both[0][:2]
     (_, other), (_, other_se) = two_orders(law, "ZGR", 2)[:2]
     assert (other - own) / np.hypot(own_se, other_se) == pytest.approx(4, abs=0.5)
