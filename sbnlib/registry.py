@@ -226,7 +226,7 @@ ESTIMATORS: dict[str, Entry] = {
             evaluations=1,
             chapter=9,
             papers=("pervez2020low",),
-            colour="#A0522D",
+            colour="#008B8B",
             marker="1",
         ),
         Entry(
