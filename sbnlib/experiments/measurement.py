@@ -32,6 +32,7 @@ __all__ = [
     "describe_device",
     "read",
     "record",
+    "stored",
     "write",
     "write_whole",
 ]
@@ -125,6 +126,26 @@ def _object_problems(value: dict[str, Any], schema: Any, where: str) -> list[str
         elif rule is not True:
             found += problems(item, rule, f"{where}.{key}")
     return found
+
+
+def stored(name: str) -> dict[str, Any]:
+    """The measurement that the book keeps under ``name``, looked for from where one works upwards.
+
+    Looks for ``book/measurements/NAME.json`` in the working directory and each directory above it:
+    a notebook finds it from anywhere inside a checkout.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where the file has to stand.
+        MeasurementError: as :func:`read`.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (path := folder / "book" / "measurements" / f"{name}.json").is_file():
+            return read(path)
+    raise FileNotFoundError(
+        f"no book/measurements/{name}.json in {here} or a directory above it: work inside a copy "
+        "of the whole book, which holds its measurements"
+    )
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

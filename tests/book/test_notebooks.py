@@ -22,6 +22,8 @@ import pytest
 from nbclient import NotebookClient
 from places import ROOT
 
+from sbnlib.experiments import measurement
+
 BOOK = sorted(p for p in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 each = pytest.mark.parametrize("path", BOOK, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -86,6 +88,18 @@ def test_live_figures_have_ten_positions_and_are_stored_as_html(path):
         assert "application/vnd.jupyter.widget-view+json" not in data, "execute it with execute.py"
         sliders = r'<input type="range" min="0" max="(\d+)"'
         assert all(int(last) >= 9 for last in re.findall(sliders, data.get("text/html", "")))
+
+
+@each
+def test_files_are_found_wherever_a_copy_stands(path, monkeypatch):
+    """Copies stand in other folders: a file is asked for by name, not by a path from here."""
+    sources = "\n".join(c.source for c in code_cells(path))
+    assert not re.search(r"\bpathlib\b|\bopen\(|\bglob\b|\bos\.", sources)
+    for folder in (ROOT, path.parent, ROOT / "tests" / "book"):
+        monkeypatch.chdir(folder)
+        for name in re.findall(r"measurement\.stored\(\"([\w-]+)\"\)", sources):
+            assert measurement.stored(name)["rows"]
+    assert "measurement.read(" not in sources
 
 
 # ------------------------------------------------------------------ any cell runs again alone

@@ -31,6 +31,25 @@ def test_round_trip(record, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
 
 
+def test_what_the_book_keeps_is_found_from_any_folder_below(record, tmp_path, monkeypatch):
+    kept = tmp_path / "book" / "measurements" / "x.json"
+    measurement.write(kept, record)
+    for folder in ("", "book", "book/2-activations", "notebooks/2-activations", "_build/lab/back"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        assert measurement.stored("x") == record
+    nearer = tmp_path / "notebooks" / "book" / "measurements" / "x.json"
+    measurement.write(nearer, record | {"kind": "nearer"})
+    monkeypatch.chdir(tmp_path / "notebooks" / "2-activations")
+    assert measurement.stored("x")["kind"] == "nearer"
+
+
+def test_what_is_kept_nowhere_is_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no book/measurements/width-law.json in .*whole"):
+        measurement.stored("width-law")
+
+
 def test_no_rows_is_a_file_too(record, tmp_path):
     measurement.write(tmp_path / "x.json", record | {"rows": []})
     assert measurement.read(tmp_path / "x.json")["rows"] == []
