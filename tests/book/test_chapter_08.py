@@ -990,7 +990,7 @@ def checkers() -> list:
 
 def test_the_checker_accepts_another_solution(checkers: list, capsys: object) -> None:
     assert checkers[0](quartile_law) is True
-    assert checkers[1]("a, b") is True
+    assert checkers[1]("(a)") is True and checkers[1]("ab") is False
 
 
 @pytest.mark.parametrize(("wrong", "says"), [
@@ -1032,16 +1032,15 @@ def test_what_adam_hides(change: str) -> None:
                 a.append(x[-1] @ w.T)
                 x.append(np.where(g.uniform(size=(8, 3)) < LOGISTIC.cdf(a[-1]), 1.0, -1.0))
             d = 1 / (1 + np.exp(-x[-1].sum(1)))[:, None] * np.ones(3) / 8
-            d = d * 8 if changed and change == "b" else d
             for k in (2, 1, 0):
                 h = 2 * LOGISTIC.pdf(a[k])
-                if changed and change == "d":
+                if changed and change == "c":
                     h = np.where(np.abs(a[k]) < 1, 1.0, 1e-9)
                 if changed and k == 1:
-                    h = h * {"a": 10, "e": 10 - 9 * t / 15}.get(change, 1)
-                    h = h * np.array([10, 1, 1]) if change == "c" else h
+                    h = h * {"a": 10, "e": 10, "d": 10 - 9 * t / 15}.get(change, 1)
+                    h = h * np.array([10, 1, 1]) if change == "b" else h
                 d = d * h
-                grad = d.T @ x[k]
+                grad = d.T @ x[k] + (0.01 * W[k] if change == "e" else 0)
                 m[k], s[k] = 0.9 * m[k] + 0.1 * grad, 0.999 * s[k] + 0.001 * grad**2
                 step = m[k] / (1 - 0.9**t) / np.sqrt(s[k] / (1 - 0.999**t))
                 d = d @ W[k]
@@ -1049,7 +1048,7 @@ def test_what_adam_hides(change: str) -> None:
         return W
 
     same = all(np.allclose(p, q, atol=1e-9) for p, q in zip(train(False), train(True), strict=True))
-    assert same == (change in "ab")
+    assert same == (change == "a")
 
 
 def test_the_loss_that_goes_round() -> None:
