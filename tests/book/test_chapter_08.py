@@ -480,15 +480,15 @@ def adam(grads: Array, zeta: float, eps: float = 0.01) -> Array:
     "prop-08-adam",
     r"""
     Multiply the gradients of a parameter by the same $r>0$ at every step. The step of Adam,
-    without weight decay, is then {eq-08-adam} that of the unscaled gradients with $\zeta/r$ in
-    the place of $\zeta$. If $\zeta=0$, two trainings from the same start with the same draws,
+    without weight decay, is then that of the unscaled gradients with $\zeta/r$ in the place of
+    $\zeta$, {eq-08-adam} If $\zeta=0$, two trainings from the same start with the same draws,
     which differ by a constant positive factor for each parameter, take the same path.
     """,
 )
 @pin(
     "eq-08-adam",
     r"""
-    \frac{\varepsilon\,r\,\bar g}{r\,s+\zeta}=\frac{\varepsilon\,\bar g}{s+\zeta/r}:
+    \frac{\varepsilon\,r\,\bar g}{r\,s+\zeta}=\frac{\varepsilon\,\bar g}{s+\zeta/r}.
     """,
 )
 @pytest.mark.parametrize("r", [10.0, 0.1, 1e-6])
@@ -543,6 +543,8 @@ def test_what_the_page_says_of_adam() -> None:
     small = rows["Adam, zeta = 1e-8"]
     assert small[0] == small[1] and small[2] < 0.3 * small[0]
     assert rows["Adam, zeta = 1e-5"][2] < 1e-3
+    share = small[2] / small[0]  # s / (s + 0.01) for a constant gradient s
+    assert 0.002 < 0.01 * share / (1 - share) < 0.005  # "a few thousandths"
     words = prose(PATH)
     assert "eighty thousand times as far" in words and r"so that $\zeta/r^6=0.01$" in words
     assert pytest.approx(0.01) == 1e-8 / 0.1**6
