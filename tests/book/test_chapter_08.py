@@ -932,7 +932,7 @@ def test_fig_depth() -> None:
     assert rows["hardtanh"][0] < 2
 
 
-@pytest.mark.parametrize(("left", "top"), [(0.25, 1.8), (-0.75, 2.8), (-1.25, 0.8)])
+@pytest.mark.parametrize(("left", "top"), [(0.25, 1.75), (-0.75, 3.0), (-1.25, 0.75)])
 def test_fig_loop(left: float, top: float) -> None:
     _, work = curves(PATH, "loop", left=left, top=top)
     right, h = left + 1.5, SLOPES["half_tanh"].slope
