@@ -73,6 +73,13 @@ def _ede(a: Tensor, t: float = 0.1) -> Tensor:
     return max(1 / t, 1.0) * t * sech2(t * a)
 
 
+def _reste(a: Tensor, o: float = 3.0, t: float = 1.5, chord: float = 0.1) -> Tensor:
+    """The slope of sign(a)|a|^(1/o) up to t; near 0, where it grows without bound, a chord's."""
+    size = a.abs()
+    power = size.clamp(min=chord) ** (1 / o - 1) / o
+    return torch.where(size <= chord, chord ** (1 / o - 1), power) * (size <= t)
+
+
 PROXIES: dict[str, Proxy] = {
     p.name: p
     for p in (
@@ -147,6 +154,22 @@ PROXIES: dict[str, Proxy] = {
             None,
             r"k t\,(1-\tanh^2(ta)),\ t=0.1,\ k=1/t",
             "Qin et al. 2020, IR-Net, at the start of training",
+        ),
+        Proxy(
+            "ede_late",
+            lambda a: _ede(a, 10.0),
+            2.0,
+            Logistic(0.05),
+            r"k t\,(1-\tanh^2(ta)),\ t=10,\ k=1",
+            "Qin et al. 2020, IR-Net, at the end of training",
+        ),
+        Proxy(
+            "reste",
+            _reste,
+            2 * 1.5 ** (1 / 3),
+            None,
+            r"\tfrac13|a|^{-2/3}\ (0.1<|a|\le1.5),\ 0.1^{-2/3}\ (|a|\le0.1)",
+            "Wu et al. 2023, ReSTE, at the end of training",
         ),
         Proxy(
             "swish_sign",

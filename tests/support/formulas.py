@@ -48,6 +48,15 @@ PROXY_FORMULAS: Named[Function] = Named(
         r"k t\,(1-\tanh^2(ta)),\ t=0.1,\ k=1/t": lambda a: (
             1 / 0.1 * 0.1 * (1 - np.tanh(0.1 * a) ** 2)
         ),
+        r"k t\,(1-\tanh^2(ta)),\ t=10,\ k=1": lambda a: (
+            10 * (1 - np.tanh(10 * a)) * (1 + np.tanh(10 * a))
+        ),
+        r"\tfrac13|a|^{-2/3}\ (0.1<|a|\le1.5),\ 0.1^{-2/3}\ (|a|\le0.1)": (
+            lambda a: np.select(
+                [np.abs(a) <= 0.1, np.abs(a) <= 1.5],
+                [0.1 ** (-2 / 3), np.abs(np.where(a == 0, 1, a)) ** (-2 / 3) / 3],
+            )
+        ),
         r"\beta\,\frac{2-\beta a\tanh(\beta a/2)}{1+\cosh(\beta a)},\ \beta=5": lambda a: (
             5 * (2 - 5 * a * np.tanh(5 * a / 2)) / (1 + np.cosh(np.clip(5 * a, -700, 700)))
         ),

@@ -44,6 +44,18 @@ def _approx_sign(a: Array) -> Array:
     return 2 * a - a * np.abs(a)
 
 
+def _power(a: Array) -> Array:
+    """Wu et al. 2023, the released code: the cube root, its chord up to 0.1, constant from 1.5."""
+    size = np.minimum(np.abs(a), 1.5)
+    return np.sign(a) * np.where(size <= 0.1, size / 0.1 * np.cbrt(0.1), np.cbrt(size))
+
+
+def _power_slope(a: Array) -> Array:
+    size = np.abs(a)
+    root = np.cbrt(np.maximum(size, 0.1))
+    return np.where(size <= 0.1, np.cbrt(0.1) / 0.1, 1 / (3 * root**2)) * (size <= 1.5)
+
+
 def _sign_swish(a: Array) -> Array:
     """Darabi et al. 2018: 2 s(z)(1 + z (1 - s(z))) - 1 with z = 5a and s the logistic function."""
     z = 5 * a
@@ -98,6 +110,12 @@ SLOPES = Named(
         "ede": RefProxy(
             slope=lambda a: _sech2(0.1 * a), function=lambda a: 10 * np.tanh(0.1 * a), rise=20.0
         ),
+        "ede_late": RefProxy(
+            slope=lambda a: 10 * _sech2(10 * a),
+            function=lambda a: np.tanh(10 * a),
+            noise=("Logistic", 0.05),
+        ),
+        "reste": RefProxy(slope=_power_slope, function=_power, rise=2 * np.cbrt(1.5)),
         "swish_sign": RefProxy(slope=_sign_swish_slope, function=_sign_swish),
     },
 )

@@ -29,8 +29,8 @@ def slope(name: str, a: Array) -> Array:
 
 
 def whole_integral(name: str) -> float:
-    """int h over the line in theta where the point is 5 tan(theta); 0 and +-1 are stops."""
-    kinks = [math.atan(k / 5) for k in (-1, 0, 1)]
+    """int h over the line in theta where the point is 5 tan(theta); corners and jumps are stops."""
+    kinks = [math.atan(k / 5) for k in (-1.5, -1, -0.1, 0, 0.1, 1, 1.5)]
     theta, weight = panels(sorted({*np.linspace(-math.pi / 2, math.pi / 2, 61), *kinks}))
     return float(weight @ (5 * slope(name, 5 * np.tan(theta)) / np.cos(theta) ** 2))
 
