@@ -807,8 +807,8 @@ def largest_correlation(below: Array, move: Array, above: Array, seed: int = 0) 
 @pin(
     "prop-04-depth",
     r"""
-    In a layered network let $L$ be a function of $x_K$, and let $r_k$ be the largest
-    correlation that a function of $x_{k-1}$ and a function of $x_k$ can have, for
+    In a layered network, at one fixed input, let $L$ be a function of $x_K$, and let $r_k$ be
+    the largest correlation that a function of $x_{k-1}$ and a function of $x_k$ can have, for
     $k=2,\dots,K$. Then {eq-04-depth} and $r_k<1$ if every state of layer $k$ has positive
     probability given every state of layer $k-1$ that occurs.
     """,
@@ -901,7 +901,7 @@ def test_depth_as_printed(by_depth: dict[int, Array]) -> None:
     steps = np.array(shares[1:]) / shares[:-1]
     assert (steps < 0.41).all() and (steps > 0.2).all()  # a fifth to two fifths
     assert ratios[0] == pytest.approx(3, abs=0.2) and 1.8 < min(ratios[1:]) <= max(ratios[1:]) < 2.2
-    assert prose(PATH).count("two thirds") == 2 and "a fifth and two fifths" in prose(PATH)
+    assert prose(PATH).count("two thirds") == 1 and "a fifth and two fifths" in prose(PATH)
     assert "The prediction is right to within a fifth" in prose(PATH)
 
 

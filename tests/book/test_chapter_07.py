@@ -445,8 +445,8 @@ def slope_of_density(z: Array) -> Array:
 @pin(
     "prop-07-linear",
     r"""
-    Let $L(x_K)=c^\top x_K$, and let $f$ be absolutely continuous. The slope that arrives in
-    layer $K-1$ with straight-through is the gradient of $L_{K-1}(x)=\sum_jc_j\,[2F(a_j)-1]$,
+    Let $L(x_K)=c^\top x_K$, and let $f$ be absolutely continuous where the $a_j$ lie for
+    $-1\le x_i\le1$. The slope that arrives in layer $K-1$ with straight-through is the gradient of $L_{K-1}(x)=\sum_jc_j\,[2F(a_j)-1]$,
     with $a_j=\sum_iw_{ji}x_i+b_j$ for all real $x$; and given $x_{K-2}$, the estimate for unit
     $i$ has the bias {eq-07-linear}
     """,
@@ -1642,7 +1642,7 @@ def test_what_the_words_say_of_the_law(law: list[dict]) -> None:
     both = [two_orders(law, "ST", K) for K in (2, 3)]
     assert f"with chi-squared values of {both[0][2]:.0f} and {both[1][2]:.0f}." in words
     assert all(stats.chi2.sf(chi2, dof) > 0.2 for _, _, chi2, dof in both)
-    assert "with two layers $D$ is four standard errors smaller than ZGR's" in words
+    assert "with two layers $D$ is smaller than ZGR's, by four standard errors if" in words
     (_, own), (_, own_se) = both[0][:2]
     (_, other), (_, other_se) = two_orders(law, "ZGR", 2)[:2]
     assert (other - own) / np.hypot(own_se, other_se) == pytest.approx(4, abs=0.5)
