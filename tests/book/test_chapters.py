@@ -49,6 +49,7 @@ PLACE = re.compile(
 AS_A_WHOLE = {
     "ackley1985learning", "ajalloeian2020convergence", "ajanthan2021mirror",
     "amid2020reparameterizing", "andriyash2018improved", "bai2019proxquant",
+    "bekas2007estimator",
     "bauschke2017descent", "boros2002pseudo", "bottou2018optimization", "burda2015importance",
     "chan1983algorithms", "cheng2019wasserstein", "dockhorn2021demystifying",
     "efron1981jackknife", "gunasekar2021mirrorless", "hinton2012neural", "hoeffding1948class",
