@@ -1185,27 +1185,29 @@ def test_the_best_affine_control() -> None:
 
 
 def test_one_draw_for_both() -> None:
-    """The solution's estimate, over one uniform number a unit."""
+    """The solution's estimate: given x the pair z has the law of z', one uniform number a unit."""
     exact = gradient(LOGISTIC, smooth, PAIR)
-    u, w = uniform(120)
-    C = lambda z: smooth(np.tanh(z / 2))  # noqa: E731
-    Z = np.stack(np.meshgrid(LOGISTIC.icdf(u), LOGISTIC.icdf(u), indexing="ij"), -1)
-    z, W = PAIR - Z, w[:, None] * w
-    x, h = np.sign(z), 1e-5
-    d = np.stack([(C(z + h * e) - C(z - h * e)) / (2 * h) for e in np.eye(2)], -1)
-    s = x * LOGISTIC.cdf(-x * PAIR)
-    k = LOGISTIC.pdf(PAIR) * LOGISTIC.cdf(x * Z) / (LOGISTIC.pdf(Z) * LOGISTIC.cdf(x * PAIR))
-    rows = (smooth(x) - C(z))[..., None] * s + d * k
-    mean = np.einsum("ij,ijk->k", W, rows)
-    assert mean == pytest.approx(exact, abs=5e-3)
+    u, w = uniform(60)
+    C, h, W = lambda z: smooth(np.tanh(z / 2)), 1e-5, w[:, None] * w
+    mean = square = 0.0
+    for x in states(2):
+        places = (given_state(LOGISTIC, x[i], PAIR[i], u) for i in (0, 1))
+        z = np.stack(np.meshgrid(*places, indexing="ij"), -1)
+        Z = PAIR - z
+        d = np.stack([(C(z + h * e) - C(z - h * e)) / (2 * h) for e in np.eye(2)], -1)
+        k = LOGISTIC.pdf(PAIR) * LOGISTIC.cdf(x * Z) / (LOGISTIC.pdf(Z) * LOGISTIC.cdf(x * PAIR))
+        rows = (smooth(x) - C(z))[..., None] * score(LOGISTIC, x, PAIR) + d * k
+        mean = mean + law(LOGISTIC, x, PAIR) * np.einsum("ij,ijk->k", W, rows)
+        square = square + law(LOGISTIC, x, PAIR) * np.einsum("ij,ijk->k", W, rows**2)
+    assert mean == pytest.approx(exact, abs=1e-5)
+    var = (square - mean**2).sum()
     text = printed(containing(PATH, "def same_draw")).splitlines()
     for row in text[1:4]:
         tau, first, second, se, one, two = map(float, re.findall(r"\d+\.\d+", row))
         assert (first, second) == pytest.approx(exact, abs=4 * se + 6e-4)
         assert two <= one < 7 / 4 * two
         if tau == 1.0:
-            var = np.einsum("ij,ijk->k", W, (rows - mean) ** 2).sum()
-            assert one == pytest.approx(var, abs=5e-3)
+            assert one == pytest.approx(var, abs=2e-3)
     assert "for the same passes one draw gives the smaller error" in prose(PATH)
 
 
