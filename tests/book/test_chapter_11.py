@@ -119,9 +119,9 @@ def mean_and_variance(P: Array, rows: Array) -> tuple[Array, Array]:
     "eq-11-control",
     r"""
     \begin{gathered} \operatorname{Var}\hat g-2\omega\operatorname{Cov}(\hat
-    g,d)+\omega^2\operatorname{Var}d,\\ \text{least at }\omega^*=\frac{\operatorname{Cov}(\hat
-    g,d)}{\operatorname{Var}d},\text{ where it is }(1-r^2)\operatorname{Var}\hat g.
-    \end{gathered}
+    g,d)+\omega^2\operatorname{Var}d,\\ \text{least at
+    }\;\omega^*=\frac{\operatorname{Cov}(\hat g,d)}{\operatorname{Var}d},\\ \text{where it is
+    }\;(1-r^2)\operatorname{Var}\hat g. \end{gathered}
     """,
 )
 def test_eq_11_control() -> None:
@@ -243,8 +243,8 @@ def fits(M: int) -> tuple[float, float, float, float, float]:
 @pin(
     "eq-11-fitted",
     r"""
-    \mathbb{E}\,\frac1M\sum_m(\hat
-    g_m-\hat\omega\,d_m)=g-\frac{\mathbb{E}[d^2e]}{M\operatorname{Var}d}+o\Bigl(\frac1M\Bigr).
+    \begin{gathered} \mathbb{E}\,\frac1M\sum_m(\hat g_m-\hat\omega\,d_m)\\
+    =g-\frac{\mathbb{E}[d^2e]}{M\operatorname{Var}d}+o\Bigl(\frac1M\Bigr). \end{gathered}
     """,
 )
 def test_eq_11_fitted() -> None:
@@ -270,7 +270,7 @@ def test_eq_11_fitted() -> None:
 
 
 def test_the_table_of_fitted_weights() -> None:
-    text = printed(containing(PATH, "def left_out")).splitlines()
+    text = printed(containing(PATH, "bias / g, same samples")).splitlines()
     rows = {int(r.split()[0]): [float(v) for v in r.split()[1:]] for r in text[2:6]}
     for M in (4, 8):
         same, other, v_same, v_other, g = fits(M)
@@ -310,7 +310,8 @@ def test_the_table_of_fitted_weights() -> None:
 @pin(
     "eq-11-affine",
     r"""
-    \mathbb{E}\bigl[(L(x)-l-t^\top(x-\mu))\,s_i(x)\bigr]+2f(a_i)\,t_i=\partial_{a_i}\mathbb{E}L.
+    \begin{gathered} \mathbb{E}\bigl[(L(x)-l-t^\top(x-\mu))\,s_i(x)\bigr]\\
+    +\,2f(a_i)\,t_i=\partial_{a_i}\mathbb{E}L. \end{gathered}
     """,
 )
 @each_noise
@@ -393,8 +394,8 @@ def muprop_rows(noise: object, A: Array, c: Array, a: Array) -> Array:
 @pin(
     "eq-11-quadratic",
     r"""
-    \begin{gathered} \frac{(l+2A_{ii}\mu_i^2)^2}{q_i}+\sum_{j\ne
-    i}\Bigl[A_{ij}^2+\frac{(A_{jj}\mu_j+2\mu_iA_{ij})^2}{q_i}\Bigr]q_j\\
+    \begin{gathered} \frac{(l+2A_{ii}\mu_i^2)^2}{q_i}+\sum_{j\ne i}A_{ij}^2\,q_j\\
+    +\frac1{q_i}\sum_{j\ne i}(A_{jj}\mu_j+2\mu_iA_{ij})^2\,q_j\\
     +\frac1{q_i}\sum_{j<k;\;j,k\ne i}A_{jk}^2\,q_jq_k . \end{gathered}
     """,
 )
@@ -549,8 +550,9 @@ def balance(noise: object, C: Callable, dC: Callable, a: float) -> tuple[float, 
 @pin(
     "eq-11-balance",
     r"""
+    \begin{gathered}
     \mathbb{E}\bigl[C(z')\,s_i(x)\bigr]+\mathbb{E}\Bigl[\partial_iC(z')\,\frac{\partial
-    z'_i}{\partial a_i}\Bigr]=\mathbb{E}\bigl[\partial_iC(z)\bigr],
+    z'_i}{\partial a_i}\Bigr]\\ =\mathbb{E}\bigl[\partial_iC(z)\bigr], \end{gathered}
     """,
 )
 @each_noise
@@ -608,9 +610,9 @@ def two_units(weight: float, tau: float, *, detached: bool = False, count: int =
 @pin(
     "eq-11-rebar",
     r"""
-    \hat g_i=\bigl[L(x)-\omega
-    C(z')\bigr]s_i(x)+\omega\,\partial_iC(z)-\omega\,\partial_iC(z')\,\frac{\partial
-    z'_i}{\partial a_i}
+    \begin{gathered} \hat g_i=\bigl[L(x)-\omega C(z')\bigr]s_i(x)\\
+    +\,\omega\,\partial_iC(z)-\omega\,\partial_iC(z')\,\frac{\partial z'_i}{\partial a_i}
+    \end{gathered}
     """,
 )
 def test_eq_11_rebar() -> None:
