@@ -51,7 +51,7 @@ AS_A_WHOLE = {
     "amid2020reparameterizing", "andriyash2018improved", "bai2019proxquant",
     "bauschke2017descent", "bekas2007estimator", "boros2002pseudo", "bottou2018optimization",
     "burda2015importance", "chan1983algorithms", "cheng2019wasserstein",
-    "darabi2018regularized", "dockhorn2021demystifying", "efron1981jackknife",
+    "darabi2018regularized", "dockhorn2021demystifying", "efron1981jackknife", "gu2016muprop",
     "gunasekar2021mirrorless", "gygax2025elucidating", "hinton2012neural", "hoeffding1948class",
     "horowitz2014computing", "hubara2016binarized", "jang2017categorical", "jin2025parq",
     "kool2019buy", "liu2018bireal", "liu2023bridging", "ma2025bitnet", "maddison2017concrete",
@@ -60,9 +60,10 @@ AS_A_WHOLE = {
     "rabiner1989tutorial", "raiko2015techniques", "raskutti2015information",
     "rastegari2016xnor", "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom",
     "shayer2018learning", "soudry2014expectation", "spallanzani2022training",
-    "tang2013learning", "titsias2015local", "tokui2017evaluating", "wang2023bitnet",
-    "wang2026beyond", "williams1992simple", "wu2023estimator", "xiao2010dual", "yin2019arm",
-    "yin2019blended", "yin2019understanding", "zenke2018superspike", "zhou2017convergence",
+    "tang2013learning", "titsias2015local", "tokui2017evaluating", "tucker2017rebar",
+    "wang2023bitnet", "wang2026beyond", "williams1992simple", "wu2023estimator", "xiao2010dual",
+    "yin2019arm", "yin2019blended", "yin2019understanding", "zenke2018superspike",
+    "zhou2017convergence",
 }  # fmt: skip
 
 each = pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
