@@ -87,11 +87,7 @@ class Problem:
         """The network, a new one at each call."""
         layers = []
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            layer = torch.nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
-            with torch.no_grad():
-                layer.weight.copy_(weight)
-                layer.bias.copy_(bias)
-            layers.append(layer)
+            layers.append(linear(weight, bias))
         return SBN(*layers, noise=getattr(noise, self.law)(self.scale))
 
     def loss(self, x: Tensor) -> Tensor:
@@ -107,6 +103,16 @@ class Problem:
         """The problem in words: depth, width, noise."""
         layers = f"{self.layers} layer{'s'[: self.layers > 1]}"
         return f"{self.about}, {layers} of {self.width}, {self.law.lower()} at {self.scale:g}"
+
+
+def linear(weight: Tensor, bias: Tensor) -> torch.nn.Linear:
+    """A layer of these numbers, made without a random one."""
+    sizes = weight.shape[1], weight.shape[0]
+    layer = torch.nn.utils.skip_init(torch.nn.Linear, *sizes, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer
 
 
 def problems() -> dict[str, Problem]:
@@ -222,10 +228,7 @@ def _digits(layers: int, width: int) -> dict[str, Any]:
     images = split.inputs[:32].double().unflatten(1, (4, 2, 4, 2)).mean(dim=(2, 4)).flatten(1)
     images, labels = 2 * (images - images.mean(dim=0)), split.labels[:32]
     net, draw = _random_net(layers, width, 16, "digits"), _Draw("head", layers, width)
-    head = torch.nn.Linear(width, 10, dtype=torch.float64)
-    with torch.no_grad():
-        head.weight.copy_(draw(10, width, width=width**-0.5))
-        head.bias.zero_()
+    head = linear(draw(10, width, width=width**-0.5), torch.zeros(10))
     _train(net, images, classification_loss(head, labels), head.parameters(), steps=30)
     kept = sorted(int((labels == c).nonzero()[0]) for c in labels.unique())[:4]
     numbers = {"head": head.weight, "head_bias": head.bias, "targets": labels[kept].double()}
@@ -259,11 +262,7 @@ def _random_net(layers: int, width: int, inputs: int, about: str) -> SBN:
     draw, sizes = _Draw("net", about, layers, width), [inputs, *[width] * layers]
     made = []
     for m, n in zip(sizes[:-1], sizes[1:], strict=True):
-        layer = torch.nn.Linear(m, n, dtype=torch.float64)
-        with torch.no_grad():
-            layer.weight.copy_(draw(n, m, width=2.4 / math.sqrt(m)))
-            layer.bias.copy_(draw(n, width=0.5))
-        made.append(layer)
+        made.append(linear(draw(n, m, width=2.4 / math.sqrt(m)), draw(n, width=0.5)))
     return SBN(*made)
 
 
