@@ -312,7 +312,7 @@ def _samples_in_one_pass(
     if check and not _takes_stacks(net, inputs):
         return None
     values, calls = _record(net, inputs, loss, estimator, count, generator)
-    if not calls:
+    if not calls or check and any(out.shape[-3:-1] != values.shape for _, _, out in calls):
         return None
     samples = _combine(values, calls, retain_graph=check)
     parameters = trainable(net)

@@ -8,11 +8,11 @@
 On a command line: ``python -m sbnlib.map my_module:my_estimator``.
 """
 
-from sbnlib.map.chart import Point, chart, points
+from sbnlib.map.drawing import Point, chart, points
 from sbnlib.map.placing import place
 from sbnlib.map.problem_set import NAME, SHA256, Problem, problems
 from sbnlib.map.report import Report
-from sbnlib.map.results import results
+from sbnlib.map.stored import results
 
 __all__ = [
     "NAME",

@@ -119,7 +119,7 @@ def _kind(function: Callable[..., Tensor], kind: str | None, name: str) -> str:
 
 
 def _with_arguments(function: Callable[..., Tensor], kind: str, name: str) -> Callable[..., Tensor]:
-    """It must be callable with the arguments of its kind; ``num_samples`` without a default is 1."""
+    """Callable with the arguments of its kind; ``num_samples`` without a default becomes 1."""
     parameters = _parameters(function)
     wanted = ARGUMENTS[kind]
     rest = list(parameters.items())[len(wanted) :]
@@ -168,12 +168,12 @@ def _why_sampled(kind: str, function: Callable[..., Tensor]) -> str:
 
 # ---- the trial -----------------------------------------------------------------------------------
 
-COPIES, BATCH, UNITS = 8, 3, 4
+COPIES, BATCH, UNITS = 8, 16, 6  # so many numbers that a usual slip of rounding shows
 
 
 def _small_net() -> SBN:
     weights = 2 * uniforms(2, UNITS, UNITS) - 1
-    return SBN(linear(weights[0, :, 1:], weights[1, 0]), linear(weights[1], weights[0, 0]))
+    return SBN(linear(weights[0, :, :3], weights[1, 0]), linear(weights[1], weights[0, 0]))
 
 
 def _small_loss(x: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class _Trial:
     ) -> Tensor:
         wanted = ", ".join(ARGUMENTS[self.kind])
         try:
-            out = with_generator(self.function)(*arguments, generator=generator)
+            out: object = with_generator(self.function)(*arguments, generator=generator)
         except Exception as error:
             of = next(t.shape for t in arguments if isinstance(t, Tensor))
             raise self._fault(

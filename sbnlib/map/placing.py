@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sbnlib.accuracy import Accuracy, gradient_samples, of_samples
+from sbnlib.contracts import linear_layers
 from sbnlib.exact import exact_gradient, exact_moments
 from sbnlib.map.given import Given, given
 from sbnlib.map.problem_set import Problem, select
@@ -218,17 +219,18 @@ def _cost(problem: Problem, net: SBN, its: Given) -> Row:
     """
     rows = {"loss": 0.0, "passes": 0.0}
     one = len(problem.inputs) * COUNTED
-    total = sum(layer.weight.numel() for layer in net.layers)
+    layers = linear_layers(net, "the map")
+    total = sum(layer.weight.numel() for layer in layers)
 
     def loss(x: Tensor) -> Tensor:
         rows["loss"] += x.numel() / x.shape[-1] / one
         return problem.loss(x)
 
-    def passed(layer: torch.nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    def passed(layer: torch.nn.Linear, args: tuple[Tensor, ...], out: Tensor) -> None:
         share = layer.weight.numel() / total
         rows["passes"] += out.numel() / out.shape[-1] / one * share
 
-    handles = [layer.register_forward_hook(passed) for layer in net.layers]
+    handles = [layer.register_forward_hook(passed) for layer in layers]
     try:
         its.network(net, problem.inputs.expand(COUNTED, -1, -1), loss,
                     generator=_generator(problem))  # fmt: skip

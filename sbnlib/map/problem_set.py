@@ -27,7 +27,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -131,7 +131,7 @@ def _problems(content: bytes) -> dict[str, Problem]:
     return {row["name"]: _read(row) for row in json.loads(content)["problems"]}
 
 
-def select(names: list[str] | tuple[str, ...] | None) -> list[Problem]:
+def select(names: Sequence[str] | None) -> list[Problem]:
     """The problems of these names, all by default, in the order of the set.
 
     Raises:
@@ -140,7 +140,7 @@ def select(names: list[str] | tuple[str, ...] | None) -> list[Problem]:
     known = problems()
     if names is None:
         return list(known.values())
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = [names] if isinstance(names, str) else list(names)  # a text is a sequence too
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         got = repr(unknown[0]) if unknown else "none"

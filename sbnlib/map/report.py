@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sbnlib.map.problem_set import NAME, SHA256
-from sbnlib.map.results import results
+from sbnlib.map.stored import results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,7 +117,7 @@ class Report:
 
     def chart(self, problem: str, *, layers: str = "all") -> Figure:
         """The chart of this problem with the registry's estimators, see :func:`chart`."""
-        from sbnlib.map.chart import chart
+        from sbnlib.map.drawing import chart
 
         return chart(problem, self, layers=layers)
 

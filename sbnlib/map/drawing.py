@@ -10,7 +10,7 @@ from sbnlib import registry
 from sbnlib.extras import extra
 from sbnlib.map.problem_set import select
 from sbnlib.map.report import Report, check_one_of
-from sbnlib.map.results import results
+from sbnlib.map.stored import results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,21 +86,20 @@ def chart(problem: str, report: Report | None = None, *, layers: str = "all") ->
     found = points(problem, report, layers=layers)
     with extra("figures"):
         import matplotlib
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
 
         from sbnlib.figures import style
 
     with matplotlib.rc_context(style.STYLE):
-        fig, ax = plt.subplots(figsize=(5.5, 5.9))
+        rows = math.ceil(len(found) / 2)
+        fig = Figure(figsize=(5.5, 3.4 + 0.21 * rows), layout="constrained")
+        ax = fig.subplots()
         left, low = _ends(found)
         for p in found:
             _mark(ax, p, left, low)
         _axes(ax, left)
-        rows = math.ceil(len(found) / 2)
         fig.legend(loc="outside lower center", ncols=2, fontsize=9.5, labelspacing=0.35,
                    columnspacing=1.2, handletextpad=0.3)  # fmt: skip
-        fig.set_size_inches(5.5, 3.4 + 0.21 * rows)
-        fig.draw_without_rendering()  # sizes are settled while the style is in force
     return fig
 
 
