@@ -13,9 +13,13 @@ from sbnlib.map.report import Report, check_one_of
 from sbnlib.map.stored import results
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["Point", "chart", "points"]
+
+#: How wide the strip of those without bias is, as a factor on the axis of the bias.
+STRIP = 4
 
 
 @dataclass(frozen=True)
@@ -92,46 +96,51 @@ def chart(problem: str, report: Report | None = None, *, layers: str = "all") ->
 
     with matplotlib.rc_context(style.STYLE):
         rows = math.ceil(len(found) / 2)
-        fig = Figure(figsize=(5.5, 3.4 + 0.21 * rows), layout="constrained")
+        fig = Figure(figsize=(5.3, 3.4 + 0.21 * rows), layout="constrained")
         ax = fig.subplots()
-        left, low = _ends(found)
+        edge, at = _strip(found)
+        low = min((p.variance for p in found if p.variance > 0), default=1.0) / 3
         for p in found:
-            _mark(ax, p, left, low)
-        _axes(ax, left)
+            _mark(ax, p, p.bias or at[p.name], max(p.variance, low))
+        _axes(ax, edge)
         fig.legend(loc="outside lower center", ncols=2, fontsize=9.5, labelspacing=0.35,
-                   columnspacing=1.2, handletextpad=0.3)  # fmt: skip
+                   columnspacing=0.7, handletextpad=0.3)  # fmt: skip
     return fig
 
 
-def _ends(found: list[Point]) -> tuple[float, float]:
-    """Where bias 0 and variance 0 are drawn: a factor below the smallest of the others."""
-    biases = [p.bias for p in found if p.bias] or [1.0]
-    variances = [p.variance for p in found if p.variance > 0] or [1.0]
-    return min(biases) / 3, min(variances) / 3
+def _strip(found: list[Point]) -> tuple[float, dict[str, float]]:
+    """Where the strip of those without bias ends, and where they stand in it.
+
+    Neighbours in variance stand side by side, so that none hides another.
+    """
+    edge = min((p.bias for p in found if p.bias), default=1.0) / 1.6
+    inside = sorted((p for p in found if not p.bias), key=lambda p: (p.variance, p.name))
+    return edge, {p.name: edge * STRIP ** ((k % 4 - 4) / 4.5) for k, p in enumerate(inside)}
 
 
-def _mark(ax: Any, p: Point, left: float, low: float) -> None:
-    own = p.colour is None
-    look = (
+def _mark(ax: Axes, p: Point, x: float, y: float) -> None:
+    look: dict[str, Any] = (
         {"marker": "o", "mfc": "none", "mec": "black", "ms": 12, "mew": 2, "zorder": 4}
-        if own
+        if p.colour is None
         else {"marker": p.marker, "color": p.colour, "ms": 6.5, "zorder": 3}
     )
-    cost = f"{p.cost:.3g}"
-    ax.plot(
-        p.bias or left,
-        max(p.variance, low),
-        ls="none",
-        label=f"{p.label} · {cost}",
-        gid=p.name,
-        **look,
-    )
+    ax.plot(x, y, ls="none", label=f"{p.label} · {p.cost:.3g}", gid=p.name, **look)
 
 
-def _axes(ax: Any, left: float) -> None:
+def _axes(ax: Axes, edge: float) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     ax.set(xscale="log", yscale="log", xlabel="bias, relative to the gradient's length",
            ylabel="variance, relative to its square")  # fmt: skip
-    ax.axvspan(left / 1.6, left * 1.6, color="#808080", alpha=0.12, lw=0)
-    ax.text(left, 1.01, "none seen", transform=ax.get_xaxis_transform(), ha="center", fontsize=9.5)
-    ax.set_xlim(left=left / 1.6)
+    ax.axvspan(edge / STRIP, edge, color="#808080", alpha=0.12, lw=0)
+    ax.text(edge / STRIP, 1.02, "no bias seen", transform=ax.get_xaxis_transform(), fontsize=9.5)
+    ax.set_xlim(edge / STRIP, max(ax.get_xlim()[1], 2 * edge))
+    for axis, least in ((ax.xaxis, edge), (ax.yaxis, 0.0)):
+        low, high = axis.get_view_interval()
+        subs = (1.0,) if high / max(low, least) > 100 else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_major_formatter(
+            FuncFormatter(lambda v, _, least=least: f"{v:g}" if v > least else "")
+        )
+        axis.set_minor_formatter(NullFormatter())
     ax.grid(True)

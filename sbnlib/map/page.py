@@ -21,11 +21,11 @@ FEW = 100
 CSS = """
 :root{color-scheme:light dark;--line:#8886}
 body{font:1rem/1.5 system-ui,sans-serif;margin:0;background:#fff;color:#1a1a1a}
-main{max-width:56rem;margin:auto;padding:1rem;overflow-wrap:anywhere}
+main{max-width:56rem;margin:auto;padding:1rem .7rem;overflow-wrap:anywhere}
 h1,h2,h3{line-height:1.2}
 .wide{overflow-x:auto;overflow-wrap:normal}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding:.4rem 0}
+h3{margin:1.6rem 0 .4rem;font-size:1rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 thead th{vertical-align:bottom}
 tbody th{font-weight:400}
@@ -78,14 +78,14 @@ def page(report: Report) -> str:
         f"<h1>{name} on the map</h1>",
         _opening(report),
         "<h2>Beside other estimators</h2>",
-        "<p>To the left is right on average, to the bottom is little scatter. Grey: no bias has "
-        "been seen. The number behind a name is its cost in loss evaluations an estimate.</p>",
+        "<p>To the left is right on average, to the bottom is little scatter. In the grey strip no "
+        "bias has been seen, and left and right mean nothing. The number behind a name is its cost "
+        "in loss evaluations an estimate.</p>",
         *(_figure(report, problem) for problem in _charted(report)),
         "<h2>Every problem</h2>",
         _note_on_few(report),
-        _table(report, "all", "The gradient of all layers together."),
-        _table(report, "first", "The gradient of the first layer alone, which has come through "
-               "all the others."),
+        _table(report, "all", "All layers together"),
+        _table(report, "first", "The first layer alone"),
         "<h2>What the columns mean</h2>",
         "<p>The first three are relative to the squared length of the exact gradient.</p>",
         _words(COLUMNS),
@@ -177,9 +177,9 @@ def _table(report: Report, layers: str, words: str) -> str:
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     rows = "\n".join(_row(report, row, layers) for row in report.rows)
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{words}">\n<table>\n'
-        f"<caption>{words}</caption>\n<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
+        f'<h3 id="{layers}">{words}</h3>\n<div class="wide" role="region" tabindex="0" '
+        f'aria-labelledby="{layers}">\n<table aria-labelledby="{layers}">\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n</div>"
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from problems_by_hand import exact_row
 
 import sbnlib
-from sbnlib import map as sbn_map, straight_through
+from sbnlib import map as sbn_map
+from sbnlib import straight_through
 from sbnlib.map import placing, problem_set
 from sbnlib.map.given import given
 
@@ -87,7 +88,7 @@ def test_no_bias_is_seen_where_there_is_none(monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", ["zgr", "reinforce_loo", "st_gumbel", "psa"])
 def test_stored_results_are_measured_again(name: str) -> None:
-    """A state may fall otherwise on another processor, so samples agree to less than their error."""
+    """A state may fall otherwise on another processor: samples agree to a part of their error."""
     problems = ["digits-2x3-logistic-1", "xor-2x5-uniform-2"]
     report = sbn_map.place(name, problems=problems)
     stored = {row["problem"]: row for row in sbn_map.results()[name]}

@@ -13,7 +13,8 @@ import pytest
 import torch
 from problems_by_hand import CONTENT, FILE, ref_loss, ref_net
 
-from sbnlib import map as sbn_map, registry
+from sbnlib import map as sbn_map
+from sbnlib import registry
 from sbnlib.data import DataError
 from sbnlib.map import problem_set, stored
 
@@ -46,9 +47,8 @@ def test_the_set_varies_one_thing_at_a_time_for_each_of_three_losses() -> None:
     for grid in looks.values():
         assert grid[0] == base and len(set(grid)) == len(grid) == 9
         for other in grid[1:]:
-            shape, law = (np.array(x) != np.array(y) for x, y in
-                          zip((base[:2], base[2:]), (other[:2], other[2:]), strict=True))  # fmt: skip
-            assert shape.any() != law.any() and shape.sum() < 2
+            layers, width, law, scale = (x != y for x, y in zip(base, other, strict=True))
+            assert layers + width + (law or scale) == 1
         assert {g[0] for g in grid} == {1, 2, 3} and {g[1] for g in grid} == {3, 5, 8}
     same = [found[f"xor-2x5-{law}"] for law in ("logistic-1", "logistic-0.5", "uniform-2")]
     for one, other in itertools.pairwise(same):
