@@ -147,6 +147,7 @@ def _one(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         paths = [(options.out or Path()) / f"{NAME}-{slug}.{end}" for end in ("json", "html")]
         for path in paths:
             check_writable(path)
+        stored.results()
         report = place(
             estimator,
             kind=options.kind,

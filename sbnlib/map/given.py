@@ -86,7 +86,12 @@ def given(
             raise ValueError(f"kind must be {entry.kind!r} for {estimator!r}, got {kind!r}")
         function, kind, name = entry.function, entry.kind, name or entry.name
     else:
+        if not callable(estimator):
+            raise TypeError(f"estimator must be a registry name or a function, got {estimator!r}")
         function, name = estimator, name or _name(estimator)
+        if isinstance(function, type):
+            raise TypeError(f"estimator must be a function, got the class {_name(function)}: hand "
+                            "in an instance")  # fmt: skip
         kind = _kind(function, kind, name)
     function = _with_arguments(function, kind, name)
     trial = _Trial(name, kind, function)
@@ -95,12 +100,8 @@ def given(
 
 
 def _name(function: object) -> str:
-    if not callable(function):
-        raise TypeError(f"estimator must be a registry name or a function, got {function!r}")
     base = getattr(function, "func", function)
     name = getattr(base, "__name__", None) or type(base).__name__
-    if isinstance(function, type):
-        raise TypeError(f"estimator must be a function, got the class {name}: hand in an instance")
     return str(name)
 
 
@@ -307,8 +308,8 @@ _OF_UNITS = ("chain rule", "relaxation")
 
 
 def _logits() -> Tensor:
-    """Eight copies of pre-activations on both sides of 0, a leaf."""
-    a = Logistic().icdf(0.05 + 0.9 * uniforms(BATCH, UNITS))
+    """Eight copies of pre-activations on both sides of 0, a leaf; other numbers than the signs'."""
+    a = Logistic().icdf(0.05 + 0.9 * uniforms(2, BATCH, UNITS)[1])
     return a.expand(COPIES, -1, -1).clone().requires_grad_()
 
 

@@ -26,6 +26,10 @@ def without_brackets(a, x, noise):
     return x + m - m.detach()
 
 
+def without_brackets_in_a(a, x, noise):
+    return x + a - a.detach()
+
+
 def mean_for_x(a, x, noise):
     return 2 * noise.cdf(a) - 1
 
@@ -164,6 +168,7 @@ def net_without_axes(net, inputs, loss, *, generator=None):
 WRONG = {
     without_brackets: r"x with its value unchanged, .* changed \d+ of 768 values, by up to "
     r"[\d.]+e-1[67]: write x \+ \(m - m.detach\(\)\)",
+    without_brackets_in_a: r"without_brackets_in_a changed \d+ of 768 values",
     mean_for_x: "changed 768 of 768 values",
     summed: r"return the shape of a, \(8, 16, 6\) here; summed returned shape \(8, 16\)$",
     nothing: r"return a tensor of shape \(8, 16, 6\) here; nothing returned NoneType$",
