@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sbnlib import registry
 from sbnlib.extras import extra
+from sbnlib.map.found import Found, check_one_of
 from sbnlib.map.problem_set import select
-from sbnlib.map.report import Report, check_one_of
 from sbnlib.map.stored import results
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Point:
     cost: float
 
 
-def points(problem: str, report: Report | None = None, *, layers: str = "all") -> list[Point]:
+def points(problem: str, report: Found | None = None, *, layers: str = "all") -> list[Point]:
     """The points of one problem's chart: the registry's estimators, the brought one last.
 
     Args:
@@ -78,7 +78,7 @@ def _point(
     return Point(name, label, colour, marker, bias, variance, row["loss_evaluations"])
 
 
-def chart(problem: str, report: Report | None = None, *, layers: str = "all") -> Figure:
+def chart(problem: str, report: Found | None = None, *, layers: str = "all") -> Figure:
     """Bias against variance of one problem, both relative to the gradient, as a figure.
 
     Estimators without bias stand in a strip of their own at the left, as do those whose bias the

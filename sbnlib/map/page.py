@@ -8,8 +8,8 @@ from typing import Any
 from sbnlib import registry
 from sbnlib.extras import extra
 from sbnlib.map.drawing import chart, points
+from sbnlib.map.found import QUANTITIES, Found
 from sbnlib.map.problem_set import NAME, select
-from sbnlib.map.report import QUANTITIES, Report
 
 __all__ = ["page"]
 
@@ -71,7 +71,7 @@ LOSSES = (
 )  # fmt: skip
 
 
-def page(report: Report) -> str:
+def page(report: Found) -> str:
     """The HTML of the report, the same text whenever it is made again."""
     name = escape(report.name)
     parts = [
@@ -108,7 +108,7 @@ def page(report: Report) -> str:
     )
 
 
-def _opening(report: Report) -> str:
+def _opening(report: Found) -> str:
     how = (
         f"Its numbers are from {report.samples} estimates a problem, with fixed seeds, and carry "
         f"standard errors (±): {escape(report.sampled)}."
@@ -125,13 +125,13 @@ def _opening(report: Report) -> str:
     )
 
 
-def _charted(report: Report) -> list[str]:
+def _charted(report: Found) -> list[str]:
     """The base problem of each loss, or the first problem where the report has none of these."""
     names = [row["problem"] for row in report.rows]
     return [n for n in names if n.endswith("-2x5-logistic-1")] or names[:1]
 
 
-def _figure(report: Report, problem: str) -> str:
+def _figure(report: Found, problem: str) -> str:
     with extra("figures"):
         import matplotlib
 
@@ -146,7 +146,7 @@ def _figure(report: Report, problem: str) -> str:
     return f"<figure>{frame}{caption}</figure>"
 
 
-def _alt(report: Report, problem: str) -> str:
+def _alt(report: Found, problem: str) -> str:
     """What the chart shows: where the reported estimator stands."""
     own = report.entry or report.name
     (p,) = (p for p in points(problem, report) if p.name == own and
@@ -163,7 +163,7 @@ def _few(row: Row) -> bool:
     return bool(row.get("effective_samples", FEW) < FEW)
 
 
-def _note_on_few(report: Report) -> str:
+def _note_on_few(report: Found) -> str:
     if not any(map(_few, report.rows)):
         return ""
     return (
@@ -172,7 +172,7 @@ def _note_on_few(report: Report) -> str:
     )
 
 
-def _table(report: Report, layers: str, words: str) -> str:
+def _table(report: Found, layers: str, words: str) -> str:
     heads = ["problem", *(name for name, _ in COLUMNS)]
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     rows = "\n".join(_row(report, row, layers) for row in report.rows)
@@ -183,7 +183,7 @@ def _table(report: Report, layers: str, words: str) -> str:
     )
 
 
-def _row(report: Report, row: Row, layers: str) -> str:
+def _row(report: Found, row: Row, layers: str) -> str:
     rank, of = report.rank(row["problem"], layers=layers)
     cells = [_number(*row[layers][q]) for q in QUANTITIES]
     cells += [f"{row['loss_evaluations']:g}", f"{row['forward_passes']:g}", f"{rank} of {of}"]

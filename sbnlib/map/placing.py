@@ -16,9 +16,10 @@ from torch import Tensor
 from sbnlib.accuracy import Accuracy, gradient_samples, of_samples
 from sbnlib.contracts import linear_layers
 from sbnlib.exact import exact_gradient, exact_moments
+from sbnlib.map.found import QUANTITIES
 from sbnlib.map.given import Given, given
 from sbnlib.map.problem_set import Problem, select
-from sbnlib.map.report import QUANTITIES, Report
+from sbnlib.map.report import Report
 from sbnlib.network import SBN
 
 __all__ = ["SAMPLES", "place"]
