@@ -85,14 +85,16 @@ def place(
     with _quiet():
         its = given(estimator, kind, name)
         rows = tuple(_row(problem, its) for problem in chosen)
-    call = f"sbnlib.map.place({estimator if isinstance(estimator, str) else its.name})"
+    first = repr(estimator) if isinstance(estimator, str) else its.name
+    more = {"kind": kind, "name": name, "problems": problems and [p.name for p in chosen]}
+    call = ", ".join([first, *(f"{key}={value!r}" for key, value in more.items() if value)])
     return Report(
         name=its.name,
         kind=its.kind,
         sampled=its.sampled,
         entry=estimator if isinstance(estimator, str) else None,
         samples=SAMPLES if its.sampled else 0,
-        command=command or call,
+        command=command or f"sbnlib.map.place({call})",
         versions=versions(),
         rows=rows,
     )

@@ -109,11 +109,17 @@ def test_a_problem_does_not_depend_on_what_else_is_measured() -> None:
 
 def test_the_surroundings_do_not_matter_and_stay() -> None:
     before, threads = torch.get_rng_state(), torch.get_num_threads()
+    seen = set()
+
+    def arm(loss, a, noise, *, num_samples=1, generator=None):
+        seen.add(torch.get_num_threads())
+        return sbnlib.arm(loss, a, noise, num_samples=num_samples, generator=generator)
+
     torch.set_num_threads(2)
     try:
         with torch.no_grad():
-            one = sbn_map.place(sbnlib.arm, problems=["xor-1x5-logistic-1"])
-        assert torch.get_num_threads() == 2
+            one = sbn_map.place(arm, problems=["xor-1x5-logistic-1"])
+        assert torch.get_num_threads() == 2 and seen == {1}  # sums are taken in one order
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(torch.get_rng_state(), before)

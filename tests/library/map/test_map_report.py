@@ -52,10 +52,19 @@ def test_the_json_has_what_the_report_has(own: Report) -> None:
     ]
     assert found["sha256"] == sbn_map.SHA256 and found["problems"] == "sbn-map-1"
     assert (found["estimator"], found["kind"], found["entry"]) == ("half", "chain rule", None)
-    assert found["moments"] == "exact" and found["command"] == "sbnlib.map.place(half)"
+    assert found["moments"] == "exact" and found["command"] == own.command
     assert list(found["versions"]) == ["sbnlib", "torch", "numpy", "python"]
     for part in ("half", sbn_map.SHA256, own.command, *own.versions.values()):
         assert part in found["cite"]
+
+
+def test_the_command_of_a_call_is_the_call(own: Report, sampled: Report) -> None:
+    names = [row["problem"] for row in sampled.rows]
+    assert sampled.command == f"sbnlib.map.place('foust', problems={names})"
+    again = eval(own.command, {"sbnlib": sbnlib, "half": half})
+    assert again.json() == own.json()
+    named = sbn_map.place(half, kind="chain rule", name="x y", problems=["xor-1x5-logistic-1"])
+    assert named.command.endswith("kind='chain rule', name='x y', problems=['xor-1x5-logistic-1'])")
 
 
 def test_numbers_are_rounded_to_four_digits_and_errors_to_two(sampled: Report) -> None:
