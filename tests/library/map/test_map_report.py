@@ -179,7 +179,7 @@ def test_the_page_is_whole_and_asks_nothing_of_others(own: Report) -> None:
             value = attributes.get(name) or ""
             assert not re.search(r"//|url\((?!#)|@import", value) and value[:1] != "/"
     (css,) = re.findall(r"<style>(.*?)</style>", text, re.S)
-    assert "prefers-color-scheme:dark" in css and "color-scheme:light dark" in css
+    assert "prefers-color-scheme:dark)" in css and "color-scheme:light dark" in css
     assert "url(" not in css and "@import" not in css
     addresses = set(re.findall(r"https?://[^\s\"<]*", text))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
@@ -278,7 +278,7 @@ def test_those_without_bias_stand_in_the_strip_and_no_others() -> None:
     strip = ax.patches[0].get_extents().transformed(ax.transData.inverted())
     for line in ax.lines:
         x = line.get_xdata()[0]
-        assert (strip.x0 < x < strip.x1) == (found[line.get_gid()].bias == 0)
+        assert (1.05 * strip.x0 < x < strip.x1 / 1.05) == (found[line.get_gid()].bias == 0)
     unbiased = [e.name for e in registry.ESTIMATORS.values() if e.unbiased_for == "any"
                 and not e.name.startswith("psa")]  # fmt: skip
     assert (
