@@ -50,7 +50,7 @@ COLUMNS = (
      "from the exact gradient."),
     ("cosine", "Whether the average of many estimates points along the exact gradient: 1 is the "
      "same direction, 0 is at right angles, below 0 is uphill. It does not depend on the "
-     "estimate's scale. A dash: the samples do not tell the average from 0."),
+     "estimate's scale. A dash: the average is 0, or the samples do not tell it from 0."),
     ("loss evaluations", "How often one estimate asks for the loss of a state, for each input, as "
      "counted while it ran."),
     ("forward passes", "How many times one estimate runs the network, for each input: "
