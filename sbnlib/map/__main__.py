@@ -28,7 +28,7 @@ from sbnlib.extras import extra
 from sbnlib.files import check_writable, write_whole
 from sbnlib.map import stored
 from sbnlib.map.placing import SAMPLES, place, versions
-from sbnlib.map.problem_set import NAME, problems, select
+from sbnlib.map.problem_set import NAME, problems
 
 __all__ = ["load", "main"]
 
@@ -141,7 +141,6 @@ def _one(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         with extra("figures"):
             importlib.import_module("sbnlib.figures")
         estimator = load(options.estimator)
-        select(options.problems)
         name = options.name or options.estimator.rpartition(":")[2]
         slug = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "estimator"
         paths = [(options.out or Path()) / f"{NAME}-{slug}.{end}" for end in ("json", "html")]
