@@ -445,10 +445,10 @@ def slope_of_density(z: Array) -> Array:
 @pin(
     "prop-07-linear",
     r"""
-    Let $L(x_K)=c^\top x_K$, and let $f$ be absolutely continuous where the $a_j$ lie for
-    $-1\le x_i\le1$. The slope that arrives in layer $K-1$ with straight-through is the gradient of $L_{K-1}(x)=\sum_jc_j\,[2F(a_j)-1]$,
-    with $a_j=\sum_iw_{ji}x_i+b_j$ for all real $x$; and given $x_{K-2}$, the estimate for unit
-    $i$ has the bias {eq-07-linear}
+    Let $L(x_K)=c^\top x_K$, and let $f$ be absolutely continuous where the $a_j$ lie for $-1\le
+    x_i\le1$. The slope that arrives in layer $K-1$ with straight-through is the gradient of
+    $L_{K-1}(x)=\sum_jc_j\,[2F(a_j)-1]$, with $a_j=\sum_iw_{ji}x_i+b_j$ for all real $x$; and given
+    $x_{K-2}$, the estimate for unit $i$ has the bias {eq-07-linear}
     """,
 )
 @pin(
