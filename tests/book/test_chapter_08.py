@@ -234,8 +234,8 @@ def mean_estimate(F: Slope, h: Slope, loss: ref.RefLoss, a: Array) -> Array:
     Let the units be independent with the forward distribution $F$, differentiable at $a_i$ with
     $f(a_i)=F'(a_i)>0$. In the last binary layer the estimate with the slope $h$ has the mean of
     straight-through for $F$, times {eq-08-ratio} On losses multilinear in the states that is
-    $r(a_i)$ times the exact gradient; where $h>0$ it has the right sign in each coordinate, and
-    is a direction of descent unless the gradient is zero.
+    $r(a_i)$ times the exact gradient; where $h>0$ it has the right sign in each coordinate of
+    $a$, and for one input it is a direction of descent in $a$ unless the gradient is zero.
     """,
 )
 @pin(
@@ -266,7 +266,7 @@ def test_logistic_sampling_with_the_hardtanh_slope() -> None:
 def test_the_pairs_of_public_code() -> None:
     """Each rule in our own words: its forward distribution, its slope, and the ratio printed."""
     words = prose(PATH)
-    assert r"too large by $\frac1{1+a}$" in words and r"by $\frac1{F(a)F(-a)}\ge4$" in words
+    assert r"wrong by the factor $\frac1{1+a}$" in words and r"by $\frac1{F(a)F(-a)}\ge4$" in words
     assert "wrong by the factor $p$" in words
     for a in (-0.9, 0.0, 0.6):
         squared = difference(lambda v: 2 * ((1 + v) / 2) ** 2, a)  # signs: the mean is 2F - 1
@@ -277,6 +277,17 @@ def test_the_pairs_of_public_code() -> None:
     assert "at $a=-0.9$ its gradient is ten times too large" in prose(PATH)
     assert pytest.approx(10) == 1 / (1 - 0.9)
     # a bit of probability p has the mean p, with slope 1; the rule has p
+
+
+def test_over_several_inputs_even_the_sign_of_a_weight_goes_wrong() -> None:
+    """One unit a = .8 v, losses x at v = 1 and -x at v = 2, by differences in the weight."""
+    exact = sum(
+        sign * difference(lambda w, v=v: 2 * float(LOGISTIC.cdf(w * v)) - 1, 0.8)
+        for v, sign in ((1.0, 1.0), (2.0, -1.0))
+    )
+    mean = sum(sign * v * (abs(0.8 * v) < 1) for v, sign in ((1.0, 1.0), (2.0, -1.0)))
+    assert f"the summed mean loss in the weight is ${exact:.2f}$" in prose(PATH)
+    assert exact < 0 < mean == 1 and "at the second input, has $1$" in prose(PATH)
 
 
 # ------------------------------------------------------------------------------- the atlas
@@ -336,7 +347,7 @@ def test_what_each_slope_of_the_atlas_is() -> None:
             assert (h(a) < 0).any() or integral(h, 0, 2e4) > 10
     assert known == 10
     words = prose(PATH)
-    assert "Eight of fifteen published slopes are such a noise" in words and len(EXACT) == 8
+    assert "Eight of fifteen slopes in use are such a noise" in words and len(EXACT) == 8
 
 
 def test_the_identity_is_a_uniform_noise_in_a_range() -> None:
@@ -481,8 +492,9 @@ def adam(grads: Array, zeta: float, eps: float = 0.01) -> Array:
     r"""
     Multiply the gradients of a parameter by the same $r>0$ at every step. The step of Adam,
     without weight decay, is then that of the unscaled gradients with $\zeta/r$ in the place of
-    $\zeta$, {eq-08-adam} If $\zeta=0$, two trainings from the same start with the same draws,
-    which differ by a constant positive factor for each parameter, take the same path.
+    $\zeta$, {eq-08-adam} If $\zeta=0$ and no $s$ is zero, two trainings from the same start with
+    the same draws, which differ by a constant positive factor for each parameter, take the same
+    path.
     """,
 )
 @pin(
@@ -666,7 +678,7 @@ LINEAR = {
     the exact gradient of $\mathbb{E}L$, over units with the noise of density $f$, at every $a$
     with all $a_i\ne0$, if and only if there are numbers $c_i$ with
     $\partial_iL(x)=\tfrac12\Delta_iL(x)=c_i$ at every state $x$: $L$ is linear on the states,
-    and has the slopes of that linear function there.
+    up to a constant, and has the slopes of that linear function there.
     """,
 )
 @pytest.mark.parametrize("name", LINEAR)
