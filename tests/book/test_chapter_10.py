@@ -621,9 +621,10 @@ def slopes_at_zero(A: Array, c: Array, a: Array, noise: object) -> tuple[Array, 
 @pin(
     "eq-10-mse",
     r"""
-    4f^2\Bigl\{s^2\mu^2A^2+\frac1M\Bigl[\frac{\mathbb{E}\bigl(A(1-\mu^2)-(1-s)\,\mu\,k\bigr)^2}
-    {1-\mu^2}+\operatorname{Var}r\Bigr]\Bigr\} .
-    """.replace("\n    {1-", "{1-"),
+    \begin{gathered}
+    4f^2\Bigl\{s^2\mu^2A^2+\frac1M\Bigl[\frac{\mathbb{E}\,e^2}{1-\mu^2}+\operatorname{Var}r\Bigr]\Bigr\},\\
+    e=A\,(1-\mu^2)-(1-s)\,\mu\,k . \end{gathered}
+    """,
 )
 @members
 @pytest.mark.parametrize("M", [1, 7, 200])
@@ -717,9 +718,9 @@ def test_thm_10_best_needs_a_quadratic() -> None:
 @pin(
     "eq-10-weight",
     r"""
-    s^*(a)=\frac1{1+\omega\,(1-\mu^2)},\qquad\omega=(M-1)\,\frac{\mathbb{E}\,A^2}{\mathbb{E}\,A^2+
-    \mathbb{E}\,r^2} ,
-    """.replace("A^2+\n    ", "A^2+"),
+    \begin{gathered} s^*(a)=\frac1{1+\omega\,(1-\mu^2)},\\
+    \omega=(M-1)\,\frac{\mathbb{E}\,A^2}{\mathbb{E}\,A^2+\mathbb{E}\,r^2}, \end{gathered}
+    """,
 )
 @pin(
     "thm-10-weight",
