@@ -1073,7 +1073,7 @@ def test_fig_tangents_answers() -> None:
 @pytest.mark.parametrize(("s", "bend"), [(1.0, 0.6), (-0.5, 0.0)])
 def test_fig_steps(s: float, bend: float) -> None:
     ((step, curve, ends),) = curves(PATH, "steps", s=s, bend=bend)
-    integrand = lambda t: 1 + 0.8 * integrate.quad(lambda u: np.exp(bend * u), 0, t)[0]  # noqa: E731
+    integrand = lambda t: 1 + 0.4 * integrate.quad(lambda u: np.exp(bend * u), 0, t)[0]  # noqa: E731
     assert curve[1][::20] == pytest.approx([integrand(t) for t in curve[0][::20]])
     assert step[0] == pytest.approx([-1, -0.6 * s, -0.6 * s, 1])
     low, high = integrand(-1.0), integrand(1.0)
@@ -1084,8 +1084,8 @@ def test_fig_steps(s: float, bend: float) -> None:
 
 
 def test_fig_steps_answers() -> None:
-    low, high = (1 + 0.8 * (np.exp(1.2 * t) - 1) / 1.2 for t in (-1, 1))
-    area = integrate.quad(lambda t: 1 + 0.8 * (np.exp(1.2 * t) - 1) / 1.2, -1, 1)[0]
+    low, high = (1 + 0.4 * (np.exp(1.2 * t) - 1) / 1.2 for t in (-1, 1))
+    area = integrate.quad(lambda t: 1 + 0.4 * (np.exp(1.2 * t) - 1) / 1.2, -1, 1)[0]
     cut = (high + low - area) / (high - low)
     said = under(containing(PATH, "figures.explore(\n    steps"))["answer"]
     assert f"near $t_0={cut:.2f}$" in said and 0.5 < cut / 0.6 < 0.75
