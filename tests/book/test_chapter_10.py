@@ -621,9 +621,10 @@ def slopes_at_zero(A: Array, c: Array, a: Array, noise: object) -> tuple[Array, 
 @pin(
     "eq-10-mse",
     r"""
-    4f^2\Bigl\{s^2\mu^2A^2+\frac1M\Bigl[\frac{\mathbb{E}\bigl(A(1-\mu^2)-(1-s)\,\mu\,k\bigr)^2}
-    {1-\mu^2}+\operatorname{Var}r\Bigr]\Bigr\} .
-    """.replace("\n    {1-", "{1-"),
+    \begin{gathered}
+    4f^2\Bigl\{s^2\mu^2A^2+\frac1M\Bigl[\frac{\mathbb{E}\,e^2}{1-\mu^2}+\operatorname{Var}r\Bigr]\Bigr\},\\
+    e=A\,(1-\mu^2)-(1-s)\,\mu\,k . \end{gathered}
+    """,
 )
 @members
 @pytest.mark.parametrize("M", [1, 7, 200])
@@ -717,9 +718,9 @@ def test_thm_10_best_needs_a_quadratic() -> None:
 @pin(
     "eq-10-weight",
     r"""
-    s^*(a)=\frac1{1+\omega\,(1-\mu^2)},\qquad\omega=(M-1)\,\frac{\mathbb{E}\,A^2}{\mathbb{E}\,A^2+
-    \mathbb{E}\,r^2} ,
-    """.replace("A^2+\n    ", "A^2+"),
+    \begin{gathered} s^*(a)=\frac1{1+\omega\,(1-\mu^2)},\\
+    \omega=(M-1)\,\frac{\mathbb{E}\,A^2}{\mathbb{E}\,A^2+\mathbb{E}\,r^2}, \end{gathered}
+    """,
 )
 @pin(
     "thm-10-weight",
@@ -1072,7 +1073,7 @@ def test_fig_tangents_answers() -> None:
 @pytest.mark.parametrize(("s", "bend"), [(1.0, 0.6), (-0.5, 0.0)])
 def test_fig_steps(s: float, bend: float) -> None:
     ((step, curve, ends),) = curves(PATH, "steps", s=s, bend=bend)
-    integrand = lambda t: 1 + 0.8 * integrate.quad(lambda u: np.exp(bend * u), 0, t)[0]  # noqa: E731
+    integrand = lambda t: 1 + 0.4 * integrate.quad(lambda u: np.exp(bend * u), 0, t)[0]  # noqa: E731
     assert curve[1][::20] == pytest.approx([integrand(t) for t in curve[0][::20]])
     assert step[0] == pytest.approx([-1, -0.6 * s, -0.6 * s, 1])
     low, high = integrand(-1.0), integrand(1.0)
@@ -1083,8 +1084,8 @@ def test_fig_steps(s: float, bend: float) -> None:
 
 
 def test_fig_steps_answers() -> None:
-    low, high = (1 + 0.8 * (np.exp(1.2 * t) - 1) / 1.2 for t in (-1, 1))
-    area = integrate.quad(lambda t: 1 + 0.8 * (np.exp(1.2 * t) - 1) / 1.2, -1, 1)[0]
+    low, high = (1 + 0.4 * (np.exp(1.2 * t) - 1) / 1.2 for t in (-1, 1))
+    area = integrate.quad(lambda t: 1 + 0.4 * (np.exp(1.2 * t) - 1) / 1.2, -1, 1)[0]
     cut = (high + low - area) / (high - low)
     said = under(containing(PATH, "figures.explore(\n    steps"))["answer"]
     assert f"near $t_0={cut:.2f}$" in said and 0.5 < cut / 0.6 < 0.75
