@@ -1116,7 +1116,7 @@ def summary(rows: list[dict]) -> dict[str, tuple[float, ...]]:
 
 
 def test_the_table_of_the_digits_is_the_stored_measurement(rows: list[dict]) -> None:
-    text = printed(containing(PATH, "measurements/classify-digits.json"))
+    text = printed(containing(PATH, "classify-digits"))
     words = text.replace("\\\n", " ").split()
     assert measurement.read(STORED)["command"] in " ".join(words)
     names = {
