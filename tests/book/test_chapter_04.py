@@ -523,6 +523,22 @@ def test_a_loss_with_mean_zero_is_worse_off_at_every_number_of_samples() -> None
         assert (loo_variance(L, a, M) > ((P * L**2) @ s**2 - g**2) / M).all()
 
 
+@pytest.mark.parametrize("a", [0.5, 1.25, 2.25])
+def test_where_leave_one_out_loses_at_every_number_of_samples(a: float) -> None:
+    """For a mean loss from 0 to 2 mu; and it never gets below the true mean loss."""
+    x, at = ref.states(4), np.full(4, a)
+    P, s, mu = law(LOGISTIC, at), scores(LOGISTIC, at), np.tanh(a / 2)
+    for m in np.linspace(-0.5, 2.5, 13) + 0.01:
+        L = (x - mu).sum(1) / 2 + m
+        nothing, known = (variance(P, (L - k)[:, None] * s).sum() for k in (0.0, m))
+        assert (known > nothing) == (0 < m < 2 * mu)
+        for M in (2, 100):
+            ours = loo_variance(L, at, M).sum()
+            assert ours > known / M and (not 0 < m < 2 * mu or ours > nothing / M)
+    answer = under(containing(PATH, "def baselines"))["answer"]
+    assert "for each mean from 0 to $2\\mu$" in " ".join(answer.split())
+
+
 def test_running_baselines() -> None:
     """Unbiased with the losses before; biased if the draw's own is averaged in first."""
     a, L = np.array([0.7, -0.3]), np.array([1.8, 0, 2.6, 2.4])
@@ -967,6 +983,8 @@ def test_what_the_words_say_about_the_growth(rows: list[dict]) -> None:
     deep = [at("reinforce_mean", K) for K in range(1, 6)]
     assert [round(r[1]) for r in deep] == [9, 33, 100, 281, 701] and round(deep[4][2]) == 31
     assert "from 9 for one layer to 33, 100, 281 and 701" in words
+    ratios = [f"{after[1] / before[1]:.1f}" for before, after in itertools.pairwise(deep)]
+    assert f"by factors of {', '.join(ratios[:3])} and {ratios[3]} from layer to layer" in words
     factors = np.diff(np.log([r[1] for r in deep]))
     assert (np.exp(factors) > 2).all() and (np.exp(factors) < 4).all()
     cheap = [at("straight_through", K)[1] for K in range(1, 6)]

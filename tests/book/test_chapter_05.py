@@ -1213,12 +1213,48 @@ def test_ex_05_common() -> None:
         strong = [m > 0.5 for m in (m1, m2)]
         if any(strong):
             assert want <= 0
+    for m, helps in ((2**0.5 - 1.01, True), (2**0.5 - 0.99, False)):  # equal shares
+        assert ((1 - 2 * m) ** 2 > m**4) == helps and m < 0.5
     assert 2 * special.expit(np.log(3)) - 1 == pytest.approx(0.5)
     out = printed(containing(PATH, "def covariance"))
     for row in out.strip().split("\n"):
         w1, w2, got, formula = map(float, re.findall(r"-?\d+\.\d+", row))
         p = special.expit(np.array([w1, w2]))
         assert got == formula == pytest.approx(covariance(p, 1 - p, values), abs=6e-5)
+
+
+def test_with_common_numbers_the_theorem_stands() -> None:
+    """Given u the loss is a table L_u; a baseline may see u and the other units."""
+    g, a = np.random.default_rng(4), np.array([0.8, -0.4])
+    x, P = ref.states(2), probabilities(LOGISTIC, a)
+    tables, kappas, weights = g.normal(size=(3, 4)), g.normal(size=3), np.array([0.2, 0.5, 0.3])
+    p, f = float(LOGISTIC.cdf(a[0])), float(LOGISTIC.pdf(a[0]))
+    s = x[:, 0] * f / np.where(x[:, 0] > 0, p, 1 - p)
+    up, down = (np.array([rows(np.array([[sign, b]]))[0] for b in x[:, 1]]) for sign in (1.0, -1.0))
+    score = [(L - k) * s for L, k in zip(tables, kappas, strict=True)]
+    local = [f * (L[up] - L[down]) for L in tables]
+    excess = [
+        f**2 / (p * (1 - p)) * P @ (k - (1 - p) * L[up] - p * L[down]) ** 2
+        for L, k in zip(tables, kappas, strict=True)
+    ]
+    law = np.outer(weights, P).ravel()
+    var = [moments(np.concatenate(v)[:, None], law)[1][0] for v in (score, local)]
+    assert var[0] == pytest.approx(var[1] + weights @ excess)
+    assert "given $u$ the loss is a function of $x$, and the theorem holds as it stands" in prose(
+        PATH
+    )
+
+
+def test_the_random_losses_have_means_small_beside_their_spread() -> None:
+    problem = define(PATH, "random_quadratic", "states")["random_quadratic"]
+    g, parts = torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        a, L = (v.numpy() for v in problem(g, 1.0))
+        P = probabilities(LOGISTIC, a)
+        parts.append([(P @ L) ** 2, P @ (L - P @ L) ** 2])
+    square, spread = np.mean(parts, axis=0)
+    assert square / spread == pytest.approx(1 / 3, abs=0.01)
+    assert "whose squared mean is on average a third of their variance" in prose(PATH)
 
 
 def test_what_the_introduction_promises() -> None:

@@ -1394,6 +1394,51 @@ def test_what_fig_flip_answers() -> None:
     assert axis == ["− −", "− +", "+ −", "+ +"]
 
 
+EXPONENTIAL = loss_of(
+    lambda x: np.exp(x @ np.linspace(0.9, 0.3, x.shape[-1])),
+    lambda x: (
+        np.linspace(0.9, 0.3, x.shape[-1])
+        * np.exp(x @ np.linspace(0.9, 0.3, x.shape[-1]))[..., None]
+    ),
+)
+SQUARES = loss_of(  # at most quadratic in each coordinate, no degree
+    lambda x: x[..., 0] ** 2 * x[..., 1] + x[..., 0] * x[..., 1],
+    lambda x: np.stack([2 * x[..., 0] * x[..., 1] + x[..., 1], x[..., 0] ** 2 + x[..., 0]], -1),
+)
+SUM_OF_EXP = loss_of(lambda x: np.exp(x).sum(-1), np.exp)
+OF_A_WORD = {
+    "any": EXPONENTIAL, "additive": SUM_OF_EXP, "linear": SUM, "multilinear": PAIR,
+    "coordinatewise quadratic": SQUARES, "degree 2": PAIR,
+}  # fmt: skip
+#: widths above the input, noise, layers of which the row speaks, a loss that a blank cell fails
+OF_A_ROW = {
+    "last layer": ((3, 3, 2), LOGISTIC, [1], EXPONENTIAL),
+    "next-to-last layer": ((3, 3, 2), LOGISTIC, [0], SUM),
+    "at most one unit in each layer above": ((3, 3, 1, 1), LOGISTIC, [0], EXPONENTIAL),
+    "at most two units in each layer above": ((3, 3, 2, 2), LOGISTIC, [0], EXPONENTIAL),
+    "every layer, uniform noise, no unit saturated": ((3, 3, 3, 2), None, [0, 1, 2], EXPONENTIAL),
+}
+
+
+def test_every_cell_of_the_table_of_exactness() -> None:
+    text = prose(PATH)
+    lines = re.findall(r"^\| .+ \|$", text[text.index("| exact in |") :], re.M)[:7]
+    table = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "---" not in line]
+    assert table[0] == ["exact in", "ST", "ZGR", "PSA", "PSA, both"]
+    assert [row[0] for row in table[1:]] == list(OF_A_ROW)
+    for row, *cells in table[1:]:
+        widths, noise, layers, hard = OF_A_ROW[row]
+        net, start = net_of(widths, 4) if noise else tame(4, widths)
+        for j, cell in enumerate(cells):
+            loss = OF_A_WORD[cell] if cell else hard
+            if j < 2:
+                means = chain_mean(net, start, loss, ("straight_through", "zgr")[j])
+            else:
+                means = psa_mean(net, start, loss, both=j == 3)
+            worst = max(off(means[k], exact(net, start, loss)[k]) for k in layers)
+            assert worst < 1e-11 if cell else worst > 1e-3, (row, table[0][j + 1], worst)
+
+
 @pytest.mark.parametrize("panel", [0, 1])
 def test_fig_corner(panel: int) -> None:
     """The strips and the two rectangles; in the area of the strips the corner counts 2 or 0."""

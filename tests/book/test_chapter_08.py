@@ -27,6 +27,7 @@ from chapters import (
     run,
     still,
     tagged,
+    under,
 )
 from formulas import list_table
 from pins import pin
@@ -288,6 +289,26 @@ def test_over_several_inputs_even_the_sign_of_a_weight_goes_wrong() -> None:
     mean = sum(sign * v * (abs(0.8 * v) < 1) for v, sign in ((1.0, 1.0), (2.0, -1.0)))
     assert f"the summed mean loss in the weight is ${exact:.2f}$" in prose(PATH)
     assert exact < 0 < mean == 1 and "at the second input, has $1$" in prose(PATH)
+
+
+def test_what_the_words_say_of_the_cosines() -> None:
+    cosines = define(PATH, "logistic", "PAIRED", "cosines")["cosines"]
+    own, *others = np.mean([cosines(seed) for seed in range(20)], axis=0)
+    lost = np.array([own - row for row in others])
+    assert round(lost[:2].min(), 2) == 0.03 and round(lost[:2].max(), 2) == 0.09
+    assert prose(PATH).count("three to nine hundredths") == 2 and lost[2:].min() > 0.1
+
+
+def test_what_the_answer_under_the_slopes_says() -> None:
+    answer = " ".join(under(containing(PATH, "def proxy("))["answer"].split())
+    assert ref.RefNoise("FastSigmoid").cdf(-4.0) == pytest.approx(0.1)
+    assert "a tenth of the probability then lies beyond each edge" in answer
+    collected = define(PATH, "SHAPES", "collected", "chord", "chord_slope", "sech2", "swish",
+                       "swish_slope")["collected"]  # fmt: skip
+    for width in (0.1, 1.0, 10.0):
+        up = width * collected("SwishSign", np.linspace(-20, 20, 4001))
+        assert up[:2000].min() < -0.09 * width and up[-1] < up.max() - 0.09 * width
+    assert "starts below 0 and falls at its end, at every width" in answer
 
 
 # ------------------------------------------------------------------------------- the atlas

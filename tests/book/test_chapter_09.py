@@ -1032,6 +1032,37 @@ def test_the_table_of_the_running_network(tau: float) -> None:
     assert [b2, v] == pytest.approx(deep_moments(tau), abs=6e-3)
 
 
+def test_the_temperature_is_that_of_gumbel_softmax() -> None:
+    """For the logits a and 0, with the Gumbel numbers that torch draws."""
+    a, tau = torch.tensor([1.3, -0.4, 0.2]), 0.7
+    logits = torch.stack([a, torch.zeros(3)], -1)
+    torch.manual_seed(5)
+    soft = torch.nn.functional.gumbel_softmax(logits, tau=tau)[:, 0]
+    torch.manual_seed(5)
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    Z = gumbel[:, 1] - gumbel[:, 0]
+    assert torch.allclose(torch.tanh((a - Z) / (2 * tau)), 2 * soft - 1)
+    assert torch.allclose(2 * torch.sigmoid((a - Z) / tau) - 1, 2 * soft - 1)
+    assert "so that $\\tau$ is the temperature of the Gumbel-softmax functions" in prose(PATH)
+
+
+def test_a_bias_of_second_order_gives_four_fifths() -> None:
+    def least(M: float) -> float:
+        tau = np.geomspace(1e-4, 1, 200_001)
+        return float((0.8 * tau**4 + 1.3 / (M * tau)).min())
+
+    slope = np.log(least(1e9) / least(1e6)) / np.log(1e3)
+    assert slope == pytest.approx(-4 / 5, abs=1e-4) and "as $M^{-4/5}$" in prose(PATH)
+
+
+def test_the_relaxed_network_s_variance_grows_by_about_as_much() -> None:
+    rows = table()
+    soft, hard = (rows[f"{n} tau = 0.125"][2] / rows[f"{n} tau = 0.25"][2]
+                  for n in ("Concrete", "ST-Gumbel"))  # fmt: skip
+    assert soft == pytest.approx(hard, rel=0.04) and 3 < hard < 4
+    assert "variance of the relaxed network grew by about as much" in prose(PATH)
+
+
 def test_what_the_words_say_of_depth() -> None:
     rows, words = table(), prose(PATH)
     exact = {

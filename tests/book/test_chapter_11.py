@@ -269,6 +269,22 @@ def test_eq_11_fitted() -> None:
         assert float(w @ space["same"](k, M)) - P @ g == pytest.approx(same, abs=1e-7)
 
 
+def the_rare_draw() -> tuple[float, float, float]:
+    """Share in the bias at M = 4 of draws that show only (-1, -1) and (1, 1); odds, slope ratio."""
+    P, g, d = copies(smooth, PAIR)
+    g, d = g[:, 0], d[:, 0]
+    weight = (P @ (g * d) - P @ g * (P @ d)) / (P @ d**2 - (P @ d) ** 2)
+    total = rare = odds = 0.0
+    for w, draw in draws(4):
+        part = w * (np.mean(g[draw] - regress(g[draw], d[draw]) * d[draw]) - P @ g)
+        total += part
+        if set(draw) == {0, 3}:
+            rare, odds = rare + part, odds + w
+    fit = regress(g[[0, 3]], d[[0, 3]])
+    assert abs(d[3] - d[0]) < 0.1 * np.ptp(d)
+    return rare / total, odds, fit / weight
+
+
 def test_the_table_of_fitted_weights() -> None:
     text = printed(containing(PATH, "bias / g, same samples")).splitlines()
     rows = {int(r.split()[0]): [float(v) for v in r.split()[1:]] for r in text[2:6]}
@@ -283,6 +299,9 @@ def test_the_table_of_fitted_weights() -> None:
     assert (
         rows[4][0] == pytest.approx(-1 / 3, abs=0.02) and "it is a third of the gradient" in words
     )
+    share, odds, slope = the_rare_draw()
+    assert share > 0.9 and round(1 / odds) == 23 and round(slope) == 11
+    assert "once in 23 times the four draws show only two states" in words
     assert round(100 * (rows[8][5] / rows[8][4] - 1)) == 15
     assert round(100 * (rows[32][5] / rows[32][4] - 1)) == 2
     assert "fitted weight, 15 percent of the variance at 8 samples and 2 percent at 32" in words
