@@ -28,7 +28,7 @@ import math
 import threading
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,13 +194,29 @@ def measure(
         value, reference = exact_gradient(net, inputs, loss)
         if not math.isfinite(value):
             raise ValueError(f"loss must be finite at every state, its exact mean is {value:.3g}")
-    target = _check_reference(net, reference)
-    groups = _Groups(target, int(num_samples))
-    for chunk in gradient_samples(net, inputs, loss, estimator, num_samples, generator=generator):
-        groups.add(chunk)
-    result = groups.summary()
+    chunks = gradient_samples(net, inputs, loss, estimator, num_samples, generator=generator)
+    result = of_samples(chunks, _check_reference(net, reference), num_samples)
     _warn_of_few(result)
     return result
+
+
+def of_samples(
+    chunks: Iterable[Mapping[str, Tensor]], target: Mapping[str, Tensor], num_samples: int
+) -> dict[str, Accuracy]:
+    """The accuracy of gradient samples that come in chunks, name -> ``(S, ...)``.
+
+    Args:
+        chunks: ``num_samples`` samples in all.
+        target: what they are compared with, in the same order: name -> a float64 vector.
+        num_samples: M >= 2.
+
+    Returns:
+        name -> Accuracy, and ``"all"``, as :func:`measure`.
+    """
+    groups = _Groups(dict(target), int(num_samples))
+    for chunk in chunks:
+        groups.add(chunk)
+    return groups.summary()
 
 
 def _warn_of_few(result: dict[str, Accuracy]) -> None:
@@ -296,7 +312,7 @@ def _samples_in_one_pass(
     if check and not _takes_stacks(net, inputs):
         return None
     values, calls = _record(net, inputs, loss, estimator, count, generator)
-    if not calls:
+    if not calls or check and any(out.shape[-3:-1] != values.shape for _, _, out in calls):
         return None
     samples = _combine(values, calls, retain_graph=check)
     parameters = trainable(net)
@@ -444,7 +460,7 @@ class _Groups:
         self.groups: list[_Sums] = []
         self.added = 0
 
-    def add(self, chunk: dict[str, Tensor]) -> None:
+    def add(self, chunk: Mapping[str, Tensor]) -> None:
         samples, directions = self._columns(chunk)
         start, end = self.added, self.added + len(samples)
         cuts = [start, *(s for s in self.starts if start < s < end), end]
@@ -454,7 +470,7 @@ class _Groups:
             self._add_to(bisect_right(self.starts, lo) - 1, sums)
         self.added = end
 
-    def _columns(self, chunk: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _columns(self, chunk: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(S, P) coordinates; (S, 2(K+1)) components along the target, and cosines."""
         samples = torch.cat(
             [g.detach().reshape(len(g), -1) for g in chunk.values()], dim=1

@@ -100,7 +100,7 @@ def _digits() -> Dataset:
 
     bunch = load_digits()
     pixels, labels = bunch.data.astype(np.uint8), bunch.target.astype(np.uint8)
-    _check_hash(
+    check_hash(
         pixels.tobytes() + labels.tobytes(),
         DIGITS_SHA256,
         "scikit-learn's digits",
@@ -239,14 +239,14 @@ def _read_idx(path: Path, sha256: str) -> np.ndarray:
             f"{path}: damaged or cut off ({error}); expected a gzip file whose content "
             f"has sha256 {sha256}. Delete it and fetch it anew. {_ADVICE}"
         ) from error
-    _check_hash(content, sha256, str(path), f"Delete the file and fetch it anew. {_ADVICE}")
+    check_hash(content, sha256, str(path), f"Delete the file and fetch it anew. {_ADVICE}")
     # idx: two zero bytes, 8 = uint8, the number of axes, each axis as a big-endian int32
     axes = content[3]
     shape = np.frombuffer(content, ">i4", count=axes, offset=4)
     return np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def _check_hash(content: bytes, expected: str, what: str, advice: str) -> None:
+def check_hash(content: bytes, expected: str, what: str, advice: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise DataError(

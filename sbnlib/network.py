@@ -356,6 +356,11 @@ _TO_NETWORK: dict[str, Callable[..., NetworkEstimator]] = {
 }
 
 
+def of_kind(kind: str, function: Callable[..., Tensor]) -> NetworkEstimator:
+    """The network estimator that a function of this kind becomes, one of ``registry.KINDS``."""
+    return _TO_NETWORK[kind](function)
+
+
 def _rest(net: SBN, loss: Loss, k: int, mode: str, generator: torch.Generator | None) -> Loss:
     """The loss as a function of layer k's states: run the layers above it."""
 

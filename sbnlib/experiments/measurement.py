@@ -16,13 +16,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+
+from sbnlib import files
 
 __all__ = [
     "SCHEMA",
@@ -242,14 +243,7 @@ def write(path: str | os.PathLike[str], measurement: Mapping[str, Any]) -> None:
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
     """Put ``text`` in ``path`` at one stroke: whoever looks sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    files.write_whole(path, text)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -258,30 +252,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     Raises:
         MeasurementError: there is something else than a file, or it cannot be made there.
     """
-    path = Path(path)
-    missing: list[Path] = []
     try:
-        if path.exists() and not path.is_file():
-            raise MeasurementError(f"{path} cannot be written: it is no file")
-        if files := [p for p in path.parents if p.is_file()]:
-            raise MeasurementError(f"{path} cannot be written: {files[0]} is no folder")
-        missing += [folder for folder in path.parents if not folder.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        there = _part(path).exists()
-        _part(path).open("ab").close()
-        if not there:
-            _part(path).unlink()
-    except OSError as error:
-        raise MeasurementError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        for folder in missing:  # the innermost first
-            with suppress(OSError):
-                folder.rmdir()
-
-
-def _part(path: Path) -> Path:
-    """Where a file is written before it is put in its place."""
-    return path.with_name(f"{path.name}.part")
+        files.check_writable(path)
+    except files.CannotWriteError as error:
+        raise MeasurementError(str(error)) from error
 
 
 def commit() -> str:

@@ -24,6 +24,7 @@ MODULES = [
     "sbnlib.figures",
     "sbnlib.data",
     "sbnlib.exercises",
+    "sbnlib.map",
     "sbnlib.experiments.classify",
     "sbnlib.experiments.measurement",
 ]

@@ -15,7 +15,7 @@ PACKAGE = Path(sbnlib.__file__).parent
 #: From the ground up; a module may import from its own line and from those above it. A folder
 #: stands for all that is in it.
 LINES = (
-    ("noise", "extras", "coding"),
+    ("noise", "extras", "coding", "command", "files"),
     ("contracts",),
     ("losses", "kernels"),
     ("units",),

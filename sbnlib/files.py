@@ -1,0 +1,57 @@
+"""Files that are written whole, and tried before any work."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["CannotWriteError", "check_writable", "write_whole"]
+
+
+class CannotWriteError(ValueError):
+    """A file cannot be written; the message names it and says why."""
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Put ``text`` in ``path`` at one stroke: whoever looks sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(path)
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, path)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Try what :func:`write_whole` will do with ``path``, before any work; leaves nothing behind.
+
+    Raises:
+        CannotWriteError: there is something else than a file, or it cannot be made there.
+    """
+    path = Path(path)
+    missing: list[Path] = []
+    try:
+        if path.exists() and not path.is_file():
+            raise CannotWriteError(f"{path} cannot be written: it is no file")
+        if files := [p for p in path.parents if p.is_file()]:
+            raise CannotWriteError(f"{path} cannot be written: {files[0]} is no folder")
+        missing += [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = _part(path).exists()
+        _part(path).open("ab").close()
+        if not there:
+            _part(path).unlink()
+    except OSError as error:
+        raise CannotWriteError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        for folder in missing:  # the innermost first
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _part(path: Path) -> Path:
+    """Where a file is written before it is put in its place."""
+    return path.with_name(f"{path.name}.part")
