@@ -137,9 +137,7 @@ def mean_of(P: Array, v: Array, g: Array, M: int) -> float:
     return total
 
 
-@pin(
-    "eq-12-budget", r"\mathrm{MSE}_j(C)=\mathrm{bias}_j^2+\frac{k_j\,\mathrm{Var}_j}{C}."
-)
+@pin("eq-12-budget", r"\mathrm{MSE}_j(C)=\mathrm{bias}_j^2+\frac{k_j\,\mathrm{Var}_j}{C}.")
 @pytest.mark.parametrize(("k", "C"), [(1, 1), (1, 3), (2, 4), (5, 20)])
 def test_eq_12_budget(cloud: tuple[Array, Array, Array], k: int, C: int) -> None:
     P, v, g = cloud
@@ -162,7 +160,9 @@ def test_eq_12_crossing() -> None:
         b1, k = b2 + g.random(), g.integers(1, 9, 2)
         v2 = (k[0] * v1 + g.random()) / k[1]  # so that k1 Var1 < k2 Var2
         C = (k[1] * v2 - k[0] * v1) / (b1 - b2)
-        first, second = (lambda c, b=b, s=s: b + s / c for b, s in ((b1, k[0] * v1), (b2, k[1] * v2)))
+        first, second = (
+            lambda c, b=b, s=s: b + s / c for b, s in ((b1, k[0] * v1), (b2, k[1] * v2))
+        )
         assert first(C) == pytest.approx(second(C), rel=1e-9)
         assert first(0.9 * C) < second(0.9 * C) and first(1.1 * C) > second(1.1 * C)
 
@@ -277,7 +277,9 @@ def test_fig_chart(at: tuple[str, str]) -> None:
         row = hand.exact_row(problem, name, "all")
         x, y, part = found[f"{ESTIMATORS[name].label} · 1"]
         assert y == pytest.approx(row["variance"], rel=1e-3)
-        assert (x if part == "chart" else 0) == pytest.approx(row["bias2"] ** 0.5, rel=1e-3, abs=1e-9)
+        assert (x if part == "chart" else 0) == pytest.approx(
+            row["bias2"] ** 0.5, rel=1e-3, abs=1e-9
+        )
 
 
 def test_fig_chart_has_the_look_of_the_registry() -> None:
@@ -291,9 +293,7 @@ def test_fig_chart_has_the_look_of_the_registry() -> None:
 def test_fig_chart_answer() -> None:
     """Who stands in the strip, always and on XOR; how REINFORCE's variance grows with depth."""
     assert all(bias2(n, q) == 0 for n in ANY for q in PROBLEMS)
-    one, two = (
-        {n for n in NAMES if bias2(n, f"xor-{k}x5-logistic-1") == 0} - ANY for k in (1, 2)
-    )
+    one, two = ({n for n in NAMES if bias2(n, f"xor-{k}x5-logistic-1") == 0} - ANY for k in (1, 2))
     assert one == {"straight_through", "zgr", "darn", "psa", "psa_symmetric"}
     assert two == {"psa_symmetric"}
     always = {n for n in NAMES if all(bias2(n, q) == 0 for q in PROBLEMS)}
@@ -349,7 +349,9 @@ def test_fig_12_own() -> None:
     row = halfway("digits-2x5-logistic-1")
     x, y = (float(t[0]) for t in ring.get_data())
     assert (x, y) == pytest.approx((row[0] ** 0.5, row[1]), rel=1e-3)
-    parents = [hand.exact_row("digits-2x5-logistic-1", n, "all") for n in ("straight_through", "zgr")]
+    parents = [
+        hand.exact_row("digits-2x5-logistic-1", n, "all") for n in ("straight_through", "zgr")
+    ]
     assert row[0] < min(p["bias2"] for p in parents)
     assert parents[0]["variance"] < row[1] < parents[1]["variance"]
     assert round(row[0], 3) == 0.057 and row[0] < parents[1]["bias2"] / 2
@@ -445,7 +447,9 @@ def test_who_wins_at_which_budget() -> None:
     (b1, b10, _, b1000, b10000) = counts
     assert b1["straight_through"] == 13 and b10["straight_through"] == 16
     says("the best on 13 of 27 problems at one evaluation and on 16 at ten")
-    assert b1000["straight_through"] == 1 and winner("xor-1x5-logistic-1", 1000) == "straight_through"
+    assert (
+        b1000["straight_through"] == 1 and winner("xor-1x5-logistic-1", 1000) == "straight_through"
+    )
     costly = ("psa", "psa_symmetric", "local_expectation")
     assert [sum(k[n] for n in costly) for k in (b1000, b10000)] == [19, 22]
     says("on 19 of 27 problems, and on 22 at ten thousand")
@@ -463,7 +467,9 @@ def table(name: str) -> list[list[str]]:
     return [[lean(c) for c in re.split(r"^  - ", row, flags=re.M)] for row in rows]
 
 
-def pair(names: tuple[str, str], problem: str, samples: tuple[float, float] = (1, 1)) -> list[float]:
+def pair(
+    names: tuple[str, str], problem: str, samples: tuple[float, float] = (1, 1)
+) -> list[float]:
     return [error(n, problem, m) for n, m in zip(names, samples, strict=True)]
 
 
@@ -692,9 +698,13 @@ def test_what_the_sheet_says_of_variances() -> None:
 def test_the_numbers_of_the_list() -> None:
     price = {q: {n: variance(n, q) * cost(n, q) for n in ANY} for q in PROBLEMS}
     first = Counter(min(p, key=p.get) for p in price.values())
-    shown = {k: int(v) for k, v in re.findall(r"(\w+) +(\d+)", printed(containing(PATH, "def cheapest")))}
+    shown = {
+        k: int(v) for k, v in re.findall(r"(\w+) +(\d+)", printed(containing(PATH, "def cheapest")))
+    }
     assert shown == first and first["local_expectation"] == 17 and first["reinforce"] == 6
-    assert {q.split("-")[0] for q, p in price.items() if min(p, key=p.get) == "reinforce"} == {"smooth"}
+    assert {q.split("-")[0] for q, p in price.items() if min(p, key=p.get) == "reinforce"} == {
+        "smooth"
+    }
     says("on 17 of 27 problems")
     shares = {}
     for about in ("smooth", "digits", "xor"):
@@ -726,7 +736,9 @@ def test_the_refusals() -> None:
 
     with pytest.raises(ValueError, match=r"unchanged.*write x \+ \(m - m\.detach\(\)\)"):
         sbn_map.place(usual)
-    says("`m + (x - m).detach()` does, in the last bit, and is told to write `x + (m - m.detach())`")
+    says(
+        "`m + (x - m).detach()` does, in the last bit, and is told to write `x + (m - m.detach())`"
+    )
 
 
 def test_the_command_line_writes_what_the_page_says(
