@@ -6,6 +6,7 @@ paths is, in numpy (``problems_by_hand``, ``reference``).
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -839,3 +840,27 @@ def test_the_loss_against_the_advice() -> None:
     shown = [float(n) for n in re.findall(r"-?\d\.\d{3}", printed(containing(PATH, "bit = torch")))]
     assert shown == pytest.approx([st, zgr, f * ((-2 + 1) - (-2 - 1))], abs=6e-4)
     assert st < 0 < zgr and round(mu, 2) == 0.46 and -4 * mu < -1
+
+
+def test_psa_has_the_bias_of_straight_through_there() -> None:
+    """Third letter of the exercise on bias: by the library's PSA, sampled, uniform noise of 12."""
+    problem = sbn_map.problems()["xor-2x5-logistic-1"]
+    problem = dataclasses.replace(problem, law="Uniform", scale=12.0)
+    net, B = problem.net(), 4
+    samples = 20_000
+    g = torch.Generator().manual_seed(1)
+    out = ESTIMATORS["psa"].function(
+        net, problem.inputs.expand(samples, -1, -1), problem.loss, generator=g
+    )
+    weight = net.layers[0].weight
+    (found,) = torch.autograd.grad(out.sum() / (samples * B), weight)
+    ref_net = ref.RefNet(
+        hand.ref_net(problem.name).weights, hand.ref_net(problem.name).biases,
+        ref.RefNoise("Uniform", 12.0),
+    )  # fmt: skip
+    v, loss = hand.inputs(problem.name), hand.ref_loss(problem.name)
+    exact = ref.gradient(ref_net, v, loss)[0, "weight"]
+    st = ref.moments(ref_net, v, loss, "straight_through")[0, "weight"][0]
+    size = np.linalg.norm(exact)
+    assert np.linalg.norm(found.numpy() - st) / size < 0.06
+    assert np.linalg.norm(found.numpy() - exact) / size > 0.12
