@@ -245,10 +245,10 @@ def test_prop_12_length(cloud: tuple[Array, Array, Array]) -> None:
 # ------------------------------------------------------------------------------------ figures
 
 
-def marks(problem: tuple[str, str]) -> dict[str, tuple[float, float, str]]:
+def marks(where: str) -> dict[str, tuple[float, float, str]]:
     """Where each estimator stands, and in which of the two parts, by its label."""
     found = {}
-    for part, ax in zip(("strip", "chart"), axes(PATH, "chart", loss=problem[0], change=problem[1]),
+    for part, ax in zip(("strip", "chart"), axes(PATH, "chart", where=where),
                         strict=True):  # fmt: skip
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             x, y = (float(t[0]) for t in handle.lines[0].get_data())
@@ -257,14 +257,14 @@ def marks(problem: tuple[str, str]) -> dict[str, tuple[float, float, str]]:
 
 
 SETTINGS = {
-    ("digits", "none"): "digits-2x5-logistic-1",
-    ("xor", "1 layer"): "xor-1x5-logistic-1",
-    ("digits", "uniform noise"): "digits-2x5-uniform-2",
+    "digits, base": "digits-2x5-logistic-1",
+    "xor, 1 layer": "xor-1x5-logistic-1",
+    "digits, uniform": "digits-2x5-uniform-2",
 }
 
 
 @pytest.mark.parametrize("at", SETTINGS, ids=SETTINGS.values())
-def test_fig_chart(at: tuple[str, str]) -> None:
+def test_fig_chart(at: str) -> None:
     problem, found = SETTINGS[at], marks(at)
     assert len(found) == len(NAMES) == len(ESTIMATORS)
     for name in NAMES:
@@ -284,7 +284,7 @@ def test_fig_chart(at: tuple[str, str]) -> None:
 
 
 def test_fig_chart_has_the_look_of_the_registry() -> None:
-    for ax in axes(PATH, "chart", loss="smooth", change="scale 2"):
+    for ax in axes(PATH, "chart", where="smooth, scale 2"):
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             (entry,) = (e for e in ESTIMATORS.values() if label.startswith(f"{e.label} · "))
             line = handle.lines[0]
@@ -310,9 +310,9 @@ def test_fig_chart_answer() -> None:
 
 
 @pytest.mark.parametrize("at", SETTINGS, ids=SETTINGS.values())
-def test_fig_budget(at: tuple[str, str]) -> None:
+def test_fig_budget(at: str) -> None:
     problem = SETTINGS[at]
-    (drawn,) = curves(PATH, "budget", loss=at[0], change=at[1])
+    (drawn,) = curves(PATH, "budget", where=at)
     spent = drawn[0][0]
     assert spent[0] == 1 and spent[-1] == pytest.approx(1e4)
     for name, (x, y) in zip(NAMES, drawn[: len(NAMES)], strict=True):
@@ -864,3 +864,19 @@ def test_psa_has_the_bias_of_straight_through_there() -> None:
     size = np.linalg.norm(exact)
     assert np.linalg.norm(found.numpy() - st) / size < 0.06
     assert np.linalg.norm(found.numpy() - exact) / size > 0.12
+
+
+def test_a_name_on_the_sliders_is_that_of_its_problem() -> None:
+    where = define(PATH, "WHERE")["WHERE"]
+    assert sorted(where.values()) == sorted(PROBLEMS)
+    said = {"layer": "layers", "layers": "layers", "units": "width", "scale": "scale"}
+    for label, name in where.items():
+        about, change = label.split(", ")
+        row, words = hand.CONTENT[name], change.split()
+        assert row["about"] == about
+        if words[0] == "scale":
+            assert row["scale"] == (0.5 if words[1] == "½" else 2) and row["law"] == "Logistic"
+        elif len(words) == 2:
+            assert row[said[words[1]]] == int(words[0])
+        elif change != "base":
+            assert row["law"].lower() == change.lower()
