@@ -867,7 +867,7 @@ def test_psa_has_the_bias_of_straight_through_there() -> None:
 
 
 def test_a_name_on_the_sliders_is_that_of_its_problem() -> None:
-    where = define(PATH, "WHERE")["WHERE"]
+    where = define(PATH, "CHANGES", "WHERE")["WHERE"]
     assert sorted(where.values()) == sorted(PROBLEMS)
     said = {"layer": "layers", "layers": "layers", "units": "width", "scale": "scale"}
     for label, name in where.items():
