@@ -91,6 +91,12 @@ class Accuracy:
             of the noise across g; it may come out beyond 1 or -1. NaN where the samples do not tell
             the mean from 0: where :math:`\|\bar g\|^2 - s^2/M` is less than its standard error.
             What is told is so a selection, which at small M lies too far from 0.
+        along: :math:`\langle\mathbb{E}\hat g, g\rangle`, the mean along g; divided by
+            ``reference_norm2`` it is 1 at the right length.
+        efficiency: :math:`\langle\mathbb{E}\hat g, g\rangle^2 / (\|g\|^2\,\mathbb{E}\|\hat g\|^2)`
+            of one sample, at most 1 (chapter 3): at the best common factor of all samples the mean
+            squared error is ``(1 - efficiency) * reference_norm2``. It is free of the noise of the
+            mean along g, and may come out a little below 0.
         reference_norm2: :math:`\|g\|^2`, to make the above relative.
         num_samples: the number of samples behind them.
     """
@@ -100,6 +106,8 @@ class Accuracy:
     mse: Estimate
     cosine: Estimate
     cosine_of_mean: Estimate
+    along: Estimate
+    efficiency: Estimate
     reference_norm2: float
     num_samples: int
 
@@ -503,30 +511,33 @@ class _Groups:
         norms2, m, out = self.norms2.tolist(), int(total.count), {}
         for at, name in enumerate(self.names):
             estimates = map(Estimate, value[at].tolist(), se[at].tolist())
-            bias2, variance, mse, cosine, cosine_of_mean, _ = estimates
-            out[name] = Accuracy(bias2, variance, mse, cosine, cosine_of_mean, norms2[at], m)
+            bias2, variance, mse, cosine, of_mean, along, efficiency, _ = estimates
+            out[name] = Accuracy(
+                bias2, variance, mse, cosine, of_mean, along, efficiency, norms2[at], m
+            )
         return out
 
     def _with_errors(self, groups: _Sums, total: _Sums) -> tuple[Tensor, Tensor]:
-        """Statistics (K+1, 6) of all samples, and their errors by leaving out a group at a time."""
+        """Statistics (K+1, 8) of all samples, and their errors by leaving out a group at a time."""
         value = self._statistics(_stack([total]))[0]
         left_out = self._statistics(_leave_one_out(groups, total))
         n, centre = len(left_out), left_out.mean(dim=0)
         se = ((left_out - centre).square().sum(dim=0) * (n - 1) / n).sqrt()
         # A squared length near 0 errs by its second order, and so does what is made of it.
-        whole, across = self._second_order(groups, total)
+        whole, across, along = self._second_order(groups, total)
         least = torch.zeros_like(se)
-        least[:, 0] = least[:, 5] = whole
-        least[:, 4] = value[:, 4].abs() * across / (2 * _positive(value[:, 5]))
+        least[:, 0] = least[:, 7] = whole
+        least[:, 4] = value[:, 4].abs() * across / (2 * _positive(value[:, 7]))
+        least[:, 6] = along / _positive(value[:, 7] + value[:, 1])
         se = torch.maximum(se, least)
         # The cosine of the mean is a ratio: its error holds its bias, as the jackknife sees it.
         se[:, 4] = torch.hypot(se[:, 4], (n - 1) * (centre - value)[:, 4])
-        told = se[:, 4].isfinite() & (value[:, 5] > se[:, 5]) | (value[:, 1] == 0)
+        told = se[:, 4].isfinite() & (value[:, 7] > se[:, 7]) | (value[:, 1] == 0)
         value[~told, 4] = se[~told, 4] = math.nan
         return value, se
 
     def _second_order(self, groups: _Sums, total: _Sums) -> list[Tensor]:
-        r"""Standard errors of \|\bar g\|^2 - s^2/M for a mean of 0, whole and across the target.
+        r"""Standard errors of \|\bar g\|^2 - s^2/M for a mean of 0: whole, across g, along g.
 
         (K+1,) each: the square is 2 tr(C^2) with C the covariance of \bar g, and the product of the
         deviations of two of n groups has the variance n^2 tr(C^2).
@@ -534,16 +545,18 @@ class _Groups:
         samples, along, _ = (groups.mean - total.mean).split(self.widths, dim=1)
         products = torch.stack([d @ d.T for d in samples.split(self.sizes, dim=1)])
         whole = torch.cat([products, products.sum(dim=0, keepdim=True)])
-        across = whole - along.T[:, :, None] * along.T[:, None, :]
+        beside = along.T[:, :, None] * along.T[:, None, :]
         n = len(samples)
         i, j = torch.triu_indices(n, n, 1, device=whole.device)
         factor = math.sqrt(2 / (n * (n - 1)))
-        return [factor * p[:, i, j].std(dim=1, correction=0) for p in (whole, across)]
+        parts = whole, whole - beside, beside
+        return [factor * p[:, i, j].std(dim=1, correction=0) for p in parts]
 
     def _statistics(self, sums: _Sums) -> Tensor:
-        """(R, K+1, 6) of R records, each parameter and all.
+        """(R, K+1, 8) of R records, each parameter and all.
 
-        bias2, variance, mse, cosine, cosine_of_mean, and the squared length of the mean.
+        bias2, variance, mse, cosine, cosine_of_mean, along, efficiency, and the squared length of
+        the mean.
         """
         mean, along, cosine = sums.mean.split(self.widths, dim=-1)
         scatter, scatter_along, _ = sums.scatter.split(self.widths, dim=-1)
@@ -552,8 +565,12 @@ class _Groups:
         bias2 = (mean - self.target).square() @ self.member - variance / count
         length2 = mean.square() @ self.member - variance / count
         turned2 = length2 + variance_along / count  # free of the noise across the target only
-        along = along / turned2.where(turned2 != 0, 1).sqrt()
-        return torch.stack([bias2, variance, bias2 + variance, cosine, along, length2], dim=-1)
+        cosine_of_mean = along / turned2.where(turned2 != 0, 1).sqrt()
+        along2 = along.square() - variance_along / count
+        efficiency = along2 / _positive(length2 + variance)
+        inner = along * self.norms2.sqrt()
+        return torch.stack([bias2, variance, bias2 + variance, cosine, cosine_of_mean, inner,
+                            efficiency, length2], dim=-1)  # fmt: skip
 
 
 def _positive(squares: Tensor) -> Tensor:

@@ -337,9 +337,16 @@ class _Moments:
         return d1, d2
 
     def _factors(self, a: Tensor) -> Tensor:
-        """c(a, -1) and c(a, +1), read off the estimator by differentiating it."""
-        x = torch.ones_like(a)
-        return torch.stack([_factor(self.chain_rule, a, v * x, self.net.noise) for v in (-1, 1)])
+        """c(a, -1) and c(a, +1), read off the estimator by differentiating it.
+
+        0 where P(x) is: a state that never occurs is never asked for its factor, which may be 0/0.
+        """
+        found = []
+        for v in (-1, 1):
+            x = torch.full_like(a, v)
+            c = _factor(self.chain_rule, a, x, self.net.noise)
+            found.append(c.where(self.net.noise.cdf(x * a) > 0, 0))
+        return torch.stack(found)
 
     def _of_parameters(
         self, k: int, law: Tensor, below: Tensor, d1: Tensor, d2: Tensor

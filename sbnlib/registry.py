@@ -318,7 +318,7 @@ ESTIMATORS: dict[str, Entry] = {
             label="REBAR, τ = ½",
             function=rebar,
             kind="loss based",
-            formula=r"(L(x)-\eta c(z'))\,xf/P(x)+\eta\nabla c(z)-\eta\nabla c(z')",
+            formula=r"(L(x)-\omega c(z'))\,xf/P(x)+\omega\nabla c(z)-\omega\nabla c(z')",
             unbiased_for="any",
             state_only=False,
             evaluations=3,

@@ -80,11 +80,12 @@ def rebar(
     With :math:`z = a - Z`, :math:`x = \operatorname{sign} z`, :math:`z'` drawn from the law of z
     given x, and :math:`c(z) = \tilde L(\tanh(z/2\tau))`,
 
-    .. math:: \hat g = [L(x) - \eta\,c(z')]\,\nabla\log P(x) + \eta\nabla c(z) - \eta\nabla c(z')
+    .. math:: \hat g = [L(x) - \omega\,c(z')]\,\nabla\log P(x)
+              + \omega\,(\nabla c(z) - \nabla c(z'))
 
     Args, Returns: as :func:`sbnlib.reinforce`.
         tau: temperature > 0 of the relaxation, a number or a tensor.
-        eta: weight of the control variate, a number or a tensor.
+        eta: weight :math:`\omega` of the control variate, a number or a tensor.
         surrogate: the function that is relaxed. Where one is given, the loss itself may be a black
             box.
 
@@ -113,7 +114,7 @@ def relax(
 ) -> Tensor:
     r"""RELAX: REBAR with a free function added to the control variate.
 
-    .. math:: c(z) = \eta\,\tilde L(\tanh(z/2\tau)) + r(z)
+    .. math:: c(z) = \omega\,\tilde L(\tanh(z/2\tau)) + r(z)
 
     Args, Returns, Raises: as :func:`rebar`.
         control: r, maps z ``(..., B, n)`` to ``(..., B)``; typically a small network, trained with

@@ -32,6 +32,7 @@ class Point:
         bias: :math:`\|\mathbb{E}\hat g - g\|/\|g\|`; 0 where the samples do not tell it from 0,
             that is where its square is below twice its standard error.
         variance: of one sample, relative to :math:`\|g\|^2`.
+        variance_se: its standard error, 0 where it is an exact sum.
         cost: loss evaluations of one sample and input.
     """
 
@@ -41,6 +42,7 @@ class Point:
     marker: str | None
     bias: float
     variance: float
+    variance_se: float
     cost: float
 
 
@@ -73,17 +75,19 @@ def points(problem: str, report: Found | None = None, *, layers: str = "all") ->
 def _point(
     name: str, label: str, colour: str | None, marker: str | None, row: dict[str, Any], layers: str
 ) -> Point:
-    (bias2, se), (variance, _) = row[layers]["bias2"], row[layers]["variance"]
+    (bias2, se), (variance, of_variance) = row[layers]["bias2"], row[layers]["variance"]
     bias = math.sqrt(bias2) if bias2 > 2 * se else 0.0
-    return Point(name, label, colour, marker, bias, variance, row["loss_evaluations"])
+    cost = row["loss_evaluations"]
+    return Point(name, label, colour, marker, bias, variance, of_variance, cost)
 
 
 def chart(problem: str, report: Found | None = None, *, layers: str = "all") -> Figure:
     """Bias against variance of one problem, both relative to the gradient, as a figure.
 
     Estimators without bias stand in a strip of their own at the left, as do those whose bias the
-    samples do not tell from 0. Behind each name in the legend is its cost, in loss evaluations a
-    sample. What was brought is a ring in the ink of the page. Needs ``sbnlib[figures]``.
+    samples do not tell from 0. A sampled variance carries two standard errors. Behind each name in
+    the legend is its cost, in loss evaluations a sample. What was brought is a ring in the ink of
+    the page. Needs ``sbnlib[figures]``.
 
     Args, Raises: as :func:`points`.
     """
@@ -125,6 +129,9 @@ def _mark(ax: Axes, p: Point, x: float, y: float) -> None:
         else {"marker": p.marker, "color": p.colour, "ms": 6.5, "zorder": 3}
     )
     ax.plot(x, y, ls="none", label=f"{p.label} · {p.cost:.3g}", gid=p.name, **look)
+    if p.variance_se:
+        ends = max(y - 2 * p.variance_se, y / 10), y + 2 * p.variance_se
+        ax.vlines(x, *ends, color=p.colour or "black", lw=1.2, gid=f"{p.name} errors")
 
 
 def _axes(ax: Axes, edge: float) -> None:

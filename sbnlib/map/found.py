@@ -11,8 +11,8 @@ from sbnlib.map.stored import results
 
 __all__ = ["QUANTITIES", "Found", "check_one_of"]
 
-#: The columns of a report, in order.
-QUANTITIES = ("bias2", "variance", "mse", "cosine")
+#: What is measured, in the order of a report's columns; ``along`` stands in its JSON only.
+QUANTITIES = ("bias2", "variance", "mse", "efficiency", "cosine", "along")
 
 Row = dict[str, Any]
 
@@ -48,18 +48,20 @@ class Found:
         versions = ", ".join(f"{name} {v}" for name, v in self.versions.items())
         return f"{self.name} on {NAME} (sha256 {SHA256}), {versions}: {self.command}"
 
-    def rank(self, problem: str, *, by: str = "mse", layers: str = "all") -> tuple[int, int]:
-        """The place among the registry's estimators, and of how many: 1 is the smallest.
+    def rank(self, problem: str, *, by: str = "efficiency", layers: str = "all") -> tuple[int, int]:
+        """The place among the registry's estimators, and of how many: 1 is the best.
 
         Args:
             problem: its name.
-            by: ``"mse"``, ``"bias2"`` or ``"variance"``, of one sample.
+            by: ``"efficiency"``, where the largest is the best: it has the least error at the best
+                length; or ``"mse"``, ``"bias2"``, ``"variance"``, where the smallest is. Of one
+                sample, whatever it costs.
             layers: ``"all"`` or ``"first"``.
 
         Raises:
             ValueError: ``by`` or ``layers`` is another word, or the report has no such problem.
         """
-        check_one_of("by", by, QUANTITIES[:3])
+        check_one_of("by", by, QUANTITIES[:4])
         check_one_of("layers", layers, ("all", "first"))
         own = self.row(problem)[layers][by][0]
         others = [
@@ -68,7 +70,8 @@ class Found:
             for row in rows
             if name != self.entry and row["problem"] == problem
         ]
-        return 1 + sum(other < own for other in others), 1 + len(others)
+        sign = -1 if by == "efficiency" else 1
+        return 1 + sum(sign * other < sign * own for other in others), 1 + len(others)
 
     def json(self) -> str:
         """The report as JSON, one row a line: the same text whenever it is made again."""
@@ -90,18 +93,16 @@ class Found:
 
     def _ranks(self, row: Row) -> Row:
         ranks = {of: self.rank(row["problem"], layers=of) for of in ("first", "all")}
-        return {"rank_by_mse": {of: list(rank) for of, rank in ranks.items()}}
+        return {"rank_by_efficiency": {of: list(rank) for of, rank in ranks.items()}}
 
     def __str__(self) -> str:
         """A table in plain text."""
-        head = f"{'problem':28} {'bias²':>10} {'variance':>10} {'mse':>10} {'cosine':>7} place"
-        lines = [head]
+        lines = [f"{'problem':22}{'bias²':>9}{'variance':>10}{'error':>9}{'efficiency':>12}  place"]
         for row in self.rows:
-            values = [row["all"][q][0] for q in QUANTITIES]
-            texts = [f"{v:10.3g}" for v in values[:3]]
-            cosine = f"{values[3]:7.3f}" if values[3] is not None else f"{'–':>7}"
+            bias2, variance, mse, efficiency = (row["all"][q][0] for q in QUANTITIES[:4])
+            numbers = f"{bias2:9.3g}{variance:10.3g}{mse:9.3g}{efficiency:12.3g}"
             place, of = self.rank(row["problem"])
-            lines.append(f"{row['problem']:28} {' '.join(texts)} {cosine} {place} of {of}")
+            lines.append(f"{row['problem']:22}{numbers}  {place} of {of}")
         return "\n".join(lines)
 
 

@@ -48,6 +48,10 @@ COLUMNS = (
      "between the two. The average of M estimates has this divided by M."),
     ("mean squared error", "The sum of the two, which is the mean squared distance of one estimate "
      "from the exact gradient."),
+    ("efficiency", "What of the squared length of the exact gradient one estimate finds when it is "
+     "multiplied by its best factor: its mean squared error is then 1 minus this number. 1 is the "
+     "exact gradient up to a factor. Unlike the error it does not prefer estimates that are too "
+     "short."),
     ("cosine", "Whether the average of many estimates points along the exact gradient: 1 is the "
      "same direction, 0 is at right angles, below 0 is uphill. It does not depend on the "
      "estimate's scale. A dash: the average is 0, or the samples do not tell it from 0."),
@@ -56,8 +60,8 @@ COLUMNS = (
     ("forward passes", "How many times one estimate runs the network, for each input: "
      "a pass through one layer counts by that layer's share of the weights. What an estimator "
      "computes from the weights without running the layers is not counted."),
-    ("place", "Its place by mean squared error of one estimate among the estimators of sbnlib's "
-     "registry; 1 is the smallest error. Estimates that cost more are not held back."),
+    ("place", "Its place by efficiency among the estimators of sbnlib's registry; 1 is the most "
+     "efficient. Estimates that cost more are not held back."),
 )  # fmt: skip
 
 LOSSES = (
@@ -73,14 +77,17 @@ LOSSES = (
 
 def page(report: Found) -> str:
     """The HTML of the report, the same text whenever it is made again."""
+    with extra("figures"):
+        import matplotlib
     name = escape(report.name)
     parts = [
         f"<h1>{name} on the map</h1>",
         _opening(report),
         "<h2>Beside other estimators</h2>",
         "<p>To the left is right on average, to the bottom is little scatter. In the grey strip no "
-        "bias has been seen, and left and right mean nothing. The number behind a name is its cost "
-        "in loss evaluations an estimate.</p>",
+        "bias has been seen, and left and right mean nothing. A line through a mark is two "
+        "standard errors of its variance to either side. The number behind a name is its cost in "
+        "loss evaluations an estimate.</p>",
         *(_figure(report, problem) for problem in _charted(report)),
         "<h2>Every problem</h2>",
         _note_on_few(report),
@@ -95,8 +102,9 @@ def page(report: Found) -> str:
         _words(LOSSES),
         "<h2>Repeat it, cite it</h2>",
         f"<p><code>{escape(report.command)}</code></p>",
-        "<p>gives this page again, to the byte, with the same versions on the same kind of "
-        "processor. To cite the numbers:</p>",
+        "<p>gives this page again, to the byte, with the same versions (of Matplotlib, which draws "
+        f"the charts, {matplotlib.__version__}) on the same kind of processor. To cite the "
+        "numbers:</p>",
         f"<p><code>{escape(report.citation)}</code></p>",
     ]  # fmt: skip
     body = "\n".join(part for part in parts if part)
@@ -128,7 +136,7 @@ def _opening(report: Found) -> str:
 def _charted(report: Found) -> list[str]:
     """The base problem of each loss, or the first problem where the report has none of these."""
     names = [row["problem"] for row in report.rows]
-    return [n for n in names if n.endswith("-2x5-logistic-1")] or names[:1]
+    return [p.name for p in select(names) if p.is_base] or names[:1]
 
 
 def _figure(report: Found, problem: str) -> str:
@@ -185,7 +193,7 @@ def _table(report: Found, layers: str, words: str) -> str:
 
 def _row(report: Found, row: Row, layers: str) -> str:
     rank, of = report.rank(row["problem"], layers=layers)
-    cells = [_number(*row[layers][q]) for q in QUANTITIES]
+    cells = [_number(*row[layers][q]) for q in QUANTITIES[:-1]]
     cells += [f"{row['loss_evaluations']:g}", f"{row['forward_passes']:g}", f"{rank} of {of}"]
     mark = " †" if _few(row) else ""
     head = f'<th scope="row">{escape(row["problem"])}{mark}</th>'

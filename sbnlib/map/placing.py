@@ -168,8 +168,11 @@ def _from_moments(g: Tensor, mean: Tensor, variance: Tensor) -> Row:
         raise ValueError("its mean or its variance is NaN or infinite")
     norm2, length = float(g.square().sum()), float(mean.norm())
     bias2, var = float((mean - g).square().sum()) / norm2, float(variance.sum()) / norm2
-    cosine = float(mean @ g) / (length * math.sqrt(norm2)) if length else math.nan
-    values = (bias2, var, bias2 + var, cosine)
+    along = float(mean @ g) / norm2
+    cosine = along * math.sqrt(norm2) / length if length else math.nan
+    square = length**2 / norm2 + var  # of a sample
+    efficiency = along**2 / square if square else 0.0
+    values = (bias2, var, bias2 + var, efficiency, cosine, along)
     return {name: _pair(value, 0.0) for name, value in zip(QUANTITIES, values, strict=True)}
 
 
@@ -187,11 +190,14 @@ def _sampled(problem: Problem, net: SBN, target: dict[str, Tensor], its: Given) 
 
 
 def _from_samples(a: Accuracy) -> Row:
-    squares = {
+    relative = ("bias2", "variance", "mse", "along")
+    found = {
         name: _pair(e.value / a.reference_norm2, e.se / a.reference_norm2)
-        for name, e in zip(QUANTITIES, (a.bias2, a.variance, a.mse), strict=False)
+        for name, e in zip(relative, (a.bias2, a.variance, a.mse, a.along), strict=True)
     }
-    return squares | {"cosine": _pair(a.cosine_of_mean.value, a.cosine_of_mean.se)}
+    ratios = {"efficiency": a.efficiency, "cosine": a.cosine_of_mean}
+    found |= {name: _pair(e.value, e.se) for name, e in ratios.items()}
+    return {name: found[name] for name in QUANTITIES}
 
 
 def _generator(problem: Problem) -> torch.Generator:

@@ -99,6 +99,11 @@ class Problem:
         return _LOSS[self.about](self.numbers)
 
     @property
+    def is_base(self) -> bool:
+        """Whether the other problems of its loss are changes of this one."""
+        return (self.layers, self.width, self.law, self.scale) == BASE
+
+    @property
     def words(self) -> str:
         """The problem in words: depth, width, noise."""
         layers = f"{self.layers} layer{'s'[: self.layers > 1]}"

@@ -29,8 +29,10 @@ class Report(Found):
         rows: one dict a problem: ``problem``, ``loss_evaluations`` and ``forward_passes`` of one
             sample and input, for samples ``effective_samples`` (about how many carry the
             variance), and ``first`` and ``all``, for the first layer and all layers: ``bias2``,
-            ``variance``, ``mse`` relative to the squared length of the gradient, and ``cosine``,
-            each a pair of number and standard error; None where samples do not tell.
+            ``variance``, ``mse`` relative to the squared length of the gradient, ``efficiency``,
+            ``cosine`` (of the mean) and ``along``, the component of the mean along the gradient in
+            units of the gradient's length. Each is a pair of number and standard error; None where
+            samples do not tell.
     """
 
     def html(self) -> str:

@@ -35,7 +35,7 @@ from sbnlib import (
 )
 from sbnlib.accuracy import gradient_samples
 
-STATISTICS = ("bias2", "variance", "mse", "cosine", "cosine_of_mean")
+STATISTICS = ("bias2", "variance", "mse", "cosine", "cosine_of_mean", "along", "efficiency")
 Truth = dict[str, float]
 
 
@@ -71,6 +71,8 @@ def truth(
             "mse": prob @ ((g - target) ** 2).sum(1),
             "cosine": prob @ (g @ target / norms),
             "cosine_of_mean": mean @ target / np.linalg.norm(mean) / np.linalg.norm(target),
+            "along": mean @ target,
+            "efficiency": (mean @ target) ** 2 / (target @ target) / (prob @ (g**2).sum(1)),
             "reference_norm2": (target**2).sum(),
         }
     return out, exact
@@ -89,7 +91,7 @@ def scores(result: dict[str, Accuracy], expected: dict) -> np.ndarray:
 @pytest.mark.parametrize("name", ["straight_through", "zgr", "darn"])
 @pytest.mark.parametrize("widths", [(2, 2), (2, 2, 2), (1, 2, 1)])
 def test_statistics_agree_with_enumeration(widths: tuple[int, ...], name: str) -> None:
-    # At most 35 z-values a case and nine cases; together 1e-4 (jackknife z have heavier tails
+    # At most 49 z-values a case and nine cases; together 1e-4 (jackknife z have heavier tails
     # than the normal: 32 groups; the limit is 5.7)
     net, inputs, loss = case(widths, seed=1)
     reference_name = "darn_mean" if name == "darn" else name
@@ -102,7 +104,7 @@ def test_statistics_agree_with_enumeration(widths: tuple[int, ...], name: str) -
         assert mine.num_samples == 40_000
         assert mine.mse.value == pytest.approx(mine.bias2.value + mine.variance.value, rel=1e-9)
     # A statistic without spread (a constant gradient) must be right to rounding
-    assert np.abs(scores(result, expected)).max() < z_limit(9 * 35, 1e-4) + 1
+    assert np.abs(scores(result, expected)).max() < z_limit(9 * 49, 1e-4) + 1
 
 
 @pytest.mark.parametrize("name", ["straight_through", "zgr"])
@@ -179,7 +181,11 @@ def truth_of(law: Law, target: np.ndarray) -> Truth:
         out["cosine"] = (
             law[0][0] @ (law[0][1] @ target / np.linalg.norm(law[0][1], axis=1)) / length
         )
-    return out | {"cosine_of_mean": mean @ target / np.linalg.norm(mean) / length}
+    return out | {
+        "cosine_of_mean": mean @ target / np.linalg.norm(mean) / length,
+        "along": mean @ target,
+        "efficiency": (mean @ target) ** 2 / length**2 / (mean @ mean + variance),
+    }
 
 
 def flat(parts: dict) -> np.ndarray:
@@ -332,18 +338,24 @@ def test_single_measurements_are_unbiased(key: tuple, runs: dict) -> None:
 
 
 def by_hand(rows: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """bias2, variance, mse, cosine, cosine of the mean, squared length of the mean."""
+    """The statistics in their order, and the squared length of the mean."""
     m, mean, unit = len(rows), rows.mean(0), g / np.linalg.norm(g)
     variance = rows.var(0, ddof=1).sum()
-    across = variance - (rows @ unit).var(ddof=1)
+    own = (rows @ unit).var(ddof=1)
+    across = variance - own
     bias2 = ((mean - g) ** 2).sum() - variance / m
     cosine = (rows @ unit / np.linalg.norm(rows, axis=1)).mean()
-    along = mean @ unit / np.sqrt(mean @ mean - across / m)
-    return np.array([bias2, variance, bias2 + variance, cosine, along, mean @ mean - variance / m])
+    turned = mean @ unit / np.sqrt(mean @ mean - across / m)
+    square = (rows**2).sum() / m  # of the length, on average over samples
+    efficiency = ((mean @ unit) ** 2 - own / m) / square
+    length2 = mean @ mean - variance / m
+    return np.array(
+        [bias2, variance, bias2 + variance, cosine, turned, mean @ g, efficiency, length2]
+    )
 
 
 def errors_by_hand(rows: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """The errors of the first five, with 32 groups of sizes equal to one."""
+    """The errors of all but the last, with 32 groups of sizes equal to one."""
     n = min(32, len(rows))
     groups = np.split(rows, [j * len(rows) // n for j in range(1, n)])
     assert {len(x) for x in groups} <= {len(rows) // n, -(-len(rows) // n)}
@@ -353,11 +365,14 @@ def errors_by_hand(rows: np.ndarray, g: np.ndarray) -> np.ndarray:
     d = np.array([x.mean(0) for x in groups]) - rows.mean(0)
     gram, along = d @ d.T, np.outer(d @ unit, d @ unit)
     upper = np.triu_indices(n, 1)
-    whole, across = (np.sqrt(2 / n / (n - 1)) * k[upper].std() for k in (gram, gram - along))
+    whole, across, beside = (
+        np.sqrt(2 / n / (n - 1)) * k[upper].std() for k in (gram, gram - along, along)
+    )
     se[0] = max(se[0], whole)
-    se[4] = max(se[4], abs(value[4]) * across / 2 / value[5])
+    se[4] = max(se[4], abs(value[4]) * across / 2 / value[7])
     se[4] = np.hypot(se[4], (n - 1) * (left.mean(0)[4] - value[4]))
-    return se[:5]
+    se[6] = max(se[6], beside / (value[7] + value[1]))
+    return se[:7]
 
 
 @pytest.mark.parametrize("num_samples", [5, 31, 32, 33, 63, 65, 100, 999, 4096])
@@ -367,7 +382,7 @@ def test_values_and_errors_are_the_formulas(num_samples: int, bias: float) -> No
     g = np.array([3.0, -1.0, 2.0])
     rows = g + bias + rng.normal(size=(num_samples, 3)) @ rng.normal(size=(3, 3))
     found = fed(rows, g)
-    value, se = by_hand(rows, g)[:5], errors_by_hand(rows, g)
+    value, se = by_hand(rows, g)[:7], errors_by_hand(rows, g)
     for statistic, v, e in zip(STATISTICS, value, se, strict=True):
         assert getattr(found, statistic).value == pytest.approx(v, rel=1e-9, abs=1e-12), statistic
         assert getattr(found, statistic).se == pytest.approx(e, rel=1e-7, abs=1e-12), statistic
@@ -380,7 +395,7 @@ def test_groups_are_cut_alike_whatever_the_chunks(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(accuracy, "_chunks", lambda net, inputs, m, step=step: (step, step))
         runs.append(dataclasses.astuple(fed(rows, np.ones(2))))
     for run in runs:
-        for one, other in zip(run[:5], runs[-1][:5], strict=True):
+        for one, other in zip(run[:7], runs[-1][:7], strict=True):
             assert one == pytest.approx(other, rel=1e-9)
 
 
@@ -500,7 +515,9 @@ def test_few_samples_are_enough_to_return_an_answer(num_samples: int) -> None:
     result = measure(make_net(net), torch.tensor(inputs), loss.torch, "zgr", num_samples,
                      generator=seeded())  # fmt: skip
     assert result["all"].num_samples == num_samples
-    for statistic in STATISTICS[:-1]:  # so few may not tell where the mean points
+    for statistic in set(STATISTICS) - {
+        "cosine_of_mean"
+    }:  # so few may not tell where the mean points
         assert np.isfinite(getattr(result["all"], statistic).value)
 
 

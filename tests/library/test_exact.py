@@ -28,7 +28,9 @@ from sbnlib import (
     straight_through,
     zgr,
 )
+from sbnlib.estimators import attach
 from sbnlib.exact import all_states
+from sbnlib.noise import Noise
 
 WIDTHS = [(2, 1), (3, 3), (2, 3, 3), (2, 1, 2), (2, 2, 3, 2), (1, 2, 2, 1, 2)]
 noises = pytest.mark.parametrize("noise_name", ref.NOISES)
@@ -430,6 +432,20 @@ def test_moments_with_probability_tiny_and_zero_stay_finite() -> None:
         for name in ("zgr", "darn"):
             result = exact_moments(make_net(net), torch.tensor(inputs), loss.torch, name)
             assert all(torch.isfinite(t).all() for pair in result.values() for t in pair)
+
+
+def test_a_state_of_probability_zero_is_not_asked_for_its_factor() -> None:
+    net = ref.random_net((2, 3, 2), ref.RefNoise("Uniform", 0.3), seed=3)
+    model, v, loss = make_net(net), torch.tensor(random_inputs(2, 2)), ref.smooth_loss(2)
+    assert (model.noise.cdf(model.layers[0](v)) % 1 == 0).any()  # a unit is saturated
+
+    def by_hand(a: torch.Tensor, x: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return attach(x, a, noise.pdf(a.detach()) / noise.cdf(x * a.detach()))
+
+    found = exact_moments(model, v, loss.torch, by_hand)
+    for key, moments in exact_moments(model, v, loss.torch, "zgr").items():
+        for mine, theirs in zip(found[key], moments, strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
 def test_deep_zgr_with_uniform_noise_is_unbiased_for_quadratic_losses() -> None:

@@ -69,7 +69,7 @@ def _smooth(c: Array, v: Array, d: Array) -> tuple:
 
 
 def exact_row(name: str, estimator: str, layers: str) -> dict[str, float]:
-    """bias2, variance, mse and cosine of a chain-rule estimator, by whole paths."""
+    """The quantities of the map of a chain-rule estimator, by whole paths."""
     net, v, loss = ref_net(name), inputs(name), ref_loss(name)
     exact, found = ref.gradient(net, v, loss), ref.moments(net, v, loss, estimator)
     keys = [key for key in exact if layers == "all" or key[0] == 0]
@@ -77,5 +77,12 @@ def exact_row(name: str, estimator: str, layers: str) -> dict[str, float]:
     mean = np.concatenate([found[key][0].ravel() for key in keys])
     variance = sum(float(found[key][1].sum()) for key in keys) / (g @ g)
     bias2 = float((mean - g) @ (mean - g)) / (g @ g)
-    cosine = float(mean @ g) / np.sqrt((mean @ mean) * (g @ g))
-    return {"bias2": bias2, "variance": variance, "mse": bias2 + variance, "cosine": cosine}
+    along, square = float(mean @ g) / (g @ g), float(mean @ mean) / (g @ g) + variance
+    return {
+        "bias2": bias2,
+        "variance": variance,
+        "mse": bias2 + variance,
+        "efficiency": along**2 / square,
+        "cosine": along * np.sqrt((g @ g) / (mean @ mean)),
+        "along": along,
+    }

@@ -253,7 +253,7 @@ def test_an_exact_sum_that_is_off_is_found(monkeypatch):
 def test_largest_z():
     def one(value, se):
         e = Estimate(value, se)
-        return {"all": Accuracy(e, e, e, e, Estimate(0.0, 0.0), 1.0, 10)}
+        return {"all": Accuracy(e, e, e, e, Estimate(0.0, 0.0), e, e, 1.0, 10)}
 
     assert gpu.largest_z(one(1.0, 3.0), one(2.0, 4.0)) == pytest.approx(0.2)
     assert gpu.largest_z(one(1.0, 0.0), one(1.0, 0.0)) == 0

@@ -95,7 +95,7 @@ def test_a_name_of_the_registry_will_do(tmp_path: Path, monkeypatch, capsys) -> 
     monkeypatch.chdir(tmp_path)
     command.main(["zgr", "--problems", "xor-1x5-logistic-1"])
     found = json.loads((tmp_path / "sbn-map-1-zgr.json").read_text())
-    assert found["entry"] == "zgr" and found["rows"][0]["rank_by_mse"]["all"][1] == 19
+    assert found["entry"] == "zgr" and found["rows"][0]["rank_by_efficiency"]["all"][1] == 19
 
 
 def test_the_list_has_every_problem_and_every_estimator(capsys) -> None:

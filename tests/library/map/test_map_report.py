@@ -47,9 +47,9 @@ def test_half_of_an_estimator_is_where_it_has_to_be(own: Report) -> None:
 
 def test_the_json_has_what_the_report_has(own: Report) -> None:
     found = json.loads(own.json())
-    assert [{k: v for k, v in row.items() if k != "rank_by_mse"} for row in found["rows"]] == [
-        *own.rows
-    ]
+    assert [
+        {k: v for k, v in row.items() if k != "rank_by_efficiency"} for row in found["rows"]
+    ] == [*own.rows]
     assert found["sha256"] == sbn_map.SHA256 and found["problems"] == "sbn-map-1"
     assert (found["estimator"], found["kind"], found["entry"]) == ("half", "chain rule", None)
     assert found["moments"] == "exact" and found["command"] == own.command
@@ -88,10 +88,12 @@ def test_no_date_no_path_and_no_host_are_in_it(own: Report) -> None:
 def test_ranks_are_counted(own: Report) -> None:
     for row in own.rows:
         name = row["problem"]
-        for by in ("mse", "bias2", "variance"):
+        for by in ("mse", "bias2", "variance", "efficiency"):
             others = [next(r for r in rows if r["problem"] == name)["first"][by][0]
                       for rows in sbn_map.results().values()]  # fmt: skip
-            place = sorted([*others, row["first"][by][0]]).index(row["first"][by][0]) + 1
+            mine = row["first"][by][0]
+            best_first = sorted([*others, mine], reverse=by == "efficiency")
+            place = best_first.index(mine) + 1
             assert own.rank(name, by=by, layers="first") == (place, len(registry.ESTIMATORS) + 1)
 
 
@@ -196,9 +198,12 @@ def test_the_tables_have_heads_and_the_numbers_of_the_report(own: Report) -> Non
     for cells, (layers, row) in zip(rows, [(n, r) for n in ("all", "first") for r in own.rows],
                                     strict=True):  # fmt: skip
         rank, of = own.rank(row["problem"], layers=layers)
-        wanted = [f"{row[layers][q][0]:g}" for q in ("bias2", "variance", "mse", "cosine")]
+        wanted = [f"{row[layers][q][0]:g}" for q in COLUMNS]
         wanted = [row["problem"], *wanted, "1", "1", f"{rank} of {of}"]
         assert [c.replace("−", "-") for c in cells] == wanted
+
+
+COLUMNS = ("bias2", "variance", "mse", "efficiency", "cosine")
 
 
 def test_each_column_and_each_loss_is_said_in_words(own: Report) -> None:
@@ -284,6 +289,19 @@ def test_those_without_bias_stand_in_the_strip_and_no_others() -> None:
     assert (
         sum(found[name].bias == 0 for name in unbiased) >= len(unbiased) - 1
     )  # two errors of each
+
+
+def test_a_sampled_variance_carries_two_errors_and_an_exact_one_none() -> None:
+    found = {p.name: p for p in sbn_map.points("smooth-2x3-logistic-1")}
+    (ax,) = sbn_map.chart("smooth-2x3-logistic-1").axes
+    bars = {b.get_gid(): b.get_segments()[0][:, 1] for b in ax.collections}
+    rows = {n: next(r for r in rows if r["problem"] == "smooth-2x3-logistic-1")["all"]["variance"]
+            for n, rows in sbn_map.results().items()}  # fmt: skip
+    assert list(bars) == [f"{name} errors" for name in found if rows[name][1]]
+    for name in ("arm", "muprop"):
+        value, se = rows[name]
+        assert bars[f"{name} errors"] == pytest.approx([value - 2 * se, value + 2 * se])
+    assert rows["zgr"][1] == found["zgr"].variance_se == 0
 
 
 def test_a_bias_is_told_from_two_errors_on() -> None:
