@@ -37,6 +37,8 @@ __all__ = ["Answer", "Choice", "Formula", "Function", "Number"]
 
 Probe = Callable[..., Any]
 
+FEW = 6  # numbers are said in a sentence
+
 OPERATIONS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -356,6 +358,11 @@ class Function(Answer):
         case = self.cases[k]
         given = f" at {_told(_tensor(case))}" if all(isinstance(x, Real) for x in case) else ""
         where = f"case {k + 1} of {len(self.cases)}{given}"
+        if a.numel() > FEW:  # the first of them may all be right
+            flat = zip(a.flatten(), b.flatten(), strict=True)
+            at = next(i for i, pair in enumerate(flat) if not self._close(*pair))
+            where += f", number {at + 1} of {a.numel()}"
+            a, b = a.flatten()[at], b.flatten()[at]
         return f"{self.otherwise}; {where}: {_told(a)}, must be {_told(b)}"
 
 
@@ -382,8 +389,8 @@ def _result(given: object, like: Tensor) -> Tensor:
 
 def _told(numbers: Tensor) -> str:
     """A few numbers, as words."""
-    flat = [f"{v:.4g}" for v in numbers.flatten()[:6].tolist()]
-    dots = ["..."] * (numbers.numel() > 6)
+    flat = [f"{v:.4g}" for v in numbers.flatten()[:FEW].tolist()]
+    dots = ["..."] * (numbers.numel() > FEW)
     return flat[0] if numbers.dim() == 0 else f"[{', '.join(flat + dots)}]"
 
 

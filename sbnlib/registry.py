@@ -245,7 +245,7 @@ ESTIMATORS: dict[str, Entry] = {
         ),
         Entry(
             name="reinforce_loo",
-            label="REINFORCE, leave-one-out, M = 2",
+            label="leave-one-out",
             function=partial(reinforce, num_samples=2, baseline="loo"),
             kind="loss based",
             formula=r"\tfrac12(L(x)-L(x'))\big(\tfrac{xf}{P(x)}-\tfrac{x'f}{P(x')}\big)",
@@ -357,7 +357,7 @@ ESTIMATORS: dict[str, Entry] = {
         ),
         Entry(
             name="psa_symmetric",
-            label="PSA, symmetrized",
+            label="PSA from both sides",
             function=partial(psa, symmetric=True),
             kind="network",
             formula=r"f(a_i)\,x_i\sum_j\Delta_{ij}D_j\big/2P(x_i)",

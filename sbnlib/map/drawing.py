@@ -128,7 +128,7 @@ def _mark(ax: Axes, p: Point, x: float, y: float) -> None:
         if p.colour is None
         else {"marker": p.marker, "color": p.colour, "ms": 6.5, "zorder": 3}
     )
-    ax.plot(x, y, ls="none", label=f"{p.label} · {p.cost:.3g}", gid=p.name, **look)
+    ax.plot(x, y, ls="none", label=f"{p.label} ({p.cost:.3g})", gid=p.name, **look)
     if p.variance_se:
         ends = max(y - 2 * p.variance_se, y / 10), y + 2 * p.variance_se
         ax.vlines(x, *ends, color=p.colour or "black", lw=1.2, gid=f"{p.name} errors")

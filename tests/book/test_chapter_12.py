@@ -76,7 +76,13 @@ def variance(name: str, problem: str) -> float:
 
 
 def cost(name: str, problem: str) -> float:
-    return ROWS[name, problem]["loss_evaluations"]
+    """As the chapter counts it: whole runs of the two of which one serves all layers."""
+    whole = {"reinforce": 1, "reinforce_loo": 2}
+    return whole.get(name, ROWS[name, problem]["loss_evaluations"])
+
+
+def spent(name: str, problem: str, budget: float) -> float:
+    return error(name, problem, budget / cost(name, problem))
 
 
 def error(name: str, problem: str, samples: float = 1) -> float:
@@ -251,7 +257,7 @@ def marks(where: str) -> dict[str, tuple[float, float, str]]:
     for part, ax in zip(("strip", "chart"), axes(PATH, "chart", where=where),
                         strict=True):  # fmt: skip
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            x, y = (float(t[0]) for t in handle.lines[0].get_data())
+            x, y = (float(t[0]) for t in handle.get_data())
             found[label] = (x, y, part)
     return found
 
@@ -268,7 +274,7 @@ def test_fig_chart(at: str) -> None:
     problem, found = SETTINGS[at], marks(at)
     assert len(found) == len(NAMES) == len(ESTIMATORS)
     for name in NAMES:
-        label = f"{ESTIMATORS[name].label} · {cost(name, problem):g}"
+        label = f"{ESTIMATORS[name].label} ({cost(name, problem):g})"
         x, y, part = found[label]
         assert y == pytest.approx(min(max(variance(name, problem), 0.035), 4000), rel=1e-9)
         assert part == ("chart" if bias2(name, problem) else "strip")
@@ -276,7 +282,7 @@ def test_fig_chart(at: str) -> None:
             assert x == pytest.approx(min(bias2(name, problem) ** 0.5, 5), rel=1e-9)
     for name in ("straight_through", "zgr"):  # and these by whole paths
         row = hand.exact_row(problem, name, "all")
-        x, y, part = found[f"{ESTIMATORS[name].label} · 1"]
+        x, y, part = found[f"{ESTIMATORS[name].label} (1)"]
         assert y == pytest.approx(row["variance"], rel=1e-3)
         assert (x if part == "chart" else 0) == pytest.approx(
             row["bias2"] ** 0.5, rel=1e-3, abs=1e-9
@@ -286,9 +292,8 @@ def test_fig_chart(at: str) -> None:
 def test_fig_chart_has_the_look_of_the_registry() -> None:
     for ax in axes(PATH, "chart", where="smooth, scale 2"):
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            (entry,) = (e for e in ESTIMATORS.values() if label.startswith(f"{e.label} · "))
-            line = handle.lines[0]
-            assert (line.get_color(), line.get_marker()) == (entry.colour, entry.marker)
+            (entry,) = (e for e in ESTIMATORS.values() if label.startswith(f"{e.label} ("))
+            assert (handle.get_color(), handle.get_marker()) == (entry.colour, entry.marker)
 
 
 def test_fig_chart_answer() -> None:
@@ -299,14 +304,12 @@ def test_fig_chart_answer() -> None:
     assert two == {"psa_symmetric"}
     always = {n for n in NAMES if all(bias2(n, q) == 0 for q in PROBLEMS)}
     assert always == ANY
-    for about, low, high in (("digits", 45, 2000), ("xor", 0, 200), ("smooth", 0, 200)):
-        first, last = (variance("reinforce", f"{about}-{k}x5-logistic-1") for k in (1, 3))
-        assert last < high * 1.02
-        assert about != "digits" or (round(first) == low and last > 0.97 * high)
-    first, last = (variance("straight_through", f"digits-{k}x5-logistic-1") for k in (1, 3))
-    assert variance("reinforce", "digits-3x5-logistic-1") > 100 * last
     answer = under(figures(PATH)["fig-12-chart"])["answer"]
-    assert "from 45 to about 2000" in answer
+    digits, xor = ([variance("reinforce", f"{about}-{k}x5-logistic-1") for k in (1, 2, 3)]
+                   for about in ("digits", "xor"))  # fmt: skip
+    assert f"from {digits[0]:.0f} to about 2000 on digits" in answer
+    assert digits[2] == pytest.approx(2000, rel=0.03)
+    assert "from {:.0f} to {:.0f} and {:.0f}:".format(*xor) in answer
 
 
 @pytest.mark.parametrize("at", SETTINGS, ids=SETTINGS.values())
@@ -317,7 +320,7 @@ def test_fig_budget(at: str) -> None:
     assert spent[0] == 1 and spent[-1] == pytest.approx(1e4)
     for name, (x, y) in zip(NAMES, drawn[: len(NAMES)], strict=True):
         paid = x >= cost(name, problem) * (1 - 1e-9)
-        samples = x[paid] / cost(name, problem)
+        samples = x[paid] / cost(name, problem)  # fractions are allowed
         assert y[paid] == pytest.approx(bias2(name, problem) + variance(name, problem) / samples)
         assert np.isinf(y[~paid]).all()
     coloured = drawn[len(NAMES) :]
@@ -330,28 +333,32 @@ def test_fig_budget(at: str) -> None:
 
 
 def test_fig_budget_answer() -> None:
-    """The budget from which an estimator leads whose bias is zero or not seen."""
-
-    def leads(problem: str) -> float:
-        spent = np.logspace(0, 5, 2001)
-        won = [bias2(winner(problem, c), problem) == 0 for c in spent]
-        return float(spent[-1] if not any(won) else spent[np.flatnonzero(~np.array(won))[-1] + 1])
-
-    for about, shapes, said in (
-        ("digits", ("1x5", "2x5", "3x5"), (6, 600, 10_000)),
-        ("digits", ("2x3", "2x5", "2x8"), (280, 600, 900)),
-        ("xor", ("2x3", "2x5"), (220, 1400)),
-    ):
-        found = [leads(f"{about}-{shape}-logistic-1") for shape in shapes]
-        assert found == pytest.approx(said, rel=0.08)
-    assert leads("xor-2x8-logistic-1") > 1e4
+    """Until when straight-through leads on digits, where it stays, and who leads at the end."""
+    grid, st = np.logspace(0, 4, 41), "straight_through"
+    answer = lean(under(figures(PATH)["fig-12-budget"])["answer"])
+    last = []
+    for k in (1, 2, 3):
+        won = [winner(f"digits-{k}x5-logistic-1", c) == st for c in grid]
+        assert won == sorted(won, reverse=True)
+        last.append(float(grid[np.flatnonzero(won)[-1]]))
+    assert last == pytest.approx([3, 25, 130], rel=0.07)
+    assert "up to about 3 evaluations with one layer, 25 with two and 130 with three" in answer
+    xor = "xor-1x5-logistic-1"
+    assert [winner(xor, c) == st for c in grid] == [c > 45 for c in grid]
+    assert "leads from 50 evaluations on" in answer
+    kept = {q for q in PROBLEMS if all(winner(q, c) == st for c in (1e3, 1e4))}
+    assert kept == {xor}
+    ends = {a: Counter(winner(q, 1e4) for q in PROBLEMS if q.startswith(a))
+            for a in ("digits", "smooth")}  # fmt: skip
+    assert set(ends["digits"]) == {"local_expectation", "psa_symmetric"}
+    assert ends["smooth"].most_common(1) == [("reinforce", 5)]
     below = [variance("straight_through", q) < variance("local_expectation", q) for q in PROBLEMS]
     right = [bias2("straight_through", q) >= bias2("local_expectation", q) for q in PROBLEMS]
-    assert sum(below) > 27 / 2 and all(right)
-    answer = under(figures(PATH)["fig-12-budget"])["answer"]
-    assert "from 280, 600 and 900" in answer and "from 600 with two and from 10 000" in answer
-    xor = "xor-1x5-logistic-1"
-    assert all(winner(xor, c) == "straight_through" for c in (1000, 1e4, 1e9))
+    assert sum(below) > 27 / 2
+    assert [
+        q for q, r in zip(PROBLEMS, right, strict=True) if bias2("straight_through", q) == 0
+    ] == [xor] and all(right)
+    says("stands to the right of local expectation, but for XOR with one layer, and on more than")
 
 
 def test_fig_12_own() -> None:
@@ -448,23 +455,77 @@ def test_the_biases_of_the_unbiased() -> None:
 
 
 def test_who_wins_at_which_budget() -> None:
-    text = printed(containing(PATH, "best on how many")).splitlines()
-    budgets = [int(c) for c in text[1].split()]
-    shown = {line.split()[0]: [int(n) for n in line.split()[1:]] for line in text[2:]}
+    text = printed(containing(PATH, "def count("))
+    budgets, shown = counted(text)
     counts = [Counter(winner(q, c) for q in PROBLEMS) for c in budgets]
     assert shown == {n: [k[n] for k in counts] for n in NAMES if any(k[n] for k in counts)}
-    assert len(NAMES) - len(shown) == 8
-    says("eight of the nineteen win in none")
-    says("eleven of nineteen estimators are the best somewhere")
+    assert len(NAMES) - len(shown) == 9
+    says("nine of the nineteen win in none")
+    says("ten of nineteen estimators are the best at some of five budgets")
+    most = [k.most_common(1)[0][0] for k in counts]
+    assert len(set(most)) > 1
+    says("None has the most wins in every column")
     (b1, b10, _, b1000, b10000) = counts
+    assert [b1[n] for n in ("foust", "gumbel_rao")] == [7, 6]
+    says("FouST and Gumbel-Rao on most of the others")
     assert b1["straight_through"] == 13 and b10["straight_through"] == 16
     says("the best on 13 of 27 problems at one evaluation and on 16 at ten")
     assert (
         b1000["straight_through"] == 1 and winner("xor-1x5-logistic-1", 1000) == "straight_through"
     )
     costly = ("psa", "psa_symmetric", "local_expectation")
-    assert [sum(k[n] for n in costly) for k in (b1000, b10000)] == [19, 22]
-    says("on 19 of 27 problems, and on 22 at ten thousand")
+    assert [sum(k[n] for n in costly) for k in (b1000, b10000)] == [18, 19]
+    says("won on 18 of 27 problems at a thousand evaluations, and on 19 at ten thousand")
+
+
+def counted(text: str) -> tuple[list[int], dict[str, list[int]]]:
+    """The budgets, and how often each estimator is the best, of a printed table."""
+    head, *lines = text.splitlines()
+    return [int(c) for c in head.split()[1:]], {
+        line.split()[0]: [int(n) for n in line.split()[1:]] for line in lines
+    }
+
+
+def at_best_length(name: str, problem: str, budget: float) -> float:
+    """1 - eff of the mean of so many samples, from bias, variance and the mean along g."""
+    along = 1.0 if bias2(name, problem) == 0 else of(name, problem)["along"][0]
+    noise = variance(name, problem) * cost(name, problem) / budget
+    square = bias2(name, problem) - 1 + 2 * along + noise  # of the mean's length
+    return 1 - along**2 / square if along > 0 else 1.0
+
+
+def test_who_wins_at_its_best_length() -> None:
+    budgets, shown = counted(printed(containing(PATH, "count(at_best_length=True)")))
+    first = []
+    for c in budgets:
+        able = {q: [n for n in NAMES if cost(n, q) <= c] for q in PROBLEMS}
+        first.append(
+            {q: min(able[q], key=lambda n, q=q: at_best_length(n, q, c)) for q in PROBLEMS}
+        )
+    counts = [Counter(k.values()) for k in first]
+    assert shown == {n: [k[n] for k in counts] for n in NAMES if any(k[n] for k in counts)}
+    assert [k["straight_through"] for k in counts[:2]] == [10, 10]
+    says("With one and with ten straight-through keeps ten problems")
+    says("and at the best length on ten in both cases")
+    assert [k["foust"] for k in counts[:2]] == [8, 8]
+    assert sum(q.startswith("smooth") for q, n in first[0].items() if n == "foust") == 7
+    says("FouST has eight, seven of the nine called smooth with one evaluation")
+    assert [k["identity"] for k in counts] == [7, 2, 0, 0, 0]
+    assert sum(q.startswith("xor") for q, n in first[0].items() if n == "identity") == 6
+    says("seven with one evaluation, of which six are XOR")
+    says("with ten evaluations it leads on two problems, with a hundred on none")
+    as_is = counted(printed(containing(PATH, "def count(")))[1]
+    for n in NAMES:
+        gap = np.subtract(shown.get(n, [0] * 5), as_is.get(n, [0] * 5))
+        assert abs(gap[2:]).max() <= 3
+    says("From a hundred evaluations on little has changed")
+
+
+def test_the_efficiency_is_that_of_whole_paths() -> None:
+    for name in ("straight_through", "identity", "zgr"):
+        for q in ("xor-2x5-logistic-1", "digits-2x5-logistic-2"):
+            row = hand.exact_row(q, name, "all")
+            assert at_best_length(name, q, 1) == pytest.approx(1 - row["efficiency"], abs=2e-3)
 
 
 def numbers(cell: str) -> list[float]:
@@ -479,82 +540,136 @@ def table(name: str) -> list[list[str]]:
     return [[lean(c) for c in re.split(r"^  - ", row, flags=re.M)] for row in rows]
 
 
-def pair(
-    names: tuple[str, str], problem: str, samples: tuple[float, float] = (1, 1)
-) -> list[float]:
-    return [error(n, problem, m) for n, m in zip(names, samples, strict=True)]
-
-
-def flips() -> list[tuple[list[float], list[float]]]:
-    """Of each row of the table the two pairs of numbers, from the file of results."""
+def flips() -> list[list[list[float]]]:
+    """Of each row of the table the two pairs of errors, from the file of results."""
     st, zgr, le, loo = "straight_through", "zgr", "local_expectation", "reinforce_loo"
-    six = (6.0, 1.0)  # evaluations: six samples, or one of six
-    two = "2x5-logistic"
-    found = [
-        [pair((st, zgr), "digits-1x5-logistic-1", (m, m)) for m in (1, 100)],
-        [pair((st, le), f"{q}-1x5-logistic-1", six) for q in ("digits", "xor")],
-        [pair((st, le), f"digits-{k}x5-logistic-1") for k in (1, 2)],
-        [pair(("muprop", loo), f"smooth-{k}x5-logistic-1") for k in (1, 2)],
-        [pair((st, loo), f"smooth-2x{n}-logistic-1", (100, 100)) for n in (3, 8)],
-        [pair(("arm", loo), f"smooth-{two}-{s}") for s in ("0.5", "2")],
-        [[bias2(n, f"digits-{two}-{s}") for n in (st, zgr)] for s in ("0.5", "2")],
-        [pair(("arm", "reinforce"), f"smooth-2x5-{k}") for k in ("logistic-1", "uniform-2")],
+    settings = [
+        ((st, zgr), [("digits-1x5-logistic-1", 1), ("digits-1x5-logistic-1", 100)]),
+        ((st, le), [("digits-1x5-logistic-1", 6), ("xor-1x5-logistic-1", 6)]),
+        ((st, le), [(f"digits-{k}x5-logistic-1", 100) for k in (1, 2)]),
+        (("disarm", loo), [(f"xor-{k}x5-logistic-1", 100) for k in (1, 2)]),
+        ((st, loo), [(f"smooth-2x{n}-logistic-1", 100) for n in (3, 8)]),
+        ((st, zgr), [(f"digits-2x5-logistic-{k}", 100) for k in ("0.5", "2")]),
+        ((zgr, "gumbel_rao"), [(f"digits-2x5-{k}", 100) for k in ("uniform-2", "logistic-1")]),
     ]
-    return [(before, after) for before, after in found]
+    return [[[spent(n, q, c) for n in names] for q, c in both] for names, both in settings]
 
 
-@pytest.mark.parametrize("k", range(8))
+SAID_OF = {
+    "1 evaluation", "100 of them", "digits", "xor", "uniform", "logistic", "1 layer", "2 layers",
+    "3 units", "8 units", "scale ½", "scale 2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("k", range(7))
 def test_a_row_of_the_flips(k: int) -> None:
     """Its numbers are those of the map, and the order is another one."""
     row, (before, after) = table("tab-12-flips")[k], flips()[k]
     assert row[0] == str(k + 1)
     assert (before[0] - before[1]) * (after[0] - after[1]) < 0
     for cell, values in zip(row[2:], (before, after), strict=True):
-        shown = numbers(cell)
-        assert shown == pytest.approx(values, rel=0.02)
+        assert cell.rpartition(":")[0] in SAID_OF
+        assert numbers(cell) == pytest.approx(values, rel=0.02)
 
 
 def test_the_flips_are_more_than_their_errors() -> None:
-    """Where numbers are sampled: rows 4, 6 and 8, the differences in standard errors."""
+    """Where numbers are sampled: the differences in standard errors of the variance."""
     for names, problem in (
-        (("muprop", "reinforce_loo"), "smooth-1x5-logistic-1"),
-        (("muprop", "reinforce_loo"), "smooth-2x5-logistic-1"),
-        (("arm", "reinforce_loo"), "smooth-2x5-logistic-0.5"),
-        (("arm", "reinforce_loo"), "smooth-2x5-logistic-2"),
-        (("arm", "reinforce"), "smooth-2x5-logistic-1"),
-        (("arm", "reinforce"), "smooth-2x5-uniform-2"),
+        (("disarm", "reinforce_loo"), "xor-1x5-logistic-1"),
+        (("straight_through", "local_expectation"), "digits-1x5-logistic-1"),
         (("straight_through", "local_expectation"), "digits-2x5-logistic-1"),
+        (("straight_through", "reinforce_loo"), "smooth-2x8-logistic-1"),
+        (("zgr", "gumbel_rao"), "digits-2x5-logistic-1"),
     ):
         (v, e), (w, d) = (of(n, problem)["variance"] for n in names)
         assert abs(v - w) > 5 * np.hypot(e, d), (names, problem)
+    q = "xor-2x5-logistic-1"
+    (v, e), (w, d) = (
+        np.array(of(n, q)["variance"]) * cost(n, q) for n in ("disarm", "reinforce_loo")
+    )
+    assert v - w > 5 * np.hypot(e, d)
 
 
 def test_what_the_rows_of_the_flips_add() -> None:
     q = "digits-1x5-logistic-1"
     st, zgr = ((bias2(n, q), variance(n, q)) for n in ("straight_through", "zgr"))
-    assert round((zgr[1] - st[1]) / (st[0] - zgr[0]), 1) == 9.9
-    for n, low, high in ((3, 24.5, 25.5), (8, 1900, 2100)):
+    says(f"they cross: at ${(zgr[1] - st[1]) / (st[0] - zgr[0]):.1f}$ evaluations")
+    cross = {}
+    for n in (3, 5, 8):
         q = f"smooth-2x{n}-logistic-1"
-        cross = (variance("reinforce_loo", q) - variance("straight_through", q)) / bias2(
+        cross[n] = (2 * variance("reinforce_loo", q) - variance("straight_through", q)) / bias2(
             "straight_through", q
         )
-        assert low < cross < high
-    ahead = {
-        (about, k): variance("muprop", q) < variance("reinforce_loo", q)
-        for about in ("digits", "xor", "smooth")
-        for k in (1, 2, 3)
-        for q in (f"{about}-{k}x5-logistic-1",)
-    }
-    assert [ahead["digits", k] for k in (1, 2, 3)] == [True, False, False]
-    assert [ahead["smooth", k] for k in (1, 2, 3)] == [True, False, False]
-    assert all(ahead["xor", k] for k in (1, 2, 3))
-    assert all(cost("muprop", q) == cost("reinforce_loo", q) for q in PROBLEMS)
-    odd = ROWS["arm", "smooth-2x5-uniform-2"]
-    assert odd["all"]["variance"][1] == 11 and 850 < odd["effective_samples"] < 950
+    shown = printed(containing(PATH, "def error(")).splitlines()[-3:]
+    assert [float(k) for line in shown for k in re.findall(r"from (\d+)", line)] == pytest.approx(
+        list(cross.values()), abs=0.51
+    )
+    says(f"from {cross[3]:.0f} evaluations on with three units, and from about 4200 on with eight")
+    assert cross[8] == pytest.approx(4200, rel=0.01)
+    st, zgr, gr = (
+        [bias2(n, f"digits-2x5-{k}") for k in ("uniform-2", "logistic-1")]
+        for n in ("straight_through", "zgr", "gumbel_rao")
+    )
+    said = f"${zgr[0]:.3f}$ here and ${zgr[1]:.2f}$ with logistic noise; that of Gumbel-Rao is"
+    says(f"{said} ${gr[0]:.2f}$ and ${gr[1]:.2f}$")
     a = [bias2("straight_through", f"digits-{k}x5-logistic-1") for k in (1, 2)]
-    assert a[0] < a[1]  # "is more biased now"
-    shown = [float(n) for n in re.findall(r"[\d.]+", printed(containing(PATH, "def error(")))]
-    assert shown[-2:] == [8, 1964] and 244 in shown
+    assert a[0] < a[1]
+    says("Straight-through was biased before and is more biased now")
+    one = [variance(n, "xor-1x5-logistic-1") for n in ("disarm", "reinforce_loo")]
+    assert one[0] / one[1] == pytest.approx(0.5, abs=0.05)
+    says("in one layer it has half the error")
+    lines = printed(containing(PATH, "def error(")).splitlines()[1:4]
+    for line, name in zip(lines, ("straight_through", "zgr", "local_expectation"), strict=True):
+        want = [spent(name, f"digits-{k}x5-logistic-1", 100) for k in (1, 2)]
+        assert [float(k) for k in line.split()[1:]] == pytest.approx(want, abs=6e-4)
+
+
+def test_other_draws_of_a_width() -> None:
+    """Straight-through ahead of leave-one-out at a hundred evaluations, by whole paths."""
+    text = printed(containing(PATH, "def redrawn")).splitlines()
+    assert [re.findall(r"\d+", line) for line in text] == [["3", "7", "20"], ["8", "20", "20"]]
+    says("With eight units each of the other draws says the same; with three units seven of twenty")
+    space = define(PATH, "stored", "redrawn")
+    for seed in range(6):
+        q = space["redrawn"](3, seed)
+        net = ref.RefNet([w.numpy() for w in q.weights], [b.numpy() for b in q.biases],
+                         ref.RefNoise("Logistic", 1.0))  # fmt: skip
+        c, v, d = (q.numbers[k].numpy() for k in ("c", "v", "d"))
+        loss = ref.RefLoss(
+            "smooth",
+            lambda x, b, c=c, v=v, d=d: np.tanh(x @ v.T + d) @ c,
+            lambda x, b, c=c, v=v, d=d: (c / np.cosh(x @ v.T + d) ** 2) @ v,
+            None,
+        )
+        inputs = q.inputs.numpy()
+        exact = ref.gradient(net, inputs, loss)
+        st = ref.moments(net, inputs, loss, "straight_through")
+        mine = sum(((st[k][0] - exact[k]) ** 2).sum() + st[k][1].sum() / 100 for k in exact)
+        loo = 2 * leave_one_out(net, inputs, loss, exact) / 100
+        found = run(PATH, containing(PATH, "def redrawn"))["at_100"](q) if seed == 0 else None
+        if found:
+            assert found[0] == pytest.approx(mine, rel=1e-6)
+            assert found[1] == pytest.approx(loo, rel=0.2)
+
+
+def leave_one_out(net: ref.RefNet, inputs: Array, loss: ref.RefLoss, exact: dict) -> float:
+    """Its variance, summed over the parameters: pairs of whole paths, each input by itself."""
+    xs, total = ref.paths(net.widths), 0.0
+    for b, v in enumerate(inputs):
+        P = ref.path_probabilities(net, v, xs)
+        a = ref.pre_activations(net, v, xs)
+        L = loss.value(xs[-1], b)
+        below = [np.broadcast_to(v, (len(P), len(v))), *xs[:-1]]
+        for x, at, z in zip(xs, a, below, strict=True):
+            s = x * net.noise.pdf(at) / net.noise.cdf(x * at)
+            score = np.concatenate([(s[:, :, None] * z[:, None, :]).reshape(len(P), -1), s], axis=1)
+            first, second = P @ (L[:, None] * score), P @ (L[:, None] ** 2 * score**2)
+            cross = (P @ L) * (P @ (L[:, None] * score**2))
+            # E[(L - L')^2 (S - S')^2] / 4 = (E L^2 S^2 + E L^2 E S^2 - 2 E L E L S^2 + 2 (E L S)^2
+            #   - 2 E L^2 S E S + ...) / 2 with E S = 0
+            square = (second + (P @ L**2) * (P @ score**2) - 2 * cross + 2 * first**2) / 2
+            total += (square - first**2).sum()
+    return total / len(inputs) ** 2
 
 
 def test_straight_through_is_local_expectation_where_the_loss_is_multilinear() -> None:
@@ -599,7 +714,8 @@ CLASS = {
     "multilinear": "multilinear",
     "quadratic in each unit": "coordinatewise quadratic",
     "any": "any",
-    "none": "none",
+    "of no class": "none",
+    "a sum over units, in one layer": "none",
 }
 
 
@@ -649,7 +765,7 @@ def test_the_factors_of_the_sheet_are_those_of_the_library() -> None:
         "$f(a)/P(x)$": f / P,
         r"$2f(a)\,P(-x)/P(x)$": 2 * f * Q / P,
         "$1$": np.ones(4),
-        r"$[\,|a|<1\,]$": (abs(at) < 1) * 1.0,
+        r"1 where $\lvert a\rvert<1$, else 0": (abs(at) < 1) * 1.0,
     }
     rows = {name: row[1] for name, row in sheet().items()}
     for name in ("straight_through", "zgr", "darn", "identity", "hardtanh"):
@@ -667,8 +783,12 @@ def test_the_estimates_of_the_sheet_are_those_of_the_library() -> None:
     L = loss(torch.tensor(x)).numpy()
     flip = np.stack([L[[2, 3, 2, 3]] - L[[0, 1, 0, 1]], L[[1, 1, 3, 3]] - L[[0, 0, 2, 2]]], 1)
     pairs = [(i, j) for i in range(4) for j in range(4)]
+    mu = torch.tensor(2 * p - 1, requires_grad=True)
+    (tangent,) = torch.autograd.grad(loss(mu), mu)
+    e = L - loss(mu).item() - (x - mu.detach().numpy()) @ tangent.numpy()
     single = {
         "reinforce": (w, L[:, None] * s),
+        "muprop": (w, e[:, None] * s + 2 * f * tangent.numpy()),
         "local_expectation": (w, f * flip),
         "reinforce_loo": (
             np.array([w[i] * w[j] for i, j in pairs]),
@@ -676,6 +796,7 @@ def test_the_estimates_of_the_sheet_are_those_of_the_library() -> None:
         ),
     }
     printed_as = {
+        "muprop": r"$e(x)\,s_i+2f(a_i)\,\partial_iL(\mu)$, $e$ the remainder",
         "reinforce": r"$L\,s_i$",
         "local_expectation": r"$f(a_i)\,\Delta_iL(x)$",
         "reinforce_loo": r"$\frac12(L-L')(s_i-s_i')$",
@@ -693,18 +814,108 @@ def test_the_estimates_of_the_sheet_are_those_of_the_library() -> None:
         assert d.std(0).numpy() == pytest.approx(sd, rel=0.05, abs=1e-7)
 
 
+PRINTED = {
+    "concrete": r"slope of $L(\tanh\frac{a-Z}{2\tau})$",
+    "st_gumbel": r"$\frac1{2\tau}\operatorname{sech}^2\frac{a-Z}{2\tau}$, $Z$ given $x$",
+    "gumbel_rao": "mean of $m$ such factors",
+    "foust": "$f(a)/P(x)$, slopes at $xu$",
+    "psa": r"$f(a_i)\,x_i\sum_j\Delta_{ij}D_j$",
+    "psa_symmetric": "the same over $2P(x_i)$",
+    "arm": "states from $u$ and $1-u$: {eq}`eq-05-arm`",
+    "disarm": "the same, $u$ averaged out: {eq}`eq-05-disarm`",
+    "rebar": "the relaxed loss as control: {eq}`eq-11-rebar`",
+    "relax": "REBAR with a learned control",
+}
+
+
+def test_the_other_rows_of_the_sheet_are_as_they_were_read() -> None:
+    """Their own chapters prove and test them; ST-Gumbel and FouST once more."""
+    rows = {name: row[1] for name, row in sheet().items()}
+    assert {name: rows[name] for name in PRINTED} == PRINTED
+    law = sbn_map.problems()["xor-1x5-logistic-1"].net().noise
+    u, tau, a = (np.arange(20_000) + 0.5) / 20_000, 0.5, 0.7
+    F = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    for x in (1.0, -1.0):
+        rank = u * F(x * a)
+        Z = x * np.log(rank / (1 - rank))
+        want = (1 / np.cosh((a - Z) / (2 * tau)) ** 2 / (2 * tau)).mean()
+        leaf = torch.full((200_000,), a, requires_grad=True)
+        g = torch.Generator().manual_seed(0)
+        out = ESTIMATORS["st_gumbel"].function(leaf, torch.full_like(leaf, x), law, generator=g)
+        (c,) = torch.autograd.grad(out.sum(), leaf)
+        assert c.mean().item() == pytest.approx(want, rel=0.02)
+    leaf = torch.full((1000,), a, requires_grad=True)
+    y = ESTIMATORS["foust"].function(leaf, law, generator=torch.Generator().manual_seed(0))
+    (c,) = torch.autograd.grad(y.sum(), leaf)
+    p = F(a)
+    assert c.numpy() == pytest.approx(p * (1 - p) / np.where(y.detach() > 0, p, 1 - p), rel=1e-12)
+
+
+def test_words_that_carry_a_claim() -> None:
+    """Numbers and directions that a reader takes along, each beside what it rests on."""
+    assert {np.array(hand.CONTENT[q]["inputs"]).shape for q in PROBLEMS if "digits" in q} == {
+        (4, 16)
+    }
+    says("for four images of digits with $4\\times4$ pixels")
+    source = Path(sbn_map.problem_set.__file__).read_text("utf-8")
+    assert source.count("steps=30") == 2 and "inputs[:32]" in source
+    says("for 30 steps on 32 images")
+    says("trained for 30 steps. * **smooth**")
+    says("estimators that use slopes also need a backward pass, which costs about two more")
+    assert (of("foust", "xor-1x5-logistic-1")["bias2"][0]) ** 0.5 == pytest.approx(0.5, abs=0.01)
+    says("its bias, 0.5, is seen on the map")
+    says("adds a squared bias of ¼ and takes away three quarters of the variance")
+    says("which pays if the variance is 8.9")
+    says("equal to local expectation at one $(n+1)$th of the cost")
+    says("if the noise of the forward pass is its own, uniform on $[-1,1]$")
+    says("have no product of more than two")
+    says(
+        "A batch of 256 inputs with one draw each has, as far as its inputs are alike, the error of about 64"
+    )
+    says("The identity's mean is about 24 times too long")
+    says("straight-through has a squared bias of 0.21 and comes down to 0.14")
+    says("the mean of straight-through $2f(c+A\\mu)$, negative")
+    says("whose relative variance is a hundred asks for steps a hundred times smaller")
+    says("$(k_j\\mathrm{Var}_j-k_l\\mathrm{Var}_l)(1/C-1/C')\\le0$ is left")
+    says("in proportion to $n$ ({prf:ref}`prop-04-width`), local expectation's cost as $n+1$")
+    says("at widths from 4 to 64 with exponents between $-\\frac12$ and $-1$")
+    says(
+        "at scale 2 a flip moves $F$ along a piece that a quadratic follows well, at scale ½ over most"
+    )
+    when = {row[0]: row[1:] for row in table("tab-12-when")}
+    assert when["Concrete"][0] == when["ST-Gumbel"][0] == r"grows as $1/\tau$"
+    assert when["DisARM"][0] == "in one layer at most twice leave-one-out's in each coordinate"
+    assert when["local expectation"][0] == (
+        "in one layer at most that of REINFORCE with any baseline"
+    )
+    assert when["ZGR"][0] == "more than ST; without bound near saturation if the noise is bounded"
+    assert when["hardtanh proxy"] == ["zero where all slopes are zero",
+                                      "the noise is uniform on $[-1,1]$"]  # fmt: skip
+
+
 def test_what_the_sheet_says_of_variances() -> None:
     """ST the least among factors exact for linear losses; PSA as ST; DisARM and leave-one-out."""
     for q in PROBLEMS:
         assert variance("darn", q) > variance("zgr", q) > variance("straight_through", q)
     ratio = [variance("psa", q) / variance("straight_through", q) for q in DEEP]
-    assert 0.6 < np.median(ratio) < 1.2
-    more = [q for q in PROBLEMS if variance("psa_symmetric", q) < 0.99 * variance("psa", q)]
-    assert more == []
+    assert np.mean([0.5 < r < 1.1 for r in ratio]) > 0.95 and max(ratio) < 3.2
+    assert all(variance("psa_symmetric", q) >= variance("psa", q) for q in DEEP)
     behind = [q for q in PROBLEMS if variance("disarm", q) > variance("reinforce_loo", q)]
-    assert len(behind) == 1
-    says("less variance than leave-one-out at the same cost on all problems but one")
+    assert len(behind) == 1 and all("-1x" not in q for q in behind)
+    says("In one layer DisARM has less variance than leave-one-out at the same cost")
     assert all(variance("arm", q) > variance("disarm", q) for q in PROBLEMS)
+    large = [variance("foust", q) / variance("straight_through", q) for q in PROBLEMS]
+    worst = {q for q, r in zip(PROBLEMS, large, strict=True) if r > 5}
+    assert len(worst) > 7 and max(large) > 50
+    assert large[PROBLEMS.index("xor-1x5-logistic-1")] < 0.5
+    says("small on products of two bits; large in deep networks with decided units")
+
+
+def test_the_warnings() -> None:
+    seen = {q: of("psa_symmetric", q)["bias2"] for q in PROBLEMS}
+    seen = {q: v for q, (v, se) in seen.items() if v > 2 * se}
+    assert len(seen) < 14 and max(seen, key=seen.get) == "smooth-2x5-logistic-0.5"
+    says(f"up to {100 * max(seen.values()) ** 0.5:.0f} percent of the length of the gradient")
 
 
 def test_the_numbers_of_the_list() -> None:
@@ -713,11 +924,16 @@ def test_the_numbers_of_the_list() -> None:
     shown = {
         k: int(v) for k, v in re.findall(r"(\w+) +(\d+)", printed(containing(PATH, "def cheapest")))
     }
-    assert shown == first and first["local_expectation"] == 17 and first["reinforce"] == 6
+    assert shown == first and first == {"local_expectation": 10, "reinforce": 8} | {
+        "reinforce_loo": 8, "disarm": 1,
+    }  # fmt: skip
+    of_loo = [q for q, p in price.items() if min(p, key=p.get) == "reinforce_loo"]
+    assert all(q in DEEP for q in of_loo)
+    says("on ten of 27 problems. Leave-one-out had it on eight deep ones")
+    says("and REINFORCE with nothing subtracted on eight with the loss *smooth*")
     assert {q.split("-")[0] for q, p in price.items() if min(p, key=p.get) == "reinforce"} == {
         "smooth"
     }
-    says("on 17 of 27 problems")
     shares = {}
     for about in ("smooth", "digits", "xor"):
         loss, q = hand.ref_loss(f"{about}-2x5-logistic-1"), f"{about}-2x5-logistic-1"

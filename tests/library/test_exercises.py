@@ -149,6 +149,14 @@ def test_a_mistake_is_named_only_if_it_is_made_in_every_case(capsys):
     assert told == "no; case 2 of 2: [3, 0.5], must be [9, 0.25]"
 
 
+def test_of_many_numbers_the_first_wrong_one_is_told(capsys):
+    right, wrong = torch.zeros(12), torch.zeros(12)
+    wrong[8] = 1
+    check = exercises.Function(lambda x: right, cases=[(torch.ones(2),)], otherwise="no")
+    told = said(check, lambda x: wrong, capsys)[1]
+    assert told == "no; case 1 of 1, number 9 of 12: 1, must be 0"
+
+
 def test_numbers_given_to_a_function_are_told(capsys):
     check = exercises.Function(lambda a, b: a + b, cases=[(1, 2), (0.5, math.inf)])
     assert said(check, lambda a, b: a + b, capsys) == (True, "right")

@@ -271,8 +271,8 @@ def test_the_looks_of_a_chart_are_those_of_the_registry_and_the_ring_is_ones_own
     *lines, ring = ax.lines
     for line, entry in zip(lines, registry.ESTIMATORS.values(), strict=True):
         assert (line.get_color(), line.get_marker()) == (entry.colour, entry.marker)
-        assert line.get_label().startswith(f"{entry.label} · ")
-    assert ring.get_label() == "half · 1" and ring.get_markerfacecolor() == "none"
+        assert line.get_label().startswith(f"{entry.label} (")
+    assert ring.get_label() == "half (1)" and ring.get_markerfacecolor() == "none"
     row = own.row(BASES[1])["all"]
     assert ring.get_xydata()[0] == pytest.approx([row["bias2"][0] ** 0.5, row["variance"][0]])
 
