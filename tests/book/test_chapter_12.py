@@ -452,6 +452,8 @@ def test_the_biases_of_the_unbiased() -> None:
     text = printed(containing(PATH, "squared biases, the largest"))
     assert text.split()[0] == str(len(z)) == "216"
     assert f"largest is {max(z):.1f} standard" in text and max(z) < 2
+    assert 1 / np.std(z) == pytest.approx(1.5, abs=0.1)
+    says("Where there is no bias this standard error is too long by about a half")
 
 
 def test_who_wins_at_which_budget() -> None:

@@ -123,7 +123,7 @@ LOSS_BASED: dict[str, Callable[[float, Draw], float]] = {
         * score(d.states[1], a)
         + 2 * f(a) * slope(mean(a))
     ),
-    r"(L(x)-\eta c(z'))\,xf/P(x)+\eta\nabla c(z)-\eta\nabla c(z')": lambda a, d: rebar(
+    r"(L(x)-\omega c(z'))\,xf/P(x)+\omega\nabla c(z)-\omega\nabla c(z')": lambda a, d: rebar(
         control, a, d
     ),
     r"\text{as REBAR, with } c+r": lambda a, d: rebar(control_and_r, a, d),
