@@ -392,6 +392,9 @@ def test_in_one_layer_the_mean_of_the_member_is_between_those_of_its_parents() -
     s1, s0, half = (ref.moments(net, v, loss, "chain_rule", s) for s in (1.0, 0.0, 0.5))
     for key in half:
         assert half[key][0] == pytest.approx((s1[key][0] + s0[key][0]) / 2, abs=1e-12)
+    parents = [bias2(name, q) for name in ("zgr", "straight_through")]
+    assert parents[0] < halfway(q)[0] < parents[1]
+    says("is the mean of its parents' biases, and lies between them on digits")
     q = "digits-2x5-logistic-1"
     net, v, loss = hand.ref_net(q), hand.inputs(q), hand.ref_loss(q)
     s1, s0, half = (ref.moments(net, v, loss, "chain_rule", s) for s in (1.0, 0.0, 0.5))
