@@ -1,7 +1,8 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
 Imports point one way: noise, contracts -> units -> estimators -> registry -> nn, network ->
-inference, exact, accuracy -> figures, data -> optim -> experiments. A test holds the arrows.
+inference, exact, accuracy -> figures, data -> map -> diagnose -> optim -> experiments. A test
+holds the arrows.
 """
 
 from sbnlib import nn as nn
@@ -10,6 +11,7 @@ from sbnlib import registry as registry
 from sbnlib.accuracy import Accuracy, Estimate, measure
 from sbnlib.coding import on_signs, to_bits, to_signs
 from sbnlib.costs import Cost, Summary, summary
+from sbnlib.diagnose import ModelReport, UnitReport, diagnose, diagnose_unit
 from sbnlib.estimators import (
     arm,
     chain_rule,
@@ -49,17 +51,21 @@ __all__ = [
     "FastSigmoid",
     "Gaussian",
     "Logistic",
+    "ModelReport",
     "Noise",
     "SBN",
     "Summary",
     "Triangular",
     "Uniform",
+    "UnitReport",
     "arm",
     "chain_rule",
     "classification_loss",
     "concrete",
     "control_variate_loss",
     "darn",
+    "diagnose",
+    "diagnose_unit",
     "disarm",
     "foust",
     "exact_expectation",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["add_option", "as_typed", "refusing"]
+__all__ = ["add_option", "as_typed", "imported", "refusing"]
 
 
 def as_typed(value: Any) -> str:
@@ -44,3 +47,37 @@ def refusing(parser: argparse.ArgumentParser, *errors: type[Exception]) -> Itera
         yield
     except errors as error:
         parser.error(str(error))
+
+
+def imported(module: str, name: str) -> Any:
+    """What a module of this name, also one in the current directory, has under ``name``.
+
+    Raises:
+        ImportError: the module is not there, or raises an error when it is imported.
+        AttributeError: the module has no such name.
+    """
+    found = _module(module)
+    if not hasattr(found, name):
+        there = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+        has = f"it has {', '.join(there)}" if there else "it has no function"
+        raise AttributeError(f"{module} has no {name}; {has}")
+    return getattr(found, name)
+
+
+def _module(name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name in (
+            name, name.partition(".")[0])  # fmt: skip
+        why = (
+            f"there is no {name.replace('.', '/')}.py in the current directory, and no such module "
+            "is installed"
+            if missing
+            else f"it raised {type(error).__name__}: {error}"
+        )
+        raise ImportError(f"{name} cannot be imported: {why}") from error

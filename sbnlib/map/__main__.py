@@ -15,14 +15,13 @@ import argparse
 import importlib
 import re
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from sbnlib import registry
-from sbnlib.command import refusing
+from sbnlib.command import imported, refusing
 from sbnlib.data import DataError
 from sbnlib.extras import extra
 from sbnlib.files import check_writable, write_whole
@@ -50,32 +49,8 @@ def load(text: str) -> str | Callable[..., Any]:
         known = ", ".join(registry.ESTIMATORS)
         raise ValueError(f"estimator must be MODULE:NAME, or a name of the registry, one of "
                          f"{known}; got {text!r}")  # fmt: skip
-    found = _module(module)
-    if not hasattr(found, name):
-        there = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
-        has = f"it has {', '.join(there)}" if there else "it has no function"
-        raise AttributeError(f"{module} has no {name}; {has}")
-    function: Callable[..., Any] = getattr(found, name)
+    function: Callable[..., Any] = imported(module, name)
     return function
-
-
-def _module(name: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name in (
-            name, name.partition(".")[0])  # fmt: skip
-        why = (
-            f"there is no {name.replace('.', '/')}.py in the current directory, and no such module "
-            "is installed"
-            if missing
-            else f"it raised {type(error).__name__}: {error}"
-        )
-        raise ImportError(f"{name} cannot be imported: {why}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,417 @@
+"""The two ways in: a unit by itself, and the units of a model."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbnlib.diagnose.cosines import cosines
+from sbnlib.diagnose.examination import Examination, examine
+from sbnlib.diagnose.findings import Finding, coding, findings, number, why_no_noise
+from sbnlib.diagnose.report import ModelReport, UnitReport
+from sbnlib.diagnose.subject import Function, RefusedError, Subject, mode
+from sbnlib.diagnose.watching import Replay, Unit, run_model, units
+from sbnlib.guards import Watch
+
+__all__ = ["diagnose", "diagnose_unit"]
+
+#: A slope below this share of the largest lets nothing through.
+CLIPPED = 1e-3
+
+#: The layers for which the factor of a single unit is multiplied up.
+DEPTHS = (1, 3, 10)
+
+Call = Callable[[Tensor], object]
+
+
+# ---- a unit --------------------------------------------------------------------------------------
+
+
+def diagnose_unit(
+    unit: object,
+    *,
+    data: Tensor | None = None,
+    name: str | None = None,
+    device: torch.device | str = "cpu",
+) -> UnitReport:
+    r"""Say what a binarization really does: which noise, which factor, which faults.
+
+    A unit is right, as straight-through, if it draws its states with
+    :math:`P(x{=}1\mid a) = F(a)` and passes gradients on with the slope :math:`2F'(a)` (in bits
+    :math:`F'(a)`). The unit is run at some thousand points, at each of 21 of them 20 000 times, and
+    its slope is integrated; see :class:`UnitReport` for what is told. Nothing of the code is read.
+
+    Args:
+        unit: a function of a tensor of pre-activations, a subclass of ``torch.autograd.Function``,
+            a module, or a class of modules that can be made without arguments. It is tried on
+            tensors of one axis, then of two and four, in float64, then in float32.
+        data: pre-activations ``(B, ...)`` that occur, for ``clipped``, ``dead`` and ``gain``.
+        name: in the report; default the unit's own.
+        device: where it runs.
+
+    Returns:
+        The report. Whatever the unit does wrong is a finding in it, not an error.
+
+    Raises:
+        TypeError: ``unit`` cannot be called, or ``data`` is no floating-point tensor with values.
+
+    The forward pass counts as drawn from the law of the slope where no share is more than 5
+    standard errors off; a right unit is taken for a wrong one about once in :math:`10^5` reports.
+    The scale of a logistic noise is told apart from one 5 % wider.
+
+    Source: chapter 8; for the laws Shekhovtsov & Yanush 2021 (arXiv 2006.06880).
+    """
+    if not callable(unit):
+        raise TypeError(f"unit must be a function, an autograd.Function or a module, got {unit!r}")
+    if data is not None:
+        _check_data(data)
+    name = name or _name(unit)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            subject = _accepted(unit, torch.device(device), data)
+        except RefusedError as refused:
+            return _refused(name, refused)
+        watched = [subject.module] if subject.module is not None else []
+        with Watch(subject.device, *watched), mode(subject.module, training=True):
+            report = _report(examine(subject), name)
+            return report if data is None else _with_data(report, subject, data)
+
+
+def _check_data(data: object) -> None:
+    if not isinstance(data, Tensor) or not data.is_floating_point() or not data.numel():
+        got = data.dtype if isinstance(data, Tensor) else type(data).__name__
+        raise TypeError(f"data must be a floating-point tensor (B, ...) with values, got {got}")
+
+
+def _name(unit: object) -> str:
+    base = unit.func if isinstance(unit, functools.partial) else unit
+    own = getattr(base, "__self__", None)  # of Function.apply
+    if isinstance(own, type):
+        return own.__name__
+    return getattr(base, "__name__", None) or type(base).__name__
+
+
+def _refused(name: str, refused: RefusedError) -> UnitReport:
+    words = refused.words[:1].upper() + refused.words[1:] + "."
+    verdict = "It could not be examined."
+    return UnitReport(name, verdict=verdict, why=words,
+                      findings=(Finding(refused.code, True, words),))  # fmt: skip
+
+
+def _call(unit: Any) -> tuple[Call, torch.nn.Module | None]:
+    if isinstance(unit, type) and issubclass(unit, torch.autograd.Function):
+        return unit.apply, None
+    if isinstance(unit, type) and issubclass(unit, torch.nn.Module):
+        try:
+            unit = unit()
+        except Exception as error:
+            raise RefusedError("raises", f"it raises {type(error).__name__} when it is made "
+                               f"without arguments: {error}") from error  # fmt: skip
+    return unit, unit if isinstance(unit, torch.nn.Module) else None
+
+
+def _accepted(unit: object, device: torch.device, data: Tensor | None) -> Function:
+    """The unit with a shape and a dtype that it takes."""
+    call, module = _call(unit)
+    shapes: list[tuple[int, ...]] = [(), (1,), (1, 1, 1)]
+    if data is not None and data.dim() > 1:
+        shapes.append(tuple(data.shape[1:]))
+    first: RefusedError | None = None
+    with mode(module, training=True):
+        for dtype in (torch.float64, torch.float32):
+            for shape in shapes:
+                subject = Function(call, module, shape, device, dtype)
+                try:
+                    subject.run(torch.linspace(-2, 2, 24, dtype=torch.float64))
+                    return subject
+                except RefusedError as refused:
+                    first = first or refused
+    assert first is not None
+    raise first
+
+
+def _report(found: Examination, name: str, where: str = "") -> UnitReport:
+    """The report of an examination, without what needs data."""
+    known = findings(found)
+    if found.subject.dtype is torch.float32 and isinstance(found.subject, Function):
+        words = "It takes float32 only; in float64, which torch's gradcheck needs, it fails."
+        known += (Finding("float32", False, words),)
+    c = found.mismatch
+    law = None if found.slope_law is None else found.slope_law.noise
+    drawn = None if found.forward_law is None else found.forward_law.noise
+    asked = found.refused is None
+    return UnitReport(
+        name=name,
+        where=where,
+        verdict=_verdict(found),
+        findings=known,
+        noise=found.noise,
+        why=why_no_noise(found),
+        forward=None if found.sampled is None else _FORWARD[found.sampled],
+        forward_noise=drawn,
+        slope_noise=law,
+        scale=law.scale if law else None,
+        threshold=found.threshold if asked else None,
+        integral=found.integral,
+        mismatch=c,
+        even=found.even,
+        nonnegative=found.nonnegative,
+        sign_of_zero=found.at_zero or None,
+        coding=coding(found),
+        exact_pm1=not found.off[0] if asked else None,
+        slope=found.kind,
+        line=found.line,
+        depends_on_gradient=bool(found.answers) if found.kind else None,
+        samples_in_eval=found.eval_sampled,
+        gain=_gain(found),
+        compounding=None if c is None else {k: c**k for k in DEPTHS},
+        cosine=cosines(found),
+        examination=found,
+    )
+
+
+_FORWARD = {True: "sampled", False: "deterministic"}
+
+
+def _verdict(found: Examination) -> str:
+    """The whole in a sentence."""
+    if found.refused is not None:
+        return "It could not be examined as a binary unit."
+    if found.kind is None:
+        return "No gradient passes."
+    law, c = found.slope_law, found.mismatch
+    if c is None or not found.nonnegative:
+        return f"Straight-through for no noise. {why_no_noise(found)}"
+    what = "straight-through" if found.kind == "of a" else "straight-through on average"
+    times = "" if abs(c - 1) <= 0.01 else f"{number(c)} times "
+    slope = f"{times}{what} for {law or 'a law of its own'}"
+    if found.noise is not None or found.sampled and not why_no_noise(found).startswith("The f"):
+        return f"{slope[0].upper()}{slope[1:]}."
+    if not found.sampled:
+        return f"No noise in the forward pass; the slope is {slope}."
+    forward = found.forward_law or "another law"
+    return f"The states are drawn from {forward}, the slope is {slope}."
+
+
+def _gain(found: Examination) -> float | None:
+    """E h^2 over a standard normal pre-activation, for states of distance 2."""
+    if found.kind is None or found.slope is None or not found.jump:
+        return None
+    unit = (2 / found.jump) ** 2
+    if found.kind == "of a":
+        return unit * found.slope.mean_square()
+    _, g = found.subject.run(_normal(2000).repeat(64), found.flow, seed=23)
+    return None if g is None else unit * float((g / found.flow).square().mean())
+
+
+def _normal(count: int) -> Tensor:
+    """Points at the middle of equal shares of a standard normal law."""
+    return torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
+
+
+def _with_data(report: UnitReport, subject: Subject, data: Tensor) -> UnitReport:
+    found = report.examination
+    if found is None or found.kind is None:
+        return report
+    _, g = subject.run(data.detach().reshape(-1), found.flow, seed=29)
+    return report if g is None else _on_data(report, (g / found.flow).reshape(data.shape))
+
+
+def _on_data(report: UnitReport, g: Tensor) -> UnitReport:
+    """What the slopes at the data tell."""
+    found = report.examination
+    assert found is not None and found.slope is not None
+    size = g.detach().double().cpu().abs().reshape(len(g), -1)
+    closed = size <= CLIPPED * _peak(found)
+    clipped, dead = float(closed.double().mean()), float(closed.all(dim=0).double().mean())
+    gain = None if not found.jump else float(size.square().mean()) * (2 / found.jump) ** 2
+    more = []
+    if clipped > 0.5:
+        more.append(Finding("clipped", False, f"{100 * clipped:.3g} % of the pre-activations lie "
+                            "where no gradient passes."))  # fmt: skip
+    if dead > 0:
+        more.append(Finding("dead", False, f"{100 * dead:.3g} % of the units let no gradient "
+                            "through on any row."))  # fmt: skip
+    return replace(report, clipped=clipped, dead=dead, gain=gain,
+                   findings=(*report.findings, *more))  # fmt: skip
+
+
+def _peak(found: Examination) -> float:
+    """The largest slope where pre-activations usually are, or anywhere."""
+    assert found.slope is not None
+    h, a = found.slope.h.abs(), found.slope.a
+    usual = h[(a.abs() > 1e-3) & (a.abs() < 4)]
+    return float(usual.max()) if len(usual) and float(usual.max()) else float(h.max())
+
+
+# ---- a model -------------------------------------------------------------------------------------
+
+LIMITS = (
+    "compiled code;",
+    "signs taken under no_grad or of integers, which leave no graph;",
+    "units of more than 16 values, or whose values differ from entry to entry.",
+)
+
+
+def diagnose(
+    module: torch.nn.Module,
+    inputs: Tensor | tuple[Any, ...],
+    loss: Callable[[Any], Tensor] | None = None,
+) -> ModelReport:
+    """Find the binary units of a model and say what each of them does, as :func:`diagnose_unit`.
+
+    The model is run on the inputs, in training mode; units are found by their values, wherever they
+    stand: a bare ``Bin.apply`` inside ``forward``, a ``detach`` trick, a module, a weight. To ask a
+    unit elsewhere, the model is run again with other points in the place of its pre-activation.
+
+    Args:
+        module: any torch module.
+        inputs: what it is called with: a tensor, or a tuple of arguments.
+        loss: a function of what the module returns, whose mean is the loss; needed for ``passed``.
+
+    Returns:
+        The report. ``clipped``, ``dead`` and ``gain`` are those on the inputs, ``compounding`` is
+        the product of the factors from a unit to the loss. Parameters, buffers, gradients, modes
+        and random generators are left as they were.
+
+    Raises:
+        TypeError: ``module`` is no module, or ``loss`` cannot be called.
+
+    *Limits.* Compiled code is not seen, nor are signs taken under ``no_grad``; a model that takes
+    another way at each run is not asked again. What a module keeps outside of its parameters and
+    buffers it may keep from the last of the runs.
+
+    Source: chapter 8.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module must be a torch module, got {module!r}")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function of the module's result, got {loss!r}")
+    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]), Watch(device, module), mode(module, training=True):
+        torch.manual_seed(0)
+        return _diagnose(module, arguments, loss)
+
+
+def _diagnose(
+    module: torch.nn.Module, inputs: tuple[Any, ...], loss: Callable[[Any], Tensor] | None
+) -> ModelReport:
+    try:
+        out, seen = run_model(module, inputs)
+    except Exception as error:
+        words = f"The model raises {type(error).__name__}: {error}"
+        return ModelReport((), (Finding("raises", True, words),), LIMITS)
+    found = units(module, seen)
+    if not found:
+        words = "No tensor with a graph has few values: no unit was seen."
+        return ModelReport((), (Finding("no-units", False, words),), LIMITS)
+    in_eval = _in_eval(module, inputs, found)
+    reports = [
+        _of_unit(module, inputs, unit, other, k)
+        for k, (unit, other) in enumerate(zip(found, in_eval, strict=True), 1)
+    ]
+    reports = _compounded(reports, found)
+    more: tuple[Finding, ...] = ()
+    if loss is not None:
+        reports, more = _passed(reports, found, out, loss)
+    return ModelReport(tuple(reports), more, LIMITS)
+
+
+def _in_eval(
+    module: torch.nn.Module, inputs: tuple[Any, ...], found: list[Unit]
+) -> list[Unit | None]:
+    """The same units in a run in evaluation mode, where they can be told."""
+    try:
+        with mode(module, training=False):
+            _, seen = run_model(module, inputs)
+            others = units(module, seen)
+    except Exception:
+        return [None] * len(found)
+    alike = [(u.name, u.where) for u in found] == [(u.name, u.where) for u in others]
+    return list(others) if alike else [None] * len(found)
+
+
+def _of_unit(
+    module: torch.nn.Module, inputs: tuple[Any, ...], unit: Unit, in_eval: Unit | None, k: int
+) -> UnitReport:
+    name = f"{k}. {unit.name}" + (f" of {unit.parameter}" if unit.parameter else "")
+    if unit.points is None:
+        refused = RefusedError("raises", "the tensor that it is a function of was not seen")
+        return replace(_refused(name, refused), where=unit.where)
+    subject = Replay(module, inputs, unit, in_eval)
+    report = _report(examine(subject), name, unit.where)
+    found = report.examination
+    if found is None or found.kind is None or found.slope is None:
+        return report
+    x, a = unit.states.tensor, unit.points.tensor
+    g = _flowing(x, a, torch.full_like(x, found.flow)) / found.flow
+    return _on_data(report, g.reshape(1, -1) if unit.parameter else g)
+
+
+def _flowing(x: Tensor, a: Tensor, up: Tensor) -> Tensor:
+    """What a gradient in the states becomes in the pre-activation."""
+    (down,) = torch.autograd.grad(x, a, up, retain_graph=True, materialize_grads=True)
+    return down
+
+
+def _compounded(reports: list[UnitReport], found: list[Unit]) -> list[UnitReport]:
+    """Each with the product of the factors from it to the loss, along the longest chain."""
+    above: dict[int, tuple[int, float]] = {}
+    for k in reversed(range(len(found))):
+        own = reports[k].mismatch
+        higher = [j for j in range(k + 1, len(found)) if j in above and _below(found[k], found[j])]
+        depth, product = max((above[j] for j in higher), default=(0, 1.0), key=lambda p: p[0])
+        above[k] = depth + 1, math.nan if own is None else own * product
+    return [
+        replace(report, compounding=None if math.isnan(above[k][1]) else above[k][1])
+        for k, report in enumerate(reports)
+    ]
+
+
+def _below(unit: Unit, other: Unit) -> bool:
+    """Whether the graph leads from the pre-activation of ``other`` down to the states."""
+    start = None if other.points is None else other.points.tensor.grad_fn
+    target, todo, done = unit.states.tensor.grad_fn, [start], set()
+    while todo:
+        node = todo.pop()
+        if node is target:
+            return True
+        if node is None or node in done:
+            continue
+        done.add(node)
+        todo += [below for below, _ in node.next_functions]
+    return False
+
+
+def _passed(
+    reports: list[UnitReport], found: list[Unit], out: Any, loss: Callable[[Any], Tensor]
+) -> tuple[list[UnitReport], tuple[Finding, ...]]:
+    """What the loss's gradient becomes on its way through each unit."""
+    try:
+        with torch.enable_grad():
+            value = loss(out).mean()
+        if not value.requires_grad:
+            raise ValueError("it has no graph")
+        ups = torch.autograd.grad(
+            value, [u.states.tensor for u in found], retain_graph=True, allow_unused=True
+        )
+    except Exception as error:
+        words = f"The loss has no gradient: {error}"
+        return reports, (Finding("no-gradient", True, words),)
+    return [replace(r, passed=_share(u, up)) for r, u, up in zip(reports, found, ups,
+                                                                 strict=True)], ()  # fmt: skip
+
+
+def _share(unit: Unit, up: Tensor | None) -> float | None:
+    """What the unit multiplies the mean square of a gradient by."""
+    if unit.points is None or up is None or not bool(up.any()):
+        return None
+    down = _flowing(unit.states.tensor, unit.points.tensor, up)
+    return float(down.square().mean() / up.square().mean())

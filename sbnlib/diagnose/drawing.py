@@ -1,0 +1,109 @@
+"""The chart of a report: the slope, and what it collects beside what the forward pass does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sbnlib.diagnose.examination import Examination
+from sbnlib.diagnose.findings import number
+from sbnlib.diagnose.integrals import Slope
+from sbnlib.diagnose.laws import interpolated
+from sbnlib.extras import extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["chart"]
+
+#: Of the slope, and of what it collects.
+COLOUR = "#E69F00"
+
+
+def chart(units: Sequence[tuple[str, Examination | None]]) -> Figure:
+    """A row for each unit, with its name: the slope at the left, the two passes at the right.
+
+    At the right, dots are the share of the upper state among drawn ones, with five standard errors,
+    the line in the ink of the page that of a unit that draws nothing; in colour is the integral of
+    the slope from the left, over the distance of the states, which should be the same.
+    """
+    with extra("figures"):
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        from sbnlib.figures import style
+
+    with matplotlib.rc_context(style.STYLE):
+        rows = max(1, len(units))
+        fig = Figure(figsize=(5.5, 0.4 + 1.75 * rows), layout="constrained")
+        axes = fig.subplots(rows, 2, squeeze=False)
+        for (name, found), (left, right) in zip(units, axes, strict=False):
+            left.set_title(name, fontsize=10)
+            _row(found, left, right)
+        for ax in axes[-1]:
+            ax.set_xlabel("pre-activation $a$")
+    return fig
+
+
+def _row(found: Examination | None, left: Axes, right: Axes) -> None:
+    left.set_ylabel("slope")
+    right.set_ylabel("share of upper")
+    if found is None or found.refused is not None or not found.states:
+        for ax in (left, right):
+            ax.set(xticks=[], yticks=[])
+        left.text(0.5, 0.5, "not examined", ha="center", transform=left.transAxes)
+        return
+    low, high = _span(found)
+    a = torch.linspace(low, high, 401, dtype=torch.float64)
+    if found.slope is not None:
+        h = interpolated(found.slope.a, found.slope.h, a)
+        left.fill_between(a.numpy(), 0, h.numpy(), color=COLOUR, alpha=0.3, lw=0)
+        left.plot(a.numpy(), h.numpy(), color=COLOUR)
+        left.set_ylim(*_limits(h))
+        right.plot(a.numpy(), _collected(found, a).numpy(), color=COLOUR)
+    _forward(found, right, low, high)
+    c = found.mismatch
+    right.set_title("no factor" if c is None else f"factor {number(c)}", fontsize=10)
+    for ax in (left, right):
+        ax.set_xlim(low, high)
+    right.set(yticks=[0, 1])
+
+
+def _span(found: Examination) -> tuple[float, float]:
+    half = 4 * (found.quartile or 0.75)
+    half = half if math.isfinite(half) and half > 0 else 3.0
+    return found.threshold - half, found.threshold + half
+
+
+def _limits(h: Tensor) -> tuple[float, float]:
+    low, high = float(h.min()), float(h.max())
+    room = 0.1 * max(high - min(low, 0.0), 1e-9)
+    return min(0.0, low) - room * (low < 0), max(high, 0.0) + room
+
+
+def _collected(found: Examination, a: Tensor) -> Tensor:
+    """The integral of the slope up to each point, over the jump; from the left edge if infinite."""
+    slope, jump = found.slope, found.jump or 2.0
+    assert slope is not None
+    if math.isfinite(slope.total):
+        return interpolated(slope.a, slope.collected, a) / jump
+    begun = Slope(slope.a, slope.h, slope.se, slope.centre).parts.cumsum(0)
+    begun = interpolated(slope.a[1:], begun, a)
+    return (begun - begun[0]) / jump
+
+
+def _forward(found: Examination, ax: Axes, low: float, high: float) -> None:
+    for level in (0, 1):
+        ax.axhline(level, color="black", lw=0.5)
+    if found.frequencies is not None:
+        points, share, se = (t.numpy() for t in found.frequencies)
+        ax.errorbar(points, share, 5 * se, fmt="o", ms=3, color="black", lw=0.8)
+    elif not found.sampled and len(found.states) == 2 and found.jumps == 1:
+        up = (found.jump or 0) > 0
+        ax.plot([low, found.threshold, found.threshold, high], [1 - up, 1 - up, up, up],
+                color="black", lw=1.2)  # fmt: skip

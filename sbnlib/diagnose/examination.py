@@ -1,0 +1,549 @@
+"""The examination of a unit: questions that are asked by running it, one after another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sbnlib.diagnose.integrals import Slope, around, refined
+from sbnlib.diagnose.laws import Law, fitted, interpolated, quantile, recognised, rounded
+from sbnlib.diagnose.subject import RefusedError, Subject
+from sbnlib.noise import Noise
+
+__all__ = ["DRAWS", "MOST_Z", "POINTS", "Examination", "examine"]
+
+#: Draws at each of the points where the forward pass is held against the slope.
+DRAWS, POINTS = 20_000, 21
+
+#: More standard errors than this, at one of the points, are another law.
+MOST_Z = 5.0
+
+#: The most states that a unit is taken to have.
+LEVELS = 16
+
+#: Gradients that are sent in: what comes back must be in proportion.
+FLOWS = (1e-3, 1.0, 30.0, -1.0)
+
+
+@dataclass
+class Examination:
+    """What was found out. None, or an empty value, where a question could not be asked.
+
+    Attributes:
+        subject: the unit.
+        refused: why nothing more could be asked.
+        sampled: whether the forward pass draws.
+        shared: whether one draw serves all entries.
+        states: the values that it gives, sorted.
+        at_zero: its values at 0 and -0.
+        stray: values at single points, which are no states.
+        off: by how much values miss the states, at most, and the share of them that do.
+        threshold: where the state changes; for a drawn one the median.
+        ends: the state far to the left and far to the right.
+        jumps: how often the state changes from left to right, if nothing is drawn.
+        kind: of what the slope is a function.
+        flow: the gradient that it was measured with.
+        answers: for each of FLOWS the largest gradient that comes out, relative to it.
+        slope: on many points.
+        even, nonnegative: of the slope; None where it is not told.
+        frequencies: points, share of the way from the left state to the right, its error.
+        line: the member of the line that a slope with two values a point is.
+        channels: whether its channels are different functions, of which the first was asked.
+        eval_sampled, eval_slope: whether it draws in evaluation mode, and how far, relative to its
+            largest value, the slope there is from that in training mode.
+    """
+
+    subject: Subject
+    refused: RefusedError | None = None
+    sampled: bool | None = None
+    shared: bool = False
+    states: tuple[float, ...] = ()
+    at_zero: tuple[float, ...] = ()
+    stray: tuple[float, ...] = ()
+    off: tuple[float, float] = (0.0, 0.0)
+    threshold: float = 0.0
+    ends: tuple[float, float] | None = None
+    jumps: int = 0
+    kind: str | None = None
+    flow: float = 1.0
+    answers: tuple[float, ...] = ()
+    slope: Slope | None = None
+    even: bool | None = None
+    nonnegative: bool | None = None
+    frequencies: tuple[Tensor, Tensor, Tensor] | None = None
+    forward_law: Law | None = None
+    slope_law: Law | None = None
+    z: float | None = None
+    line: float | None = None
+    eval_sampled: bool | None = None
+    eval_slope: float | None = None
+    channels: bool = False
+    forward_centre: float | None = field(default=None)
+
+    @property
+    def jump(self) -> float | None:
+        """The state far to the right less that far to the left."""
+        return None if self.ends is None else self.ends[1] - self.ends[0]
+
+    @property
+    def integral(self) -> float | None:
+        return None if self.slope is None else self.slope.total
+
+    @property
+    def mismatch(self) -> float | None:
+        """The integral over the jump: straight-through's is 1."""
+        if self.integral is None or not self.jump or not math.isfinite(self.integral):
+            return None
+        return self.integral / self.jump
+
+    @property
+    def quartile(self) -> float | None:
+        """Half of the distance between the quartiles of the forward pass, or else of the slope."""
+        if self.forward_law is not None:
+            return float(self.forward_law.noise.icdf(torch.tensor(0.75, dtype=torch.float64)))
+        if self.frequencies is not None:
+            return _half(*_rising(self.frequencies[1], self.frequencies[0]))
+        slope = self.slope
+        if slope is None or not self.nonnegative or not slope.total or slope.total == math.inf:
+            return None
+        return _half(slope.collected / slope.total, slope.a)
+
+    @property
+    def noise(self) -> Noise | None:
+        """The law from which the forward pass draws and of which the slope is the density."""
+        fits = self.z is not None and self.z <= MOST_Z
+        return self.slope_law.noise if fits and self.slope_law else None
+
+
+def _half(law: Tensor, a: Tensor) -> float:
+    return (quantile(a, law, 0.75) - quantile(a, law, 0.25)) / 2
+
+
+def examine(subject: Subject) -> Examination:
+    """Ask everything that can be asked."""
+    found = Examination(subject)
+    try:
+        _look(found)
+        _ask_states(found)
+        _ask_threshold(found)
+        _ask_slope(found)
+        _ask_law(found)
+        _ask_eval(found)
+    except RefusedError as refused:
+        found.refused = refused
+    return found
+
+
+# ---- first look ----------------------------------------------------------------------------------
+
+_FEW = 64
+
+
+def _look(found: Examination) -> None:
+    """Runs it, and refuses what is no elementwise function with finite values."""
+    subject = found.subject
+    a = torch.linspace(-2.9, 3.1, _FEW, dtype=torch.float64)
+    x, g = subject.run(a)
+    if not x.isfinite().all():
+        raise RefusedError("not-finite", "its values are NaN or infinite")
+    if g is not None and not g.isfinite().double().mean() > 0.9:
+        raise RefusedError("not-finite", "its slope is NaN or infinite")
+    for k in (0, -1):
+        b = a.clone()
+        b[k] = 50.0
+        others = torch.arange(_FEW) != k % _FEW
+        y, h = subject.run(b)
+        if not (_same(x[others], y[others]) and _same_slope(g, h, others)):
+            raise RefusedError("not-elementwise", "what it does with one entry depends on others")
+    if g is not None:
+        half = (torch.arange(_FEW) % 2).double()
+        _, h = subject.run(a, half)
+        if h is None or not _same(h, g * half):
+            raise RefusedError("not-elementwise", "the gradient of one entry reaches others")
+    found.sampled = not _same(subject.run(a, seed=1)[0], subject.run(a, seed=2)[0])
+    if not found.sampled and subject.size > 1 and _channels_differ(subject):
+        subject.only_first_channel()
+        found.channels = True
+
+
+def _channels_differ(subject: Subject) -> bool:
+    """Whether it does something else with the same points when they stand elsewhere."""
+    points = torch.linspace(-2.9, 3.1, 61, dtype=torch.float64)
+    at = torch.arange(min(max(subject.size, 122), 4096))
+    (x, g), (y, h) = (subject.run(points[(at + k) % 61]) for k in (0, 29))
+    return not (_same(x[29:], y[:-29]) and (g is None or h is None or _same(g[29:], h[:-29])))
+
+
+def _same(a: Tensor, b: Tensor, tolerance: float = 0.0) -> bool:
+    """Equal up to rounding that a run in another order may bring, relative to the largest."""
+    return a.shape == b.shape and _off(a, b) <= tolerance * float(b.nan_to_num().abs().max())
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    return float((a.nan_to_num() - b.nan_to_num()).abs().max()) if a.numel() else 0.0
+
+
+def _same_slope(g: Tensor | None, h: Tensor | None, at: Tensor) -> bool:
+    if g is None or h is None:
+        return g is h
+    return _same(g[at], h[at])
+
+
+# ---- forward -------------------------------------------------------------------------------------
+
+
+def _ask_states(found: Examination) -> None:
+    """Which values it gives, at 0 too, and whether bit for bit."""
+    grid = around(0.0)
+    runs = range(5 if found.sampled else 1)
+    values = torch.cat([found.subject.run(grid, seed=s)[0] for s in runs])
+    groups = _grouped(values)
+    if len(groups) > LEVELS:
+        raise RefusedError("not-quantized", "it gives many values, like a function that is not "
+                           "quantized")  # fmt: skip
+    single = [g for g in groups if len(g) == 1 and not found.sampled]
+    groups = [g for g in groups if len(g) > 1 or found.sampled]
+    if len(groups) < 2:
+        raise RefusedError("constant", f"it gives {_number(groups[0])} wherever it is asked")
+    found.states = tuple(_number(g) for g in groups)
+    zeros = torch.cat([torch.zeros(32), -torch.zeros(32)]).double()
+    at_zero = _grouped(torch.cat([found.subject.run(zeros, seed=s)[0] for s in (0, 1)]) + 0.0)
+    found.at_zero = tuple(_nearest(_number(g), found.states) for g in at_zero)
+    stray = {_number(g) for g in single} | {x for x in found.at_zero if x not in found.states}
+    found.stray = tuple(sorted(stray))
+    found.off = max(_misses(groups, found.states), _in_float32(found, grid))
+
+
+def _grouped(values: Tensor) -> list[Tensor]:
+    """The values, sorted and split where they lie apart."""
+    values = values.sort().values
+    apart = (values[1:] - values[:-1]) > 1e-4 * values.abs().max()
+    sizes = (apart.nonzero()[:, 0] + 1).tolist()
+    return list(values.tensor_split(sizes))
+
+
+def _number(group: Tensor) -> float:
+    """What a group of nearly equal values stands for."""
+    middle = float(group.median())
+    return rounded(middle, 1e-5 * abs(middle) or 1e-6) + 0.0
+
+
+def _nearest(value: float, states: tuple[float, ...]) -> float:
+    close = [s for s in states if abs(s - value) <= 1e-4 * max(1e-30, *map(abs, states))]
+    return close[0] if close else value
+
+
+def _misses(groups: list[Tensor], states: tuple[float, ...]) -> tuple[float, float]:
+    """The largest distance from a state, and the share of values that are at a distance."""
+    plain = set(states) <= {-1.0, 0.0, 1.0}
+    off = torch.cat([(g - (s if plain else g.mode().values)).abs()
+                     for g, s in zip(groups, states, strict=True)])  # fmt: skip
+    return float(off.max()), float((off > 0).double().mean())
+
+
+def _in_float32(found: Examination, grid: Tensor) -> tuple[float, float]:
+    """The same in float32, in which networks are trained and rounding is seen more often."""
+    subject = found.subject
+    if subject.dtype is torch.float32:
+        return 0.0, 0.0
+    before, subject.dtype = subject.dtype, torch.float32
+    try:
+        groups = _grouped(subject.run(grid)[0])
+    except Exception:  # it takes float64 alone, which is no fault
+        return 0.0, 0.0
+    finally:
+        subject.dtype = before
+    groups = [g for g in groups if _nearest(_number(g), found.states) in found.states]
+    states = tuple(_nearest(_number(g), found.states) for g in groups)
+    return _misses(groups, states) if groups else (0.0, 0.0)
+
+
+def _ask_threshold(found: Examination) -> None:
+    """Where the state changes, and which states are far out."""
+    far = torch.cat([torch.full((32,), s * 1e5, dtype=torch.float64) for s in (-1, 1)])
+    x = _snapped(found, found.subject.run(far)[0])
+    found.ends = float(x[:32].mode().values), float(x[32:].mode().values)
+    if found.sampled:
+        _ask_frequencies(found)
+    else:
+        _ask_jumps(found)
+
+
+def _snapped(found: Examination, x: Tensor) -> Tensor:
+    states = torch.tensor(found.states, dtype=torch.float64)
+    return states[(x[..., None] - states).abs().argmin(dim=-1)]
+
+
+def _ask_jumps(found: Examination) -> None:
+    grid = around(0.0)
+    x = _snapped(found, found.subject.run(grid)[0])
+    at = (x[1:] != x[:-1]).nonzero()[:, 0]
+    found.jumps = len(at)
+    if not 0 < len(at) <= 40:
+        return
+    left, right, low = grid[at], grid[at + 1], x[at]
+    share = torch.linspace(0, 1, 21, dtype=torch.float64)
+    for _ in range(10):
+        a = left[:, None] + share * (right - left)[:, None]
+        same = _snapped(found, found.subject.run(a.flatten())[0]).view(a.shape) == low[:, None]
+        k = same.long().cumprod(dim=1).sum(dim=1).clamp(1, 20)
+        left, right = (a.gather(1, (k - 1)[:, None])[:, 0], a.gather(1, k[:, None])[:, 0])
+    places = (left + right) / 2
+    middle = float(places.min() + places.max()) / 2
+    found.threshold = rounded(middle, max(1e-9, 2e-7 * abs(middle)), 6)
+
+
+def _ask_frequencies(found: Examination) -> None:
+    """How often it gives which state, at points across the change."""
+    one = torch.full((256,), 0.0, dtype=torch.float64)
+    coarse = around(0.0, per_decade=12, linear=120)
+    share = _shares(found, coarse, 200)[0]
+    for _ in range(2):
+        low, high = _range(coarse, share)
+        coarse = torch.linspace(low, high, POINTS, dtype=torch.float64)
+        share = _shares(found, coarse, 2000)[0]
+    found.threshold = found.forward_centre = float(interpolated(*_rising(share, coarse), 0.5))
+    runs = [_snapped(found, found.subject.run(one + found.threshold, seed=s)[0]) for s in range(8)]
+    alike = [bool((x == x[0]).all()) for x in runs]
+    found.shared = all(alike) and len({float(x[0]) for x in runs}) > 1
+    if not found.shared:
+        points = found.subject.rounded(coarse)
+        found.frequencies = points, *_shares(found, points, DRAWS)
+        _centre(found)
+
+
+def _centre(found: Examination) -> None:
+    """0 for the centre, where the frequencies do not tell it from 0."""
+    zero = found.subject.rounded(torch.zeros(1, dtype=torch.float64))
+    share, se = _shares(found, zero, DRAWS)
+    if abs(float(share) - 0.5) < 4 * float(se):
+        found.threshold = found.forward_centre = 0.0
+
+
+def _shares(found: Examination, a: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+    """The mean state at each point, as a share of the way from left to right, and its error."""
+    x = _snapped(found, found.subject.run(a.repeat(draws), seed=3)[0]).view(draws, -1)
+    low, high = found.ends or (0.0, 1.0)
+    share = (x - low) / ((high - low) or 1.0)
+    mean = share.mean(dim=0)
+    spread = share.var(dim=0).clamp_min(1 / draws)
+    return mean, (spread / draws).sqrt()
+
+
+def _range(a: Tensor, share: Tensor) -> tuple[float, float]:
+    """From just before the share leaves 0 to just after it has reached 1."""
+    begun, left = (share > 0.03).nonzero()[:, 0], (share < 0.97).nonzero()[:, 0]
+    first = int(begun[0]) if len(begun) else 0
+    last = int(left[-1]) if len(left) else len(a) - 1
+    first, last = min(first, last), max(first, last)
+    return float(a[max(first - 1, 0)]), float(a[min(last + 1, len(a) - 1)])
+
+
+def _rising(share: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    return share.cummax(dim=0).values, a
+
+
+# ---- backward ------------------------------------------------------------------------------------
+
+REPLICATES = 24
+
+
+def _ask_slope(found: Examination) -> None:
+    subject = found.subject
+    centre = found.threshold
+    a = subject.rounded(torch.cat([centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
+                                   around(centre, per_decade=4, linear=2)]))  # fmt: skip
+    sent = [subject.run(a, flow, seed=5)[1] for flow in FLOWS]
+    flows = [g.nan_to_num() for g in sent if g is not None]
+    if len(flows) < len(FLOWS) or not any(bool(g.any()) for g in flows):
+        return
+    _ask_flow(found, flows)
+    _ask_kind(found, a)
+    if found.kind is None:
+        return
+    centres = sorted({0.0, centre})
+    if found.kind == "of a":
+        grid = subject.rounded(around(*centres)).unique()
+        h = _single(found, grid)
+        keep = h.isfinite()
+        grid, h = refined(grid[keep], h[keep], lambda a: _single(found, a).nan_to_num())
+        found.slope = Slope(grid, h, torch.zeros_like(h), centre)
+    else:
+        grid = around(*centres, per_decade=24, linear=120)
+        if found.frequencies is not None:
+            grid = torch.cat([grid, found.frequencies[0]])
+        grid = subject.rounded(grid).unique()
+        found.slope = Slope(grid, *_mean_slope(found, grid), centre)
+    _ask_shape(found)
+
+
+def _ask_flow(found: Examination, flows: list[Tensor]) -> None:
+    """Whether twice the gradient in is twice the gradient out."""
+    ratios = [g / flow for g, flow in zip(flows, FLOWS, strict=True)]
+    within = 1e-9 if found.subject.dtype is torch.float64 else 1e-4
+    linear = all(_same(r, ratios[1], within) for r in ratios)
+    size = [float(r.abs().max()) for r in ratios]
+    if not linear:
+        found.answers, found.flow = tuple(size), FLOWS[0]
+
+
+def _single(found: Examination, a: Tensor) -> Tensor:
+    g = found.subject.run(a, found.flow, seed=7)[1]
+    return torch.zeros_like(a) if g is None else g / found.flow
+
+
+def _ask_kind(found: Examination, a: Tensor) -> None:
+    """Whether the slope depends on a alone, on the state too, or on chance besides."""
+    copies = a.repeat(REPLICATES)
+    x, g = found.subject.run(copies, found.flow, seed=11)
+    if g is None:
+        return
+    g, x = (g / found.flow).view(REPLICATES, -1), _snapped(found, x).view(REPLICATES, -1)
+    within = 1e-9 if found.subject.dtype is torch.float64 else 1e-4
+    scale = float(g.nan_to_num().abs().max())
+    if _spread(g) <= within * scale:
+        found.kind = "of a"
+        return
+    inside = max(_spread(g.where(x == s, math.nan)) for s in found.states)
+    found.kind = "of a and x" if inside <= within * scale else "random"
+
+
+def _spread(g: Tensor) -> float:
+    """How far copies of one point differ at most; NaN are left out."""
+    high = g.nan_to_num(nan=-math.inf).amax(dim=0)
+    low = g.nan_to_num(nan=math.inf).amin(dim=0)
+    known = high.isfinite() & low.isfinite()
+    return float((high - low)[known].max()) if known.any() else 0.0
+
+
+def _mean_slope(found: Examination, a: Tensor, draws: int = 1600) -> tuple[Tensor, Tensor]:
+    """The mean slope at each point, and its standard error."""
+    _, g = found.subject.run(a.repeat(draws), found.flow, seed=13)
+    if g is None:
+        return torch.zeros_like(a), torch.zeros_like(a)
+    g = (g / found.flow).view(draws, -1).nan_to_num()
+    return g.mean(dim=0), g.std(dim=0) / math.sqrt(draws)
+
+
+def _ask_shape(found: Examination) -> None:
+    """Signs, evenness, and the law of which the slope is the density."""
+    slope = found.slope
+    assert slope is not None
+    total = slope.total
+    up = -1.0 if math.isfinite(total) and total < 0 else 1.0
+    room = 5 * slope.se + 1e-9 * slope.h.abs().max()
+    found.nonnegative = not bool((up * slope.h < -room).any())
+    centre = found.threshold
+    if found.nonnegative and math.isfinite(total) and total:
+        law = slope.collected / total
+        half = _half(law, slope.a)
+        centre = rounded(quantile(slope.a, law, 0.5), 2e-3 * half)
+        near = found.threshold if not found.sampled else found.forward_centre
+        if near is not None and abs(centre - near) < (2e-3 if found.kind == "of a" else 0.1) * half:
+            centre = near
+        worst = float((slope.collected_se / abs(total)).max())
+        within = 2e-3 if found.kind == "of a" else 0.02
+        noise = recognised(slope.a, law, centre, 3e-3 + 4 * worst, within)
+        found.slope_law = None if noise is None else Law(noise, centre)
+    found.even = _is_even(found, centre)
+    found.slope = Slope(slope.a, slope.h, slope.se, centre)
+
+
+def _is_even(found: Examination, centre: float) -> bool:
+    """Whether slopes at fresh points on both sides are equal, up to a thousandth of the whole."""
+    size = torch.cat([torch.linspace(0.0137, 5.9, 173), torch.logspace(-5, 3, 97)]).double()
+    size = size.sort().values
+    sides = []
+    for s in (1, -1):
+        a = found.subject.rounded(centre + s * size)
+        sides.append(_single(found, a) if found.kind == "of a" else _mean_slope(found, a, 400)[0])
+    gaps = torch.diff(size, prepend=size.new_zeros(1))
+    apart = (gaps * (sides[0] - sides[1]).nan_to_num().abs()).sum()
+    whole = (gaps * (sides[0].abs() + sides[1].abs()).nan_to_num()).sum()
+    return bool(apart <= (0.005 if found.kind == "of a" else 0.1) * whole)
+
+
+# ---- both together -------------------------------------------------------------------------------
+
+
+def _ask_law(found: Examination) -> None:
+    """The forward pass held against half the integral of the slope."""
+    if found.frequencies is None:
+        return
+    points, share, se = found.frequencies
+    slope = found.slope
+    if slope is not None and found.nonnegative and slope.total and math.isfinite(slope.total):
+        law = interpolated(slope.a, slope.collected / slope.total, points)
+        noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
+        found.z = float(_scores(share, se, law, noise).abs().max())
+        if found.z <= MOST_Z and found.slope_law is not None:
+            found.forward_law = found.slope_law
+    if found.forward_law is None:
+        _fit_forward(found)
+    if found.kind == "of a and x" and found.forward_law is not None and len(found.states) == 2:
+        _ask_line(found, found.forward_law)
+
+
+def _scores(share: Tensor, se: Tensor, p: Tensor, more: Tensor | float = 0.0) -> Tensor:
+    """By how many standard errors shares are off probabilities."""
+    expected = (p * (1 - p)).clamp_min(1 / DRAWS) / DRAWS
+    return (share - p) / torch.maximum(se.square(), expected).add(
+        torch.as_tensor(more).square()
+    ).sqrt()
+
+
+def _fit_forward(found: Examination) -> None:
+    assert found.frequencies is not None
+    points, share, se = found.frequencies
+    rising, a = _rising(share, points)
+    half = _half(rising, a)
+    if half > 0:
+        noise = fitted(points, lambda p: _scores(share, se, p), found.threshold, half, MOST_Z)
+        found.forward_law = None if noise is None else Law(noise, found.threshold)
+
+
+def _ask_line(found: Examination, law: Law) -> None:
+    """Which member of the line the two slopes at a point are, if one and the same everywhere."""
+    assert found.frequencies is not None and found.jump is not None
+    a = found.frequencies[0]
+    copies = a.repeat(REPLICATES * 8)
+    x, g = found.subject.run(copies, found.flow, seed=17)
+    if g is None:
+        return
+    x, g = (_snapped(found, x).view(-1, len(a)), (g / found.flow).view(-1, len(a)))
+    low, high = (g.where(x == s, math.nan).nanmean(dim=0) * 2 / found.jump for s in found.states)
+    p, f = law.cdf(a), law.noise.pdf(a - law.centre)
+    d, unit = (p * high - (1 - p) * low) / 2, f * (2 * p - 1)
+    known = d.isfinite()
+    d, unit = d[known], unit[known]
+    s = float((d * unit).sum() / unit.square().sum())
+    if float((d - s * unit).abs().max()) < 0.05 * float(f.max()):
+        found.line = rounded(s, 0.05, 2)
+
+
+# ---- evaluation mode -----------------------------------------------------------------------------
+
+
+def _ask_eval(found: Examination) -> None:
+    """Whether it draws in evaluation mode, and whether the slope is the same."""
+    subject = found.subject
+    if not subject.has_mode:
+        found.eval_sampled = found.sampled
+        return
+    a = subject.rounded(found.threshold + torch.linspace(-3.9, 4.1, 200, dtype=torch.float64))
+    try:
+        with subject.in_eval():
+            first, second = subject.run(a, seed=1), subject.run(a, seed=2)
+            found.eval_sampled = not _same(first[0], second[0])
+            if found.kind == "of a":
+                here, there = _single(found, a), first[1]
+                there = subject.run(a, found.flow, seed=7)[1]
+    except RefusedError:
+        return
+    if found.kind == "of a":
+        here = _single(found, a)
+        there = torch.zeros_like(here) if there is None else there / found.flow
+        found.eval_slope = _off(here, there) / max(float(here.abs().max()), 1e-300)

@@ -1,0 +1,125 @@
+"""Points to ask a slope at, and its integral over the line from what it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["DECADES", "Slope", "around", "refined"]
+
+#: The powers of ten between which a slope is asked, to both sides of a centre.
+DECADES = (-10, 5)
+
+#: A decade that holds this share of the one before says that the integral does not settle.
+SETTLES = 0.6
+
+
+def around(*centres: float, per_decade: int = 60, linear: int = 600) -> Tensor:
+    """Sorted points: magnitudes from 1e-10 to 1e5 about each centre, and evenly spaced to 6."""
+    low, high = DECADES
+    size = torch.logspace(low, high, per_decade * (high - low) + 1, dtype=torch.float64)
+    even = torch.linspace(6 / linear, 6 - 6 / linear, linear // 2, dtype=torch.float64)
+    size = torch.cat([size, even])
+    return torch.cat([c + s * size for c in centres for s in (-1, 1)]).unique()
+
+
+def refined(
+    a: Tensor, h: Tensor, ask: Callable[[Tensor], Tensor], rounds: int = 3, parts: int = 20
+) -> tuple[Tensor, Tensor]:
+    """More points where the slope jumps, so that its integral is right there too."""
+    for _ in range(rounds):
+        step = (h[1:] - h[:-1]).abs() > 0.02 * h.abs().max()
+        wide = (a[1:] - a[:-1]) > 1e-9 * (1 + a[1:].abs())
+        at = (step & wide).nonzero()[:, 0]
+        if not 0 < len(at) <= 400:
+            break
+        share = torch.arange(1, parts, dtype=a.dtype) / parts
+        new = (a[at, None] + share * (a[at + 1] - a[at])[:, None]).flatten()
+        a, order = torch.cat([a, new]).sort()
+        h = torch.cat([h, ask(new)])[order]
+    return a, h
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A slope on sorted points.
+
+    Attributes:
+        a, h: the points, and the mean slope there.
+        se: standard errors of h; 0 where the slope is a function of a.
+        centre: what the decades are counted from.
+    """
+
+    a: Tensor
+    h: Tensor
+    se: Tensor
+    centre: float
+
+    @property
+    def parts(self) -> Tensor:
+        """The integral over each interval between neighbours."""
+        return (self.a[1:] - self.a[:-1]) * (self.h[1:] + self.h[:-1]) / 2
+
+    @property
+    def collected(self) -> Tensor:
+        """The integral from minus infinity to each point; NaN if it is infinite."""
+        zero = self.a.new_zeros(1)
+        return self._tail(-1) + torch.cat([zero, self.parts.cumsum(0)])
+
+    @property
+    def total(self) -> float:
+        """The integral over the line; inf where it does not settle within 1e5."""
+        tails = self._tail(-1) + self._tail(1)
+        return float(self.parts.sum()) + tails if math.isfinite(tails) else math.inf
+
+    @property
+    def collected_se(self) -> Tensor:
+        """Standard errors of the integral up to each point."""
+        width = torch.zeros_like(self.a)
+        gaps = self.a[1:] - self.a[:-1]
+        width[1:] += gaps / 2
+        width[:-1] += gaps / 2
+        return (width * self.se).square().cumsum(0).sqrt()
+
+    def _tail(self, side: int) -> float:
+        """What lies beyond the last point, from how the last two decades fall off."""
+        outer, inner = (self._decade(side, k) for k in (DECADES[1] - 1, DECADES[1] - 2))
+        whole = float(self.parts.abs().sum())
+        if abs(outer) <= max(1e-9 * whole, 5 * self._decade_se(side)) or not whole:
+            return 0.0
+        ratio = outer / inner if inner else math.inf
+        if not -SETTLES < ratio < SETTLES:
+            return math.inf
+        return outer * ratio / (1 - ratio)
+
+    def _in_decade(self, side: int, power: int) -> Tensor:
+        middle = side * ((self.a[1:] + self.a[:-1]) / 2 - self.centre)
+        return (middle > 10.0**power) & (middle <= 10.0 ** (power + 1))
+
+    def _decade(self, side: int, power: int) -> float:
+        return float(self.parts[self._in_decade(side, power)].sum())
+
+    def _decade_se(self, side: int) -> float:
+        inside = self._in_decade(side, DECADES[1] - 1)
+        gaps = (self.a[1:] - self.a[:-1])[inside]
+        return float((gaps * self.se[1:][inside]).square().sum().sqrt())
+
+    def mean_square(self) -> float:
+        """E h(a)^2 for a standard normal a; inf at a pole that is not square integrable."""
+        density = torch.exp(-self.a.square() / 2) / math.sqrt(2 * math.pi)
+        square = Slope(self.a, self.h.square() * density, self.se, self.centre)
+        inner = [sum(square._decade(s, DECADES[0] + k) for s in (-1, 1)) for k in (0, 1)]
+        whole = float(square.parts.sum())
+        if inner[0] > 1e-6 * whole and inner[0] > SETTLES * inner[1]:
+            return math.inf
+        return whole
+
+    def has_pole(self) -> bool:
+        """Whether the slope still grows in the last decade before its centre."""
+        size = (self.a - self.centre).abs()
+        first, second = (self.h[(size - s).abs().argmin()].abs() for s in (10**-9.9, 10**-8.9))
+        return bool(first > 1.2 * second) and bool(first > 0)

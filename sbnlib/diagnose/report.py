@@ -1,0 +1,204 @@
+"""The reports: of a unit, and of a model with its units."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from sbnlib.diagnose.drawing import chart
+from sbnlib.diagnose.examination import Examination
+from sbnlib.diagnose.findings import Finding, number
+from sbnlib.noise import Noise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ModelReport", "UnitReport"]
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    r"""What was found of a binary unit. None stands where a question could not be asked.
+
+    With h the slope, the derivative that the unit claims to have:
+
+    Attributes:
+        name: of the unit.
+        where: the line where it was seen, in a model; else "".
+        verdict: the whole in a sentence.
+        findings: what is wrong, then what one should know, each a :class:`Finding`.
+        noise: the law that forward and backward together imply: the states are drawn from it and
+            the slope is its density, up to a factor. None if there is none.
+        why: why there is none, else "".
+        forward: ``"sampled"`` or ``"deterministic"``.
+        forward_noise: the law from which the states are drawn, if it is one of the six.
+        slope_noise: the law of which h is the density up to a factor, if it is one of the six.
+        scale: of the slope's law.
+        threshold: where the state changes; the median, where it is drawn.
+        integral: :math:`\int h`; inf where it does not settle within 1e5.
+        mismatch: :math:`c = \int h` over the distance of the outer states, the factor against
+            straight-through; 1 is right, below 0 is the wrong sign.
+        even: whether h is even about its centre.
+        nonnegative: whether h has one sign.
+        sign_of_zero: the values at 0 and -0.
+        coding: the states: ``"±1"``, ``"0/1"``, or their values.
+        exact_pm1: whether all values are the states to the last bit.
+        slope: of what h is a function: ``"of a"``, ``"of a and x"``, or ``"random"`` beyond these.
+        line: the member s of the line (chapter 10), of a slope that depends on the state.
+        depends_on_gradient: whether what is passed on is not in proportion to what comes in.
+        samples_in_eval: whether it draws in evaluation mode.
+        clipped: the share of the data with a slope below a thousandth of its largest.
+        dead: the share of the units that are clipped on all rows of the data.
+        gain: :math:`\mathbb{E}h^2` for states of distance 2, over the data, or over a standard
+            normal :math:`a`: what a wide layer multiplies the mean square of a gradient by.
+        compounding: the factor of c after 1, 3 and 10 layers; in a model the product of c from
+            this unit to the loss.
+        cosine: of the unit's mean gradient to the exact one in the base networks of sbn-map-1, by
+            the name of the loss. Their noise is that of the forward pass, of a deterministic unit
+            that of the slope, stretched to the quartiles of the problems' own; or else that.
+        passed: in a model, what the unit multiplies the mean square of the loss's gradient by.
+    """
+
+    name: str
+    where: str = ""
+    verdict: str = ""
+    findings: tuple[Finding, ...] = ()
+    noise: Noise | None = None
+    why: str = ""
+    forward: str | None = None
+    forward_noise: Noise | None = None
+    slope_noise: Noise | None = None
+    scale: float | None = None
+    threshold: float | None = None
+    integral: float | None = None
+    mismatch: float | None = None
+    even: bool | None = None
+    nonnegative: bool | None = None
+    sign_of_zero: tuple[float, ...] | None = None
+    coding: str | None = None
+    exact_pm1: bool | None = None
+    slope: str | None = None
+    line: float | None = None
+    depends_on_gradient: bool | None = None
+    samples_in_eval: bool | None = None
+    clipped: float | None = None
+    dead: float | None = None
+    gain: float | None = None
+    compounding: dict[int, float] | float | None = None
+    cosine: dict[str, float] | None = None
+    passed: float | None = None
+    examination: Examination | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """The codes of all findings."""
+        return frozenset(f.code for f in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as numbers, texts and lists; inf and NaN as texts."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "examination"}
+        own["findings"] = [vars(f) for f in self.findings]
+        return {key: _plain(value) for key, value in own.items()}
+
+    def json(self) -> str:
+        """The report as JSON, the same text whenever it is made again."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    def chart(self) -> Figure:
+        """The slope, and the forward pass beside what the slope collects; ``sbnlib[figures]``."""
+        return chart([(self.name, self.examination)])
+
+    def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        lines = [f"{self.name}{where}: {self.verdict}"]
+        for finding in self.findings:
+            lines += textwrap.wrap(str(finding), 76, initial_indent="  ",
+                                   subsequent_indent="    ", break_on_hyphens=False)  # fmt: skip
+        return "\n".join([*lines, *_table(self._numbers())])
+
+    def _numbers(self) -> list[tuple[str, str]]:
+        cosine = self.cosine and ", ".join(f"{k} {number(v)}" for k, v in self.cosine.items())
+        compounding = self.compounding
+        if isinstance(compounding, dict):
+            words = ", ".join(f"{number(v)} after {k}" for k, v in compounding.items())
+        else:
+            words = "" if compounding is None else f"{number(compounding)} to the loss"
+        states = None if self.coding is None else f"{self.coding}, {self.forward}"
+        laws = ((self.slope_noise, "of the slope"), (self.forward_noise, "of the forward pass"))
+        implied = "; ".join(f"{law!r} {what}" for law, what in laws if law is not None)
+        clipped = (
+            None
+            if self.clipped is None
+            else (f"{100 * self.clipped:.3g} %, {100 * (self.dead or 0):.3g} % of the units always")
+        )
+        rows = [
+            ("states", states), ("noise", repr(self.noise) if self.noise else implied or None),
+            ("integral", _told(self.integral)), ("factor", _told(self.mismatch)),
+            ("compounding", words), ("gain", _told(self.gain)), ("passed", _told(self.passed)),
+            ("clipped", clipped), ("cosine", cosine),
+        ]  # fmt: skip
+        return [(name, text) for name, text in rows if text]
+
+
+def _told(value: float | None) -> str | None:
+    return None if value is None else number(value)
+
+
+def _table(rows: list[tuple[str, str]]) -> list[str]:
+    return [f"    {name:13}{text}" for name, text in rows]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON holds."""
+    if isinstance(value, Noise):
+        return value.law
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return value
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What was found of a model.
+
+    Attributes:
+        units: a :class:`UnitReport` for each unit, in the order of the forward pass.
+        findings: of the model itself.
+        limits: what the doctor could not have seen.
+    """
+
+    units: tuple[UnitReport, ...]
+    findings: tuple[Finding, ...]
+    limits: tuple[str, ...]
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """The codes of the findings of the model itself."""
+        return frozenset(f.code for f in self.findings)
+
+    def json(self) -> str:
+        """The report as JSON, the same text whenever it is made again."""
+        own = {
+            "units": [unit.as_dict() for unit in self.units],
+            "findings": [vars(f) for f in self.findings],
+            "limits": list(self.limits),
+        }
+        return json.dumps(own, indent=1, ensure_ascii=False) + "\n"
+
+    def chart(self) -> Figure:
+        """The chart of each unit, side by side; ``sbnlib[figures]``."""
+        return chart([(unit.name, unit.examination) for unit in self.units])
+
+    def __str__(self) -> str:
+        count = len(self.units)
+        head = f"{count or 'No'} binary unit{'s'[: count != 1]} found."
+        limits = textwrap.wrap("Not seen: " + " ".join(self.limits), 78)
+        parts = [head, *map(str, self.findings), *map(str, self.units), "\n".join(limits)]
+        return "\n\n".join(parts)

@@ -1,0 +1,498 @@
+"""The binary units of a model that anybody wrote, found while it runs.
+
+Hooks on modules see nothing of a sign inside ``forward``. Here every argument and every result of
+every torch function is looked at, and so is what the model returns: a tensor with a graph and few
+values is a candidate. The graph is walked down from it through elementwise steps, to the last
+tensor that all ways lead through: its pre-activation. To ask the unit at other points the model is
+run again with these points in the place of that tensor.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from sbnlib.diagnose.subject import RefusedError, Subject, mode
+
+__all__ = ["Replay", "Seen", "Unit", "run_model", "units"]
+
+#: A candidate has at least so many entries, and at most so many values among the first of them.
+LEAST, MOST_VALUES, LOOKED_AT = 16, 16, 4096
+
+#: Steps that mix entries, by the beginning of their names in the graph: a unit does not go on
+#: beyond them.
+MIXING = (
+    "Addmm", "Addbmm", "Baddbmm", "Mm", "Bmm", "Mv", "Dot", "Linear", "Convolution", "Mkldnn",
+    "Cudnn", "Miopen", "Thnn", "SlowConv", "NativeBatchNorm", "NativeLayerNorm", "NativeGroupNorm",
+    "FusedRms", "Max", "Min", "Avg", "Adaptive", "Amax", "Amin", "Mean", "Sum", "Prod", "Std",
+    "Var", "Norm", "LinalgVector", "Softmax", "LogSoftmax", "Logsumexp", "Cumsum", "Cumprod",
+    "Cat", "Stack", "Index", "Gather", "Scatter", "Embedding", "Sort", "Topk", "Roll", "Flip",
+    "Repeat", "Upsample", "GridSampler", "Scaled", "Einsum", "Unbind", "Split", "Fft", "Bilinear",
+)  # fmt: skip
+
+#: Steps that only arrange entries anew: what they make is the same unit once more.
+ARRANGING = (
+    "View", "UnsafeView", "Reshape", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
+    "Slice", "Select", "AsStrided", "Clone", "ToCopy", "Alias", "Contiguous", "Unfold", "Movedim",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a tensor was seen first.
+
+    Attributes:
+        call: the number of the torch function; -1 for what the model returned.
+        result: whether it was a result of it, or an argument.
+        index: which of the tensors among them.
+    """
+
+    call: int
+    result: bool
+    index: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A tensor of a run.
+
+    Attributes:
+        tensor, place: what, and where it was seen first.
+        node: its step in the graph, kept so that its identity stays its own.
+        line: of the user's file.
+        module: the path of the module in whose forward it was seen.
+    """
+
+    tensor: Tensor
+    place: Place
+    line: str = ""
+    module: str = ""
+    node: Any = None
+
+
+@dataclass
+class Unit:
+    """A binary unit of a model.
+
+    Attributes:
+        states, points: what it gave and what it was given; None if the latter could not be seen.
+        parameter: the name of the parameter that the points are, if they are one.
+        name: of the code: an autograd Function, or the module.
+    """
+
+    states: Seen
+    points: Seen | None
+    parameter: str
+    name: str
+
+    @property
+    def where(self) -> str:
+        return self.states.line
+
+
+@dataclass
+class _Record(TorchFunctionMode):
+    """Keeps the tensors that a run meets."""
+
+    names: dict[int, str]
+    seen: dict[tuple[int, int], Seen] = field(default_factory=dict)
+    calls: int = 0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _is_look(func):
+            return func(*args, **kwargs)
+        call, self.calls = self.calls, self.calls + 1
+        self.look((args, kwargs), call, result=False)
+        out = func(*args, **kwargs)
+        self.look(out, call, result=True)
+        return out
+
+    def look(self, value: Any, call: int, *, result: bool) -> None:
+        for index, tensor in enumerate(tensors(value)):
+            key = key_of(tensor)
+            if key is not None and key not in self.seen:
+                line, module = _user(self.names)
+                place = Place(call, result, index)
+                self.seen[key] = Seen(tensor, place, line, module, tensor.grad_fn)
+
+
+def _is_look(func: Callable[..., Any]) -> bool:
+    """Whether it only asks a tensor for one of its properties."""
+    return getattr(func, "__name__", "") in ("__get__", "__set__", "size", "dim", "__len__",
+                                             "is_floating_point", "numel", "__repr__")  # fmt: skip
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors(part)
+    elif hasattr(value, "__dataclass_fields__"):
+        yield from tensors(vars(value))
+
+
+def key_of(tensor: Tensor) -> tuple[int, int] | None:
+    """What names a tensor in the graph; None where it has none."""
+    if not tensor.is_floating_point() or not tensor.requires_grad:
+        return None
+    if tensor.grad_fn is None:
+        return id(tensor), -1
+    return id(tensor.grad_fn), tensor.output_nr
+
+
+_OURS = str(Path(__file__).parents[1])
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def _user(names: dict[int, str]) -> tuple[str, str]:
+    """The line of the user's code that runs, and the path of the module whose forward it is in."""
+    frame, line, module = sys._getframe(2), "", None
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not line and not path.startswith((_OURS, _TORCH, "<frozen")):
+            line = _line(path, frame.f_lineno)
+        its = frame.f_locals.get("self")
+        if module is None and isinstance(its, torch.nn.Module) and id(its) in names:
+            module = names[id(its)]
+        if line and module is not None:
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    return line, module or ""
+
+
+def _line(path: str, number: int) -> str:
+    """A line of a file; of a notebook's cell, whose file has another name each time, of no file."""
+    if path.startswith("<") or "ipykernel" in path:
+        return f"line {number}"
+    return f"{Path(path).name}:{number}"
+
+
+def run_model(
+    module: torch.nn.Module, inputs: tuple[Any, ...]
+) -> tuple[Any, dict[tuple[int, int], Seen]]:
+    """Run the model once, and keep what it meets: its output, and every tensor with a graph."""
+    names = {id(part): name for name, part in module.named_modules()}
+    record = _Record(names)
+    for parameter in module.parameters():
+        record.seen[id(parameter), -1] = Seen(parameter, Place(-2, False, 0))
+    with torch.enable_grad(), record:
+        out = module(*inputs)
+    record.look(out, -1, result=True)
+    return out, record.seen
+
+
+# ---- which of them are units ---------------------------------------------------------------------
+
+
+def units(module: torch.nn.Module, seen: dict[tuple[int, int], Seen]) -> list[Unit]:
+    """The units among what a run met, in the order in which they were seen."""
+    parameters = {id(p): name for name, p in module.named_parameters()}
+    found: list[tuple[Unit, tuple[int, int] | None, bool]] = []
+    for key, one in seen.items():
+        node = one.tensor.grad_fn
+        if node is None or _named(node, ARRANGING + MIXING) or not has_few_values(one.tensor):
+            continue
+        source = _source(one.tensor, seen)
+        if source == key or source is not None and has_few_values(seen[source].tensor):
+            continue
+        points = None if source is None else seen[source]
+        parameter = "" if points is None else parameters.get(id(points.tensor), "")
+        name = _label(node) or one.module or type(module).__name__
+        alive = points is None or _has_slope(one.tensor, points.tensor)
+        found.append((Unit(one, points, parameter, name), source, alive))
+    return _lowest(found)
+
+
+def _lowest(found: list[tuple[Unit, tuple[int, int] | None, bool]]) -> list[Unit]:
+    """Of those with one source the first that has a slope; or the first, if none has."""
+    chosen: dict[object, Unit] = {}
+    for wanted in (True, False):
+        for unit, source, alive in found:
+            key = source if source is not None else id(unit)
+            if alive is wanted and key not in chosen:
+                chosen[key] = unit
+    order = [id(unit) for unit, _, _ in found]
+    return sorted(chosen.values(), key=lambda unit: order.index(id(unit)))
+
+
+def has_few_values(tensor: Tensor) -> bool:
+    """Whether it has two values or a few; of a fused unit, whether each of its channels has."""
+    if tensor.numel() < LEAST:
+        return False
+    flat = tensor.detach().reshape(-1)[:LOOKED_AT]
+    if 2 <= len(flat.unique()) <= min(MOST_VALUES, len(flat) // 4):
+        return True
+    if not _is_custom(tensor.grad_fn) or tensor.dim() < 2:
+        return False
+    rows = tensor.detach().transpose(0, 1).flatten(1)[:8]
+    return rows.shape[1] >= 8 and all(len(row.unique()) <= 3 for row in rows)
+
+
+def _is_custom(node: Any) -> bool:
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def _named(node: Any, beginnings: tuple[str, ...]) -> bool:
+    """Whether a step of torch's own has such a name; of a user's own nothing is known."""
+    if _is_custom(node):
+        return False
+    name = type(node).__name__.partition("Backward")[0]
+    if name in ("Maximum", "Minimum"):
+        return False
+    return any(name == b or b in MIXING and name.startswith(b) for b in beginnings)
+
+
+def _label(node: Any) -> str:
+    return type(node).__name__.removesuffix("Backward") if _is_custom(node) else ""
+
+
+def _shape(node: Any) -> tuple[int, ...] | None:
+    """The shape of what a step makes."""
+    try:
+        return tuple(node._input_metadata[0].shape)
+    except (AttributeError, IndexError, TypeError):
+        return None
+
+
+def _source(tensor: Tensor, seen: dict[tuple[int, int], Seen]) -> tuple[int, int] | None:
+    """The deepest tensor seen through which all ways down from ``tensor`` lead, elementwise.
+
+    None if there is none; the tensor itself where ways part at once.
+    """
+    own = key_of(tensor)
+    assert own is not None
+    for with_parameters in (True, False):
+        edges = _region(tensor, seen, with_parameters)
+        deepest = own
+        for key in _dominators(own, edges):
+            one = seen.get(key)
+            if one is not None and one.tensor.shape == tensor.shape:
+                deepest = key
+        if deepest != own:
+            return deepest
+    return own if len(_region(tensor, seen, True).get(own, ())) > 1 else None
+
+
+def _region(
+    tensor: Tensor, seen: dict[tuple[int, int], Seen], with_parameters: bool
+) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """The elementwise steps below a tensor: what each step's output is made of."""
+    edges: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    own = key_of(tensor)
+    assert own is not None
+    todo: list[tuple[Any, tuple[int, int]]] = [(tensor.grad_fn, own)]
+    for node, key in todo:  # which grows, and keeps the steps: their identities stay their own
+        if key in edges:
+            continue
+        edges[key] = []
+        leaf = hasattr(node, "variable")
+        ends = leaf or _named(node, MIXING + ARRANGING) or _shape(node) != tuple(tensor.shape)
+        if ends and key != own:
+            continue
+        for below, number in node.next_functions:
+            if below is None:
+                continue
+            is_leaf = hasattr(below, "variable")
+            other = is_leaf and below.variable.shape != tensor.shape
+            if other and not with_parameters:
+                continue
+            lower = (id(below.variable), -1) if is_leaf else (id(below), number)
+            edges[key].append(lower)
+            todo.append((below, lower))
+    return edges
+
+
+def _dominators(
+    own: tuple[int, int], edges: dict[tuple[int, int], list[tuple[int, int]]]
+) -> list[tuple[int, int]]:
+    """What all ways from ``own`` to the bottom pass through, from above."""
+    order: list[tuple[int, int]] = []
+    done: set[tuple[int, int]] = set()
+
+    def visit(key: tuple[int, int]) -> None:
+        if key not in done:
+            done.add(key)
+            for lower in edges.get(key, ()):
+                visit(lower)
+            order.append(key)
+
+    visit(own)
+    order.reverse()
+    down = {key: 1 if not edges.get(key) else 0 for key in order}
+    for key in reversed(order):
+        down[key] += sum(down[lower] for lower in edges.get(key, ()))
+    up = dict.fromkeys(order, 0)
+    up[own] = 1
+    for key in order:
+        for lower in edges.get(key, ()):
+            up[lower] += up[key]
+    return [key for key in order if up[key] * down[key] == down[own]]
+
+
+def _has_slope(states: Tensor, points: Tensor) -> bool:
+    ones = torch.ones_like(states)
+    (g,) = torch.autograd.grad(states, points, ones, retain_graph=True, allow_unused=True)
+    return g is not None and bool((g != 0).any())
+
+
+# ---- the unit once more, at other points ---------------------------------------------------------
+
+
+class _Reached(BaseException):
+    """The states of the unit are there; the rest of the run is not needed."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+@dataclass
+class _Swap(TorchFunctionMode):
+    """A run with other points in the place of one tensor, up to where the states are."""
+
+    points: Place | None
+    states: Place
+    handed: Tensor
+    calls: int = 0
+    first: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _is_look(func):
+            return func(*args, **kwargs)
+        call, self.calls = self.calls, self.calls + 1
+        if self.points == Place(call, False, getattr(self.points, "index", -1)):
+            assert self.points is not None
+            self.first = list(tensors((args, kwargs)))[self.points.index]
+        if self.first is not None:
+            args, kwargs = _exchanged((args, kwargs), self.first, self.handed)
+        self._reach(call, False, (args, kwargs))
+        out = func(*args, **kwargs)
+        if self.points is not None and self.points.result and self.points.call == call:
+            out = _exchanged(out, list(tensors(out))[self.points.index], self.handed)
+        self._reach(call, True, out)
+        return out
+
+    def _reach(self, call: int, result: bool, value: Any) -> None:
+        if self.states.call == call and self.states.result is result:
+            raise _Reached(list(tensors(value))[self.states.index])
+
+
+def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
+    """The value with one tensor in it exchanged."""
+    if value is old:
+        return new
+    if isinstance(value, dict):
+        return {key: _exchanged(part, old, new) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_exchanged(part, old, new) for part in value]
+    if isinstance(value, tuple):
+        parts = [_exchanged(part, old, new) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value
+
+
+@dataclass
+class Replay(Subject):
+    """A unit of a model, asked by running the model again.
+
+    Attributes:
+        module, inputs: the model and what it is run on.
+        unit: which.
+        other: the same unit in a run in evaluation mode, where functions are called in another
+            order; None if it is not there.
+        positions: the entries of the pre-activation that are asked; None for all.
+    """
+
+    module: torch.nn.Module
+    inputs: tuple[Any, ...]
+    unit: Unit
+    other: Unit | None = None
+    positions: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert self.unit.points is not None
+        points = self.unit.points.tensor
+        self.shape, self.device, self.dtype = points.shape, points.device, points.dtype
+        self.size = points.numel()
+
+    def states(self, a: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(a, (0, -len(a) % self.size))
+        return torch.cat([self._once(part) for part in padded.split(self.size)])[: len(a)]
+
+    def _once(self, a: Tensor) -> Tensor:
+        if self.positions is None:
+            handed = self._handed(a.reshape(self.shape))
+        else:
+            handed = a.new_zeros(self.shape.numel()).index_put((self.positions,), a)
+            handed = self._handed(handed.reshape(self.shape))
+        before = handed.detach().reshape(-1).clone()
+        x = self._check(before, handed, self._run(handed)).reshape(-1)
+        return x if self.positions is None else x[self.positions]
+
+    def _run(self, handed: Tensor) -> Tensor:
+        points, states = self.unit.points, self.unit.states.place
+        assert points is not None
+        place = None if self.unit.parameter else points.place
+        swap = _Swap(place, states, handed)
+        try:
+            with swap:
+                if self.unit.parameter:
+                    own = {self.unit.parameter: handed}
+                    out = torch.func.functional_call(self.module, own, self.inputs)
+                else:
+                    out = self.module(*self.inputs)
+        except _Reached as reached:
+            return reached.states
+        except Exception as error:
+            raise RefusedError("raises", f"the model raises {type(error).__name__} when it is run "
+                               f"again: {error}") from error  # fmt: skip
+        if states.call == -1:
+            return list(tensors(out))[states.index]
+        raise RefusedError("raises", "the model runs another way each time")
+
+    @property
+    def has_mode(self) -> bool:
+        return True
+
+    @contextmanager
+    def in_eval(self) -> Iterator[None]:
+        if self.other is None:
+            raise RefusedError("raises", "in evaluation mode the unit was not found")
+        self.unit, self.other = self.other, self.unit
+        try:
+            with mode(self.module, training=False):
+                yield
+        finally:
+            self.unit, self.other = self.other, self.unit
+
+    def only_first_channel(self) -> None:
+        """Ask the first channel alone (axis 1, or the last of two)."""
+        axis = 1 if len(self.shape) > 1 else 0
+        index = torch.arange(self.shape.numel()).reshape(self.shape)
+        self.positions = index.select(axis, 0).flatten().to(self.device)
+        self.size = len(self.positions)
