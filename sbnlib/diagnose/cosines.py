@@ -32,8 +32,6 @@ def cosines(found: Examination) -> dict[str, float] | None:
 
     None for what is no unit of two states with a slope.
     """
-    if found.mismatch is None and found.integral != math.inf:
-        return None
     if found.refused or found.kind is None or len(found.states) != 2 or not found.jump:
         return None
     from sbnlib.map.problem_set import problems

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -72,7 +73,7 @@ def diagnose_unit(
     if data is not None:
         _check_data(data)
     name = name or _name(unit)
-    with torch.random.fork_rng(devices=[]):
+    with _undisturbed():
         try:
             subject = _accepted(unit, torch.device(device), data)
         except RefusedError as refused:
@@ -81,6 +82,18 @@ def diagnose_unit(
         with Watch(subject.device, *watched), mode(subject.module, training=True):
             report = _report(examine(subject), name)
             return report if data is None else _with_data(report, subject, data)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The global generator is left as it was; one thread, so that sums are taken in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_data(data: object) -> None:
@@ -164,7 +177,7 @@ def _report(found: Examination, name: str, where: str = "") -> UnitReport:
         nonnegative=found.nonnegative,
         sign_of_zero=found.at_zero or None,
         coding=coding(found),
-        exact_pm1=not found.off[0] if asked else None,
+        exact_pm1=not (found.off[0] or found.stray) if asked else None,
         slope=found.kind,
         line=found.line,
         depends_on_gradient=bool(found.answers) if found.kind else None,
@@ -186,7 +199,7 @@ def _verdict(found: Examination) -> str:
     if found.kind is None:
         return "No gradient passes."
     law, c = found.slope_law, found.mismatch
-    if c is None or not found.nonnegative:
+    if c is None or math.isinf(c) or not found.one_sign:
         return f"Straight-through for no noise. {why_no_noise(found)}"
     what = "straight-through" if found.kind == "of a" else "straight-through on average"
     times = "" if abs(c - 1) <= 0.01 else f"{number(c)} times "
@@ -230,12 +243,16 @@ def _on_data(report: UnitReport, g: Tensor) -> UnitReport:
     size = g.detach().double().cpu().abs().reshape(len(g), -1)
     closed = size <= CLIPPED * _peak(found)
     clipped, dead = float(closed.double().mean()), float(closed.all(dim=0).double().mean())
-    gain = None if not found.jump else float(size.square().mean()) * (2 / found.jump) ** 2
+    gain = (
+        None
+        if not found.jump or found.channels
+        else float(size.square().mean()) * (2 / found.jump) ** 2
+    )
     more = []
     if clipped > 0.5:
         more.append(Finding("clipped", False, f"{100 * clipped:.3g} % of the pre-activations lie "
                             "where no gradient passes."))  # fmt: skip
-    if dead > 0:
+    if dead > 0 and len(size) > 1:
         more.append(Finding("dead", False, f"{100 * dead:.3g} % of the units let no gradient "
                             "through on any row."))  # fmt: skip
     return replace(report, clipped=clipped, dead=dead, gain=gain,
@@ -295,7 +312,7 @@ def diagnose(
         raise TypeError(f"loss must be a function of the module's result, got {loss!r}")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng(devices=[]), Watch(device, module), mode(module, training=True):
+    with _undisturbed(), Watch(device, module), mode(module, training=True):
         torch.manual_seed(0)
         return _diagnose(module, arguments, loss)
 
@@ -352,7 +369,8 @@ def _of_unit(
         return report
     x, a = unit.states.tensor, unit.points.tensor
     g = _flowing(x, a, torch.full_like(x, found.flow)) / found.flow
-    return _on_data(report, g.reshape(1, -1) if unit.parameter else g)
+    report = _on_data(report, g.reshape(1, -1) if unit.parameter else g)
+    return replace(report, dead=None) if unit.parameter else report
 
 
 def _flowing(x: Tensor, a: Tensor, up: Tensor) -> Tensor:
@@ -363,7 +381,7 @@ def _flowing(x: Tensor, a: Tensor, up: Tensor) -> Tensor:
 
 def _compounded(reports: list[UnitReport], found: list[Unit]) -> list[UnitReport]:
     """Each with the product of the factors from it to the loss, along the longest chain."""
-    above: dict[int, tuple[int, float]] = {}
+    above: dict[int, tuple[int, float]] = {}  # how many units there are, and their product
     for k in reversed(range(len(found))):
         own = reports[k].mismatch
         higher = [j for j in range(k + 1, len(found)) if j in above and _below(found[k], found[j])]

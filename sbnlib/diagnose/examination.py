@@ -48,7 +48,7 @@ class Examination:
         flow: the gradient that it was measured with.
         answers: for each of FLOWS the largest gradient that comes out, relative to it.
         slope: on many points.
-        even, nonnegative: of the slope; None where it is not told.
+        even, nonnegative, one_sign: of the slope; None where it is not told.
         frequencies: points, share of the way from the left state to the right, its error.
         line: the member of the line that a slope with two values a point is.
         channels: whether its channels are different functions, of which the first was asked.
@@ -73,6 +73,7 @@ class Examination:
     slope: Slope | None = None
     even: bool | None = None
     nonnegative: bool | None = None
+    one_sign: bool | None = None
     frequencies: tuple[Tensor, Tensor, Tensor] | None = None
     forward_law: Law | None = None
     slope_law: Law | None = None
@@ -95,9 +96,7 @@ class Examination:
     @property
     def mismatch(self) -> float | None:
         """The integral over the jump: straight-through's is 1."""
-        if self.integral is None or not self.jump or not math.isfinite(self.integral):
-            return None
-        return self.integral / self.jump
+        return self.integral / self.jump if self.integral is not None and self.jump else None
 
     @property
     def quartile(self) -> float | None:
@@ -107,7 +106,7 @@ class Examination:
         if self.frequencies is not None:
             return _half(*_rising(self.frequencies[1], self.frequencies[0]))
         slope = self.slope
-        if slope is None or not self.nonnegative or not slope.total or slope.total == math.inf:
+        if slope is None or not self.one_sign or not slope.total or math.isinf(slope.total):
             return None
         return _half(slope.collected / slope.total, slope.a)
 
@@ -298,21 +297,25 @@ def _ask_jumps(found: Examination) -> None:
 
 def _ask_frequencies(found: Examination) -> None:
     """How often it gives which state, at points across the change."""
-    one = torch.full((256,), 0.0, dtype=torch.float64)
     coarse = around(0.0, per_decade=12, linear=120)
+    found.shared = _is_shared(found, coarse)
     share = _shares(found, coarse, 200)[0]
     for _ in range(2):
         low, high = _range(coarse, share)
         coarse = torch.linspace(low, high, POINTS, dtype=torch.float64)
         share = _shares(found, coarse, 2000)[0]
     found.threshold = found.forward_centre = float(interpolated(*_rising(share, coarse), 0.5))
-    runs = [_snapped(found, found.subject.run(one + found.threshold, seed=s)[0]) for s in range(8)]
-    alike = [bool((x == x[0]).all()) for x in runs]
-    found.shared = all(alike) and len({float(x[0]) for x in runs}) > 1
     if not found.shared:
         points = found.subject.rounded(coarse)
         found.frequencies = points, *_shares(found, points, DRAWS)
         _centre(found)
+
+
+def _is_shared(found: Examination, a: Tensor) -> bool:
+    """Whether all entries at one point have the same state in a run, and not in all runs."""
+    runs = [_snapped(found, found.subject.run(a.repeat(16), seed=s)[0]).view(16, -1)
+            for s in range(3)]  # fmt: skip
+    return all(bool((x == x[0]).all()) for x in runs)
 
 
 def _centre(found: Examination) -> None:
@@ -433,11 +436,11 @@ def _ask_shape(found: Examination) -> None:
     slope = found.slope
     assert slope is not None
     total = slope.total
-    up = -1.0 if math.isfinite(total) and total < 0 else 1.0
     room = 5 * slope.se + 1e-9 * slope.h.abs().max()
-    found.nonnegative = not bool((up * slope.h < -room).any())
+    found.nonnegative = not bool((slope.h < -room).any())
+    found.one_sign = found.nonnegative or not bool((slope.h > room).any())
     centre = found.threshold
-    if found.nonnegative and math.isfinite(total) and total:
+    if found.one_sign and math.isfinite(total) and total:
         law = slope.collected / total
         half = _half(law, slope.a)
         centre = rounded(quantile(slope.a, law, 0.5), 2e-3 * half)
@@ -447,7 +450,7 @@ def _ask_shape(found: Examination) -> None:
         worst = float((slope.collected_se / abs(total)).max())
         within = 2e-3 if found.kind == "of a" else 0.02
         noise = recognised(slope.a, law, centre, 3e-3 + 4 * worst, within)
-        found.slope_law = None if noise is None else Law(noise, centre)
+        found.slope_law = None if noise is None or total < 0 else Law(noise, centre)
     found.even = _is_even(found, centre)
     found.slope = Slope(slope.a, slope.h, slope.se, centre)
 
@@ -456,14 +459,16 @@ def _is_even(found: Examination, centre: float) -> bool:
     """Whether slopes at fresh points on both sides are equal, up to a thousandth of the whole."""
     size = torch.cat([torch.linspace(0.0137, 5.9, 173), torch.logspace(-5, 3, 97)]).double()
     size = size.sort().values
-    sides = []
+    sides, noise = [], torch.zeros_like(size)
     for s in (1, -1):
         a = found.subject.rounded(centre + s * size)
-        sides.append(_single(found, a) if found.kind == "of a" else _mean_slope(found, a, 400)[0])
+        h, se = (_single(found, a), 0 * a) if found.kind == "of a" else _mean_slope(found, a, 400)
+        sides.append(h.nan_to_num())
+        noise = noise + 4 * se
     gaps = torch.diff(size, prepend=size.new_zeros(1))
-    apart = (gaps * (sides[0] - sides[1]).nan_to_num().abs()).sum()
-    whole = (gaps * (sides[0].abs() + sides[1].abs()).nan_to_num()).sum()
-    return bool(apart <= (0.005 if found.kind == "of a" else 0.1) * whole)
+    apart = (gaps * ((sides[0] - sides[1]).abs() - noise).clamp_min(0)).sum()
+    whole = (gaps * (sides[0].abs() + sides[1].abs())).sum()
+    return bool(apart <= 0.005 * whole)
 
 
 # ---- both together -------------------------------------------------------------------------------
@@ -475,12 +480,14 @@ def _ask_law(found: Examination) -> None:
         return
     points, share, se = found.frequencies
     slope = found.slope
-    if slope is not None and found.nonnegative and slope.total and math.isfinite(slope.total):
+    if slope is not None and found.one_sign and slope.total and math.isfinite(slope.total):
         law = interpolated(slope.a, slope.collected / slope.total, points)
         noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
         found.z = float(_scores(share, se, law, noise).abs().max())
-        if found.z <= MOST_Z and found.slope_law is not None:
+        if found.z <= MOST_Z:
             found.forward_law = found.slope_law
+            if found.kind == "of a":
+                found.threshold = slope.centre
     if found.forward_law is None:
         _fit_forward(found)
     if found.kind == "of a and x" and found.forward_law is not None and len(found.states) == 2:

@@ -41,7 +41,7 @@ def coding(found: Examination) -> str | None:
     known: dict[tuple[float, ...], str] = {(-1.0, 1.0): "±1", (0.0, 1.0): "0/1"}
     if not found.states:
         return None
-    return known.get(found.states) or ", ".join(map(number, found.states))
+    return known.get(found.states) or ", ".join(f"{x:.3g}" for x in found.states)
 
 
 def findings(found: Examination) -> tuple[Finding, ...]:
@@ -131,7 +131,7 @@ def _integral(found: Examination) -> Iterator[Finding]:
     if math.isinf(integral):
         yield Finding("infinite", True, "The integral of the slope is infinite: it is a multiple "
                       "of straight-through for no noise.")  # fmt: skip
-    if found.nonnegative is False:
+    if found.one_sign is False:
         yield Finding("negative", True, "The slope has both signs: it is the density of no noise.")
     if found.even is False:
         yield Finding("uneven", False, "The slope is not even: the noise would not be symmetric.")
@@ -142,16 +142,24 @@ def _integral(found: Examination) -> Iterator[Finding]:
         yield Finding("wrong-sign", True, "The slope has the wrong sign: the state "
                       f"{'rises' if (found.jump or 0) > 0 else 'falls'} with the pre-activation, "
                       "the backward pass says the opposite.")  # fmt: skip
-    if abs(abs(c) - 1) > 0.01:
+    if 0.01 < abs(abs(c) - 1) < math.inf:
         yield Finding("factor", True, f"The gradient is {number(abs(c))} times straight-through's: "
                       f"the slope's integral is {number(integral)}, right is {right}; after "
                       f"three layers it is {number(abs(c) ** 3)} times.")  # fmt: skip
-    if found.sampled is False and found.jumps == 1 and found.even and found.nonnegative:
-        apart = abs(found.slope.centre - found.threshold) if found.slope else 0.0
-        if apart > 1e-3 * max(1.0, abs(found.threshold)):
-            yield Finding("shifted", True, "The slope is centred at "
-                          f"{number(found.slope.centre if found.slope else 0)}, the state changes "
-                          f"at {number(found.threshold)}.")  # fmt: skip
+    if _is_shifted(found):
+        yield Finding("shifted", True, "The slope is centred at "
+                      f"{number(found.slope.centre if found.slope else 0)}, the state changes at "
+                      f"{number(found.threshold)}.")  # fmt: skip
+
+
+def _is_shifted(found: Examination) -> bool:
+    """Whether the centre of an even slope is not where the state changes."""
+    if found.slope is None or not (found.even and found.one_sign) or found.shared:
+        return False
+    apart = abs(found.slope.centre - found.threshold)
+    if found.sampled:
+        return (found.z or 0.0) > MOST_Z and apart > 0.1 * (found.quartile or math.inf)
+    return found.jumps == 1 and apart > 1e-3 * max(1.0, abs(found.threshold))
 
 
 def _both(found: Examination) -> Iterator[Finding]:
@@ -182,7 +190,7 @@ def why_no_noise(found: Examination) -> str:
         return "There is no slope."
     if found.integral is not None and math.isinf(found.integral):
         return "The slope has an infinite integral."
-    if not found.nonnegative:
+    if not found.one_sign:
         return "The slope has both signs."
     if not found.integral:
         return "The integral of the slope is 0."

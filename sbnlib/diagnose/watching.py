@@ -9,6 +9,7 @@ run again with these points in the place of that tensor.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,14 +68,12 @@ class Seen:
     Attributes:
         tensor, place: what, and where it was seen first.
         node: its step in the graph, kept so that its identity stays its own.
-        line: of the user's file.
-        module: the path of the module in whose forward it was seen.
+        module: the kind and the path of the module in whose forward it was seen.
     """
 
     tensor: Tensor
     place: Place
-    line: str = ""
-    module: str = ""
+    module: tuple[str, str] = ("", "")
     node: Any = None
 
 
@@ -95,7 +94,8 @@ class Unit:
 
     @property
     def where(self) -> str:
-        return self.states.line
+        """The line of the user's code that made the states."""
+        return _line(self.states.node)
 
 
 @dataclass
@@ -125,9 +125,8 @@ class _Record(TorchFunctionMode):
         for index, tensor in enumerate(tensors(value)):
             key = key_of(tensor)
             if key is not None and key not in self.seen:
-                line, module = _user(self.names)
                 place = Place(call, result, index)
-                self.seen[key] = Seen(tensor, place, line, module, tensor.grad_fn)
+                self.seen[key] = Seen(tensor, place, _module(self.names), tensor.grad_fn)
 
 
 def _is_look(func: Callable[..., Any]) -> bool:
@@ -159,28 +158,30 @@ def key_of(tensor: Tensor) -> tuple[int, int] | None:
     return id(tensor.grad_fn), tensor.output_nr
 
 
-_OURS = str(Path(__file__).parents[1])
-_TORCH = str(Path(torch.__file__).parent)
-
-
-def _user(names: dict[int, str]) -> tuple[str, str]:
-    """The line of the user's code that runs, and the path of the module whose forward it is in."""
-    frame, line, module = sys._getframe(2), "", None
+def _module(names: dict[int, str]) -> tuple[str, str]:
+    """The kind and the path of the module in whose forward a tensor is seen."""
+    frame: Any = sys._getframe(2)
     while frame is not None:
-        path = frame.f_code.co_filename
-        if not line and not path.startswith((_OURS, _TORCH, "<frozen")):
-            line = _line(path, frame.f_lineno)
         its = frame.f_locals.get("self")
-        if module is None and isinstance(its, torch.nn.Module) and id(its) in names:
-            module = names[id(its)]
-        if line and module is not None:
-            break
-        frame = frame.f_back  # type: ignore[assignment]
-    return line, module or ""
+        if isinstance(its, torch.nn.Module) and id(its) in names:
+            return type(its).__name__, names[id(its)]
+        frame = frame.f_back
+    return "", ""
 
 
-def _line(path: str, number: int) -> str:
-    """A line of a file; of a notebook's cell, whose file has another name each time, of no file."""
+_BEGUN = ", in run_model\n"
+_NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<frozen")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _line(node: Any) -> str:
+    """The line of the user's code that made a step; of a cell, which has no file, its number."""
+    stack = "".join(node.metadata.get("traceback_", ())).rpartition(_BEGUN)[2]
+    frames = list(_FRAME.finditer(stack))
+    theirs = [f for f in frames if not f[1].startswith(_NOT_THEIRS)]
+    if not theirs:
+        return ""
+    path, number = theirs[-1].groups()
     if path.startswith("<") or "ipykernel" in path:
         return f"line {number}"
     return f"{Path(path).name}:{number}"
@@ -194,7 +195,7 @@ def run_model(
     record = _Record(names)
     for parameter in module.parameters():
         record.seen[id(parameter), -1] = Seen(parameter, Place(-2, False, 0))
-    with torch.enable_grad(), record:
+    with torch.enable_grad(), torch.autograd.set_detect_anomaly(True, check_nan=False), record:
         out = module(*inputs)
     record.look(out, -1, result=True)
     return out, record.seen
@@ -216,7 +217,7 @@ def units(module: torch.nn.Module, seen: dict[tuple[int, int], Seen]) -> list[Un
             continue
         points = None if source is None else seen[source]
         parameter = "" if points is None else parameters.get(id(points.tensor), "")
-        name = _label(node) or one.module or type(module).__name__
+        name = _label(node) or " ".join(filter(None, one.module)) or type(module).__name__
         alive = points is None or _has_slope(one.tensor, points.tensor)
         found.append((Unit(one, points, parameter, name), source, alive))
     return _lowest(found)
@@ -262,7 +263,10 @@ def _named(node: Any, beginnings: tuple[str, ...]) -> bool:
 
 
 def _label(node: Any) -> str:
-    return type(node).__name__.removesuffix("Backward") if _is_custom(node) else ""
+    """The name of a user's autograd Function."""
+    kind = getattr(node, "_forward_cls", type(None))
+    theirs = kind.__module__.partition(".")[0] not in ("sbnlib", "torch", "builtins")
+    return str(kind.__name__) if theirs else ""
 
 
 def _shape(node: Any) -> tuple[int, ...] | None:
@@ -276,7 +280,8 @@ def _shape(node: Any) -> tuple[int, ...] | None:
 def _source(tensor: Tensor, seen: dict[tuple[int, int], Seen]) -> tuple[int, int] | None:
     """The deepest tensor seen through which all ways down from ``tensor`` lead, elementwise.
 
-    None if there is none; the tensor itself where ways part at once.
+    None if there is none; the tensor itself where ways part at once, or where they lead to nothing
+    but parameters of another shape.
     """
     own = key_of(tensor)
     assert own is not None
@@ -289,7 +294,9 @@ def _source(tensor: Tensor, seen: dict[tuple[int, int], Seen]) -> tuple[int, int
                 deepest = key
         if deepest != own:
             return deepest
-    return own if len(_region(tensor, seen, True).get(own, ())) > 1 else None
+    edges = _region(tensor, seen, True)
+    inner = any(not edges[key] for key in edges if key[1] >= 0)
+    return None if inner and len(edges[own]) <= 1 else own
 
 
 def _region(
