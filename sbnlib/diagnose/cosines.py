@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["cosines"]
 
-#: Groups of draws, and draws of a group, of a unit that samples.
-GROUPS, DRAWS = 16, 256
+#: Groups of draws, and draws of a group, of a unit that samples; in a model, which has to be run
+#: again for them, so many.
+GROUPS, DRAWS, IN_MODEL = 16, 2048, 256
 
 
 def cosines(found: Examination) -> dict[str, float] | None:
@@ -49,7 +50,8 @@ def cosines(found: Examination) -> dict[str, float] | None:
 def _cosine(found: Examination, problem: Problem, stretch: float, noise: Noise | None) -> float:
     net = problem.net()
     parameters = list(net.parameters())
-    groups, draws = (GROUPS, DRAWS) if found.sampled or found.kind != "of a" else (1, 1)
+    draws = DRAWS if found.subject.size == 1 else IN_MODEL
+    groups, draws = (GROUPS, draws) if found.sampled or found.kind != "of a" else (1, 1)
     gradients = []
     with seeded(19, found.subject.device):
         for _ in range(groups):

@@ -17,7 +17,7 @@ from sbnlib.diagnose.examination import Examination, examine
 from sbnlib.diagnose.findings import Finding, coding, findings, number, why_no_noise
 from sbnlib.diagnose.report import ModelReport, UnitReport
 from sbnlib.diagnose.subject import Function, RefusedError, Subject, mode
-from sbnlib.diagnose.watching import Replay, Unit, run_model, units
+from sbnlib.diagnose.watching import Replay, Unit, run_model, tensors, units
 from sbnlib.guards import Watch
 
 __all__ = ["diagnose", "diagnose_unit"]
@@ -86,11 +86,11 @@ def diagnose_unit(
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """The global generator is left as it was; one thread, so that sums are taken in one order."""
+    """Gradients are on, torch's generator is left as it was, sums are taken in one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_num_threads(before)
@@ -166,7 +166,7 @@ def _report(found: Examination, name: str, where: str = "") -> UnitReport:
         findings=known,
         noise=found.noise,
         why=why_no_noise(found),
-        forward=None if found.sampled is None else _FORWARD[found.sampled],
+        forward=_FORWARD[bool(found.sampled)] if asked else None,
         forward_noise=drawn,
         slope_noise=law,
         scale=law.scale if law else None,
@@ -243,11 +243,8 @@ def _on_data(report: UnitReport, g: Tensor) -> UnitReport:
     size = g.detach().double().cpu().abs().reshape(len(g), -1)
     closed = size <= CLIPPED * _peak(found)
     clipped, dead = float(closed.double().mean()), float(closed.all(dim=0).double().mean())
-    gain = (
-        None
-        if not found.jump or found.channels
-        else float(size.square().mean()) * (2 / found.jump) ** 2
-    )
+    distance = None if found.channels else found.jump
+    gain = float(size.square().mean()) * (2 / distance) ** 2 if distance else None
     more = []
     if clipped > 0.5:
         more.append(Finding("clipped", False, f"{100 * clipped:.3g} % of the pre-activations lie "
@@ -260,11 +257,10 @@ def _on_data(report: UnitReport, g: Tensor) -> UnitReport:
 
 
 def _peak(found: Examination) -> float:
-    """The largest slope where pre-activations usually are, or anywhere."""
+    """The largest slope; towards a pole, that at a distance of a thousandth."""
     assert found.slope is not None
-    h, a = found.slope.h.abs(), found.slope.a
-    usual = h[(a.abs() > 1e-3) & (a.abs() < 4)]
-    return float(usual.max()) if len(usual) and float(usual.max()) else float(h.max())
+    h, off = found.slope.h.abs(), (found.slope.a - found.slope.centre).abs()
+    return float(h[off > 1e-3].max() if found.slope.has_pole() else h.max())
 
 
 # ---- a model -------------------------------------------------------------------------------------
@@ -283,9 +279,10 @@ def diagnose(
 ) -> ModelReport:
     """Find the binary units of a model and say what each of them does, as :func:`diagnose_unit`.
 
-    The model is run on the inputs, in training mode; units are found by their values, wherever they
-    stand: a bare ``Bin.apply`` inside ``forward``, a ``detach`` trick, a module, a weight. To ask a
-    unit elsewhere, the model is run again with other points in the place of its pre-activation.
+    The model is run on the inputs, in the mode that it is in; units are found by their values,
+    wherever they stand: a bare ``Bin.apply`` inside ``forward``, a ``detach`` trick, a module, a
+    weight. To ask a unit elsewhere, the model is run again with other points in the place of its
+    pre-activation.
 
     Args:
         module: any torch module.
@@ -312,7 +309,7 @@ def diagnose(
         raise TypeError(f"loss must be a function of the module's result, got {loss!r}")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with _undisturbed(), Watch(device, module), mode(module, training=True):
+    with _undisturbed(), Watch(device, module):
         torch.manual_seed(0)
         return _diagnose(module, arguments, loss)
 
@@ -323,22 +320,29 @@ def _diagnose(
     try:
         out, seen = run_model(module, inputs)
     except Exception as error:
-        words = f"The model raises {type(error).__name__}: {error}"
-        return ModelReport((), (Finding("raises", True, words),), LIMITS)
+        return ModelReport((), (_raised("model", error),), LIMITS)
     found = units(module, seen)
+    more: list[Finding] = []
+    if not any(t.requires_grad for t in tensors(out)):
+        more.append(Finding("no-gradient", True, "What the model returns has no graph."))
     if not found:
         words = "No tensor with a graph has few values: no unit was seen."
-        return ModelReport((), (Finding("no-units", False, words),), LIMITS)
+        more.append(Finding("no-units", False, words))
+        return ModelReport((), tuple(more), LIMITS)
     in_eval = _in_eval(module, inputs, found)
     reports = [
         _of_unit(module, inputs, unit, other, k)
         for k, (unit, other) in enumerate(zip(found, in_eval, strict=True), 1)
     ]
     reports = _compounded(reports, found)
-    more: tuple[Finding, ...] = ()
-    if loss is not None:
-        reports, more = _passed(reports, found, out, loss)
-    return ModelReport(tuple(reports), more, LIMITS)
+    if loss is not None and not more:
+        reports, missing = _passed(reports, found, out, loss)
+        more += missing
+    return ModelReport(tuple(reports), tuple(more), LIMITS)
+
+
+def _raised(what: str, error: Exception) -> Finding:
+    return Finding("raises", True, f"The {what} raises {type(error).__name__}: {error}")
 
 
 def _in_eval(
@@ -410,21 +414,23 @@ def _below(unit: Unit, other: Unit) -> bool:
 
 def _passed(
     reports: list[UnitReport], found: list[Unit], out: Any, loss: Callable[[Any], Tensor]
-) -> tuple[list[UnitReport], tuple[Finding, ...]]:
+) -> tuple[list[UnitReport], list[Finding]]:
     """What the loss's gradient becomes on its way through each unit."""
     try:
-        with torch.enable_grad():
-            value = loss(out).mean()
-        if not value.requires_grad:
-            raise ValueError("it has no graph")
+        value = loss(out).mean()
+    except Exception as error:
+        return reports, [_raised("loss", error)]
+    if not value.requires_grad:
+        return reports, [Finding("no-gradient", True, "The loss has no graph.")]
+    try:
         ups = torch.autograd.grad(
             value, [u.states.tensor for u in found], retain_graph=True, allow_unused=True
         )
     except Exception as error:
-        words = f"The loss has no gradient: {error}"
-        return reports, (Finding("no-gradient", True, words),)
-    return [replace(r, passed=_share(u, up)) for r, u, up in zip(reports, found, ups,
-                                                                 strict=True)], ()  # fmt: skip
+        return reports, [_raised("backward pass of the loss", error)]
+    return [
+        replace(r, passed=_share(u, up)) for r, u, up in zip(reports, found, ups, strict=True)
+    ], []
 
 
 def _share(unit: Unit, up: Tensor | None) -> float | None:

@@ -369,7 +369,8 @@ MODELS = {
         Case("code", Code, signs("code", 1), loss=lambda code: code.mean(0).square().sum(),
              by_hand=lambda net, x: [affine(net.code, torch.tanh(affine(net.hidden, x)))]),
         Case("own", own_modules, (own(Logistic()), own(Gaussian(0.7))), loss=to_classes),
-        Case("channels", ChannelScale, (Unit(FIXED, CHANNEL, "channels 1", box),),
+        Case("channels", ChannelScale,
+             (Unit(FIXED | {"channels"}, CHANNEL, "channels 1", box),),
              (16, 1, 8, 8), channels_by_hand, to_classes),
         # One line, but three layers
         Case("steep", Steep,

