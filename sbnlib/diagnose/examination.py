@@ -36,7 +36,7 @@ class Examination:
         subject: the unit.
         refused: why nothing more could be asked.
         sampled: whether the forward pass draws.
-        shared: whether one draw serves all entries.
+        shared: what one draw serves: "all entries", "all units of a row", "all rows", or "".
         states: the values that it gives, sorted.
         at_zero: its values at 0 and -0.
         stray: values at single points, which are no states.
@@ -59,7 +59,7 @@ class Examination:
     subject: Subject
     refused: RefusedError | None = None
     sampled: bool | None = None
-    shared: bool = False
+    shared: str = ""
     states: tuple[float, ...] = ()
     at_zero: tuple[float, ...] = ()
     stray: tuple[float, ...] = ()
@@ -298,13 +298,14 @@ def _ask_jumps(found: Examination) -> None:
 def _ask_frequencies(found: Examination) -> None:
     """How often it gives which state, at points across the change."""
     coarse = around(0.0, per_decade=12, linear=120)
-    found.shared = _is_shared(found, coarse)
+    found.shared = "all entries" if _is_shared(found, coarse) else ""
     share = _shares(found, coarse, 200)[0]
     for _ in range(2):
         low, high = _range(coarse, share)
         coarse = torch.linspace(low, high, POINTS, dtype=torch.float64)
         share = _shares(found, coarse, 2000)[0]
     found.threshold = found.forward_centre = float(interpolated(*_rising(share, coarse), 0.5))
+    found.shared = found.shared or _shared_along(found)
     if not found.shared:
         points = found.subject.rounded(coarse)
         found.frequencies = points, *_shares(found, points, DRAWS)
@@ -316,6 +317,24 @@ def _is_shared(found: Examination, a: Tensor) -> bool:
     runs = [_snapped(found, found.subject.run(a.repeat(16), seed=s)[0]).view(16, -1)
             for s in range(3)]  # fmt: skip
     return all(bool((x == x[0]).all()) for x in runs)
+
+
+def _shared_along(found: Examination) -> str:
+    """The same along one axis of a batch, where the unit is tried at the median."""
+    subject, rows = found.subject.as_batch()
+    if rows < 8:
+        return ""
+    columns = 32 if subject is not found.subject else subject.size // rows
+    a = torch.full((rows * columns,), found.threshold, dtype=torch.float64)
+    try:
+        x = torch.stack([subject.run(a, seed=s)[0].view(rows, columns) for s in range(3)])
+    except RefusedError:
+        return ""
+    if bool((x == x[:, :1, :1]).all()):
+        return "all entries"
+    if columns >= 8 and bool((x == x[:, :, :1]).all()):
+        return "all units of a row"
+    return "all rows" if bool((x == x[:, :1]).all()) else ""
 
 
 def _centre(found: Examination) -> None:

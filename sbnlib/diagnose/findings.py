@@ -79,8 +79,8 @@ def _forward(found: Examination) -> Iterator[Finding]:
         yield Finding("deterministic", False, "The forward pass draws nothing: the state is a "
                       "function of the pre-activation.")  # fmt: skip
     if found.shared:
-        yield Finding("shared-draw", True, "One draw serves all entries: units that should be "
-                      "independent rise and fall together.")  # fmt: skip
+        yield Finding("shared-draw", True, f"One draw serves {found.shared}: states that should "
+                      "be independent rise and fall together.")  # fmt: skip
     if found.channels:
         yield Finding("channels", False, "Its channels are different functions; what is said here "
                       "is said of the first.")  # fmt: skip
@@ -197,7 +197,7 @@ def why_no_noise(found: Examination) -> str:
     if not found.sampled:
         return "The forward pass draws nothing."
     if found.shared:
-        return "One draw serves all entries."
+        return f"One draw serves {found.shared}."
     if found.z is not None and found.z > MOST_Z:
         return "The forward pass draws from another law than the slope's."
     return "Forward and backward agree in a law that is none of the six."

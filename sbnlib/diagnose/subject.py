@@ -6,7 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
@@ -71,6 +71,10 @@ class Subject(ABC):
     def has_mode(self) -> bool:
         """Whether there is an evaluation mode."""
         return False
+
+    def as_batch(self) -> tuple[Subject, int]:
+        """The unit as one that takes a batch of rows, and how many; 0 if it takes none."""
+        return self, 0
 
     def only_first_channel(self) -> None:
         """From now on, run the first channel alone."""
@@ -146,6 +150,9 @@ class Function(Subject):
         except Exception as error:
             raise _raised(error) from error
         return self._check(padded, handed, x).reshape(-1)[: len(a)]
+
+    def as_batch(self) -> tuple[Subject, int]:
+        return replace(self, shape=(32,)), 32
 
     @property
     def has_mode(self) -> bool:

@@ -497,6 +497,10 @@ class Replay(Subject):
         finally:
             self.unit, self.other = self.other, self.unit
 
+    def as_batch(self) -> tuple[Subject, int]:
+        is_batch = self.positions is None and not self.unit.parameter and len(self.shape) > 1
+        return self, self.shape[0] if is_batch else 0
+
     def only_first_channel(self) -> None:
         """Ask the first channel alone (axis 1, or the last of two)."""
         axis = 1 if len(self.shape) > 1 else 0
