@@ -13,9 +13,9 @@ On a command line: ``python -m sbnlib.diagnose my_module:MyUnit``.
 
 from sbnlib.diagnose.doctor import diagnose, diagnose_unit
 from sbnlib.diagnose.findings import Finding
-from sbnlib.diagnose.report import ModelReport, UnitReport
+from sbnlib.diagnose.report import ModelReport, UnitReport, chart
 
-__all__ = ["Finding", "ModelReport", "UnitReport", "diagnose", "diagnose_unit"]
+__all__ = ["Finding", "ModelReport", "UnitReport", "chart", "diagnose", "diagnose_unit"]
 
 
 def __dir__() -> list[str]:  # what completion offers

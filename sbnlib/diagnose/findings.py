@@ -30,10 +30,11 @@ class Finding:
 
 
 def number(value: float) -> str:
-    """Three digits, and a true minus."""
+    """Three digits, as in print."""
     if math.isinf(value):
         return "infinite"
-    return f"{value:.3g}".replace("-", "−")
+    text = f"{float(f'{value:.3g}'):g}"
+    return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def coding(found: Examination) -> str | None:
@@ -66,7 +67,8 @@ def _forward(found: Examination) -> Iterator[Finding]:
     if found.stray:
         given = ", ".join(map(number, found.stray))
         at = "0" if not found.threshold else f"its threshold, {number(found.threshold)},"
-        yield Finding("third-state", True, f"At {at} it gives {given}, which is no state.")
+        yield Finding("third-state", True, f"At {at} it gives {given}, which is no state: "
+                      "torch.where(a >= 0, …) gives none such.")  # fmt: skip
     worst, share = found.off
     if worst:
         yield Finding("not-exact", True, f"{100 * share:.2g} % of its values miss the states, by "
@@ -94,7 +96,7 @@ def _backward(found: Examination) -> Iterator[Finding]:
         return
     if found.kind is None:
         yield Finding("no-slope", True, "No gradient passes: the slope is 0 everywhere or there is "
-                      "no graph.")  # fmt: skip
+                      "no graph; x + (m − m.detach()) would have that of m.")  # fmt: skip
         return
     if found.answers:
         yield Finding("gradient", True, _answers(found))
@@ -112,8 +114,9 @@ def _backward(found: Examination) -> Iterator[Finding]:
 def _answers(found: Examination) -> str:
     small, large = found.answers[0], found.answers[FLOWS.index(30.0)]
     if large < small:
-        return ("The gradient that comes in is clipped: of 30 it passes on "
-                f"{number(30 * large / small)}, of {FLOWS[0]:g} all.")  # fmt: skip
+        passed = number(30 * large / small)
+        return ("The gradient that comes in is clipped: where 0.001 is passed on as it is, of 30 "
+                f"{passed} are; clip when the backward pass is over.")  # fmt: skip
     return "What it passes on is not in proportion to the gradient that comes in."
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from sbnlib.diagnose.drawing import chart
+from sbnlib.diagnose.drawing import chart as drawn
 from sbnlib.diagnose.examination import Examination
 from sbnlib.diagnose.findings import Finding, number
 from sbnlib.noise import Noise
@@ -16,7 +17,7 @@ from sbnlib.noise import Noise
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ModelReport", "UnitReport"]
+__all__ = ["ModelReport", "UnitReport", "chart"]
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,22 @@ class UnitReport:
 
     def chart(self) -> Figure:
         """The slope, and the forward pass beside what the slope collects; ``sbnlib[figures]``."""
-        return chart([(self.name, self.examination)])
+        return chart([self])
 
     def __str__(self) -> str:
-        where = f" ({self.where})" if self.where else ""
-        lines = [f"{self.name}{where}: {self.verdict}"]
+        lines = [f"{self._head}: {self.verdict}"]
         for finding in self.findings:
             lines += textwrap.wrap(str(finding), 76, initial_indent="  ",
                                    subsequent_indent="    ", break_on_hyphens=False)  # fmt: skip
         return "\n".join([*lines, *_table(self._numbers())])
+
+    @property
+    def _head(self) -> str:
+        return f"{self.name} ({self.where})" if self.where else self.name
+
+    def as_said_of(self, first: str) -> str:
+        """The report of a unit whose verdict and findings are those of another."""
+        return "\n".join([f"{self._head}: as {first}", *_table(self._numbers())])
 
     def _numbers(self) -> list[tuple[str, str]]:
         cosine = self.cosine and ", ".join(f"{k} {number(v)}" for k, v in self.cosine.items())
@@ -164,6 +172,19 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def chart(reports: Sequence[UnitReport]) -> Figure:
+    """The charts of several units, a row each. Needs ``sbnlib[figures]``.
+
+    Left, the slope. Right, the share of the upper state: as dots where it is drawn, with five
+    standard errors, as a line in the ink of the page where it is not; and in colour the integral of
+    the slope from the left over the distance of the states, which should be the same.
+
+    Args:
+        reports: as :func:`diagnose_unit` gives them.
+    """
+    return drawn([(report.name, report.examination) for report in reports])
+
+
 @dataclass(frozen=True)
 class ModelReport:
     """What was found of a model.
@@ -194,11 +215,21 @@ class ModelReport:
 
     def chart(self) -> Figure:
         """The chart of each unit, side by side; ``sbnlib[figures]``."""
-        return chart([(unit.name, unit.examination) for unit in self.units])
+        return chart(self.units)
 
     def __str__(self) -> str:
         count = len(self.units)
         head = f"{count or 'No'} binary unit{'s'[: count != 1]} found."
         limits = textwrap.wrap("Not seen: " + " ".join(self.limits), 78)
-        parts = [head, *map(str, self.findings), *map(str, self.units), "\n".join(limits)]
+        parts = [head, *map(str, self.findings), *self._each(), "\n".join(limits)]
         return "\n\n".join(parts)
+
+    def _each(self) -> list[str]:
+        """The units in words; of one of which all was said, the numbers alone."""
+        said: dict[tuple[str, tuple[Finding, ...]], str] = {}
+        texts = []
+        for unit in self.units:
+            key = unit.verdict, unit.findings
+            first = said.setdefault(key, unit.name.partition(" ")[0])
+            texts.append(str(unit) if unit.name.startswith(first) else unit.as_said_of(first))
+        return texts

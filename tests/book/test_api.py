@@ -18,6 +18,7 @@ BUILT = SITE / "book" / "back" / "api.html"
 MODULES = [
     "sbnlib",
     "sbnlib.contracts",
+    "sbnlib.diagnose",
     "sbnlib.nn",
     "sbnlib.optim",
     "sbnlib.registry",

@@ -12,6 +12,7 @@ from chapters import (
     BOOK,
     CHAPTERS,
     DIRECTIVE,
+    NOTEBOOKS,
     PAGES,
     cells,
     directives,
@@ -32,7 +33,7 @@ from pins import pinned, to_be_pinned
 from sbnlib import registry
 
 WORDS = {page: prose(page) for page in PAGES}
-FIGURES = {page: figures(page) for page in CHAPTERS}
+FIGURES = {page: figures(page) for page in NOTEBOOKS}
 PROVED = ("prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary")
 KINDS, LEVELS = ("Prove", "Code", "Predict", "Break"), ("easy", "medium", "hard")
 EXERCISE = re.compile(r"[:`]{3,}\{exercise\}[^\n]*\n:label: (\S+)\n(?::[^\n]*\n)*\*([^*]+)\*")
@@ -96,7 +97,7 @@ def test_no_label_is_given_twice() -> None:
 )
 def test_every_reference_has_its_label(page: Path, role: str, kind: object) -> None:
     known = {label for text in WORDS.values() for label in kind(text)}
-    drawn = {name for named in FIGURES.values() for name in named}
+    drawn = {name for named in FIGURES.values() for name in named if name}
     assert set(roles(WORDS[page], role)) <= known | (drawn if role == "numref" else set())
 
 

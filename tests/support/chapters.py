@@ -30,7 +30,9 @@ CHAPTERS = sorted(
     p for p in BOOK.glob("*/[0-9][0-9]-*.ipynb") if ".ipynb_checkpoints" not in p.parts
 )
 
-PAGES = sorted([*BOOK.rglob("*.md"), BOOK / "index.ipynb", *CHAPTERS])
+NOTEBOOKS = sorted(p for p in BOOK.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+PAGES = sorted([*BOOK.rglob("*.md"), *NOTEBOOKS])
 
 DIRECTIVE = re.compile(
     r"^[ ]*(?:`{3,}|:{3,})\{(?P<name>[\w:-]+)\}(?P<argument>[^\n]*)\n"
