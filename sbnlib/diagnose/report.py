@@ -30,7 +30,7 @@ class UnitReport:
         name: of the unit.
         where: the line where it was seen, in a model; else "".
         verdict: the whole in a sentence.
-        findings: what is wrong, then what one should know, each a :class:`Finding`.
+        findings: what is wrong, then what one should know, each a :class:`sbnlib.diagnose.Finding`.
         noise: the law that forward and backward together imply: the states are drawn from it and
             the slope is its density, up to a factor. None if there is none.
         why: why there is none, else "".
@@ -180,7 +180,7 @@ def chart(reports: Sequence[UnitReport]) -> Figure:
     the slope from the left over the distance of the states, which should be the same.
 
     Args:
-        reports: as :func:`diagnose_unit` gives them.
+        reports: as :func:`sbnlib.diagnose_unit` gives them.
     """
     return drawn([(report.name, report.examination) for report in reports])
 
