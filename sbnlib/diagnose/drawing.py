@@ -40,7 +40,7 @@ def chart(units: Sequence[tuple[str, Examination | None]]) -> Figure:
 
     with matplotlib.rc_context(style.STYLE):
         rows = max(1, len(units))
-        fig = Figure(figsize=(5.5, 0.4 + 1.75 * rows), layout="constrained")
+        fig = Figure(figsize=(5.0, 0.4 + 1.65 * rows), layout="constrained")
         axes = fig.subplots(rows, 2, squeeze=False)
         for (name, found), (left, right) in zip(units, axes, strict=False):
             left.set_title(name, fontsize=10)

@@ -113,7 +113,7 @@ class UnitReport:
         return chart([self])
 
     def __str__(self) -> str:
-        lines = [f"{self._head}: {self.verdict}"]
+        lines = textwrap.wrap(f"{self._head}: {self.verdict}", 76, subsequent_indent="  ")
         for finding in self.findings:
             lines += textwrap.wrap(str(finding), 76, initial_indent="  ",
                                    subsequent_indent="    ", break_on_hyphens=False)  # fmt: skip

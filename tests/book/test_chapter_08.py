@@ -371,6 +371,26 @@ def test_what_each_slope_of_the_atlas_is() -> None:
     assert "Eight of fifteen slopes in use are such a noise" in words and len(EXACT) == 8
 
 
+def test_the_doctor_reads_the_atlas() -> None:
+    """What the cell prints, against the words of the table."""
+    lines = printed(containing(PATH, "def behind_a_sign")).splitlines()[1:]
+    rows = list_table(prose(PATH), "tab-08-atlas")[1:]
+    for line, row in zip(lines, rows, strict=True):
+        name, what = re.findall(r"\*\*(.+?)\*\*", row[0])[0], row[2]
+        whole, factor, found = re.split(r" {2,}", line[len(name) :].strip())
+        assert line.startswith(name)
+        if what in LAWS:
+            law, scale, r = LAWS[what]
+            assert (found, float(factor)) == (f"{law}({scale:g})", r)
+            assert float(whole) == 2 * r
+        elif name == "ReSTE":
+            assert (found, factor, whole) == ("a noise of its own", "1.14", row[1])
+        else:
+            why = {"identity": "infinite", "leaky tanh": "infinite", "SwishSign": "negative",
+                   "step": "infinite, negative"}[name]  # fmt: skip
+            assert found == f"no noise: {why}" and "no noise" in what
+
+
 def test_the_identity_is_a_uniform_noise_in_a_range() -> None:
     for q in (0.5, 3.0):
         a = np.linspace(-q, q, 11)[1:-1]

@@ -1,0 +1,214 @@
+"""The doctor's page: its snippets, its table of findings, its figures and its words."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chapters import BOOK, axes, containing, define, drawing, printed, prose, run, still, under
+from formulas import list_table
+from scipy import special
+
+import sbnlib
+
+PATH = BOOK / "back" / "doctor.ipynb"
+DOCTOR = Path(sbnlib.__file__).parent / "diagnose"
+UNITS = ("Box", "coin", "boxed_coin", "Spike", "Clipped")
+CODE = r'(?:Finding|RefusedError)\(\s*"([a-z0-9-]+)"(?:,\s*(True|False))?'
+
+# ---------------------------------------------------------------------------- the five snippets
+
+#: unit: drawn from, slope of, integral, factor, states, and what is wrong; from pen and paper
+FIVE = {
+    "Box": ("-", "Uniform 1", "2", "1", "±1", ["nothing"]),
+    "coin": ("Logistic 1", "Logistic 1", "2", "1", "±1", ["nothing"]),
+    "boxed_coin": ("Logistic 1", "Uniform 1", "2", "1", "±1", ["law"]),
+    # the integral of (1 + 10|a|)^-2 is 2/10, right for 0 and 1 is 1
+    "Spike": ("-", "FastSigmoid 0.1", "0.2", "0.2", "0/1", ["factor"]),
+    "Clipped": ("-", "-", "inf", "inf", "±1", ["third-state", "gradient", "infinite"]),
+}
+
+
+def test_the_five_reports() -> None:
+    lines = printed(containing(PATH, "snippets = (Box")).splitlines()[1:]
+    table: dict[str, list[list[str]]] = {}
+    for line in lines:
+        if not line.startswith(" "):
+            name = line.split()[0]
+            table[name] = [re.split(r" {2,}|(?<=n) (?=Log|Uni)", line[11:].strip()), []]
+            table[name][1].append(table[name][0].pop())
+        else:
+            table[name][1].append(line.strip())
+    assert tuple(table) == UNITS
+    for name, (drawn, slope, integral, factor, states, wrong) in FIVE.items():
+        assert table[name][0] == [drawn, slope, integral, factor, states], name
+        assert sorted(table[name][1]) == sorted(wrong), name
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_snippet_is_what_the_report_says(name: str) -> None:
+    # the slopes at some points, by hand, and the share of the upper state
+    unit = define(PATH, *UNITS)[name]
+    call = getattr(unit, "apply", unit)
+    a = torch.tensor([-1.3, -0.2, 0.4, 2.0], dtype=torch.float64).repeat(4000, 1).requires_grad_()
+    torch.manual_seed(5)
+    x = call(a)
+    x.sum().backward()
+    at = a.detach()[0].numpy()
+    box = 1.0 * (np.abs(at) < 1)
+    slopes = {"Box": box, "coin": 2 * special.expit(at) * special.expit(-at), "boxed_coin": box,
+              "Spike": 1 / (1 + 10 * np.abs(at)) ** 2, "Clipped": np.ones(4)}  # fmt: skip
+    assert a.grad is not None
+    assert a.grad[0].numpy() == pytest.approx(slopes[name])
+    p = special.expit(at) if "coin" in name else 1.0 * (at > 0)
+    share = (x.detach() > 0).double().mean(0).numpy()
+    assert np.abs(share - p).max() <= 5 * np.sqrt(0.25 / 4000) * ("coin" in name)
+
+
+def test_what_the_words_say_of_the_five() -> None:
+    words = prose(PATH)
+    assert "*Spike* passes on a fifth of the gradient" in words
+    assert "after three layers that is less than a hundredth" in words and 0.2**3 < 0.01
+    assert "*Clipped* has three faults" in words and len(FIVE["Clipped"][-1]) == 3
+    assert "One of the five is straight-through as it was derived" in words
+    assert "at a few thousand points and with some hundred thousand draws" in words
+    from sbnlib.diagnose.examination import DRAWS, MOST_Z, POINTS
+
+    assert (DRAWS, POINTS, MOST_Z) == (20_000, 21, 5.0)
+    assert "20 000 times at each of 21 of them" not in words
+    assert "20 000 times at each of 21 points" in words
+    assert "more than five standard errors at one of them" in words
+    # 21 points, two sides, a normal law: about one report in 10^5
+    assert 0.5e-5 < 21 * 2 * special.ndtr(-5) < 2e-5 and "one of $10^5$ reports" in words
+
+
+def test_fig_doctor_five() -> None:
+    shown = still(PATH, "fig-doctor-five")
+    assert [ax.get_title(loc="left") for ax in shown[::2]] == list(UNITS)
+    titles = [ax.get_title(loc="left") for ax in shown[1::2]]
+    assert titles == ["factor 1", "factor 1", "factor 1", "factor 0.2", "factor infinite"]
+    for name, ax in zip(UNITS, shown[::2], strict=True):
+        a, h = ax.lines[0].get_xydata().T
+        box = 1.0 * (np.abs(a) < 1)
+        bell = 2 * special.expit(a) * special.expit(-a)
+        slope = {"Box": box, "coin": bell, "boxed_coin": box, "Clipped": np.ones_like(a),
+                 "Spike": 1 / (1 + 10 * np.abs(a)) ** 2}[name]  # fmt: skip
+        off = np.abs(h - slope) > 0.01 * slope.max()
+        assert off.sum() <= 2, name  # a point beside a jump lies between the two
+    words = under(containing(PATH, "chart(reports)"))["caption"]
+    assert "among 20 000 draws" in words
+
+
+# --------------------------------------------------------------------------------- the findings
+
+
+def codes() -> dict[str, bool | None]:
+    """Every code in the sources of the doctor, and whether it is wrong."""
+    found: dict[str, bool | None] = {}
+    for path in sorted(DOCTOR.glob("*.py")):
+        for code, wrong in re.findall(CODE, path.read_text("utf-8")):
+            found[code] = found.get(code) or (None if not wrong else wrong == "True")
+    return found
+
+
+def test_every_finding_is_in_the_table_and_on_its_side() -> None:
+    rows = [
+        re.findall(r"`([a-z0-9-]+)`", row[0])
+        for row in list_table(prose(PATH), "tab-doctor-codes")[1:]
+    ]
+    listed = [code for row in rows for code in row]
+    known = codes()
+    assert sorted(listed) == sorted(known)
+    wrong = set(listed[: listed.index("no-gradient") + 1])
+    # A refusal is wrong wherever it is raised
+    assert wrong == {code for code, its in known.items() if its is not False}
+
+
+# ------------------------------------------------------------------------------------- how sure
+
+
+@pytest.mark.parametrize(("scale", "title"), [(1.0, "one law"), (1.03, "one law"),
+                                              (1.04, "two laws"), (1.2, "two laws")])  # fmt: skip
+def test_fig_doctor_power(scale: float, title: str) -> None:
+    top, bottom = axes(PATH, "power", scale=scale)
+    assert top.get_title(loc="left") == title
+    points, share = top.lines[1].get_xydata().T
+    p = special.expit(points / scale)
+    assert np.abs(share - p).max() < 5 * np.sqrt(0.25 / 20_000)
+    assert top.lines[0].get_xydata()[:, 1] == pytest.approx(special.expit(points))
+    z = bottom.lines[-1].get_xydata()[:, 1]
+    wanted = (share - special.expit(points)) / np.sqrt(p * (1 - p) / 20_000)
+    assert z == pytest.approx(wanted, rel=0.2, abs=0.2)
+    assert (np.abs(z).max() > 5) == (title == "two laws")
+
+
+def test_what_the_answer_says_of_the_power() -> None:
+    assert drawing(PATH, "power") is not None
+    words = under(containing(PATH, "def power("))["answer"]
+    assert "two laws from 1.04 on" in words and "less than 0.009 everywhere" in words
+    a = np.linspace(-9, 9, 2001)
+    assert np.abs(special.expit(a) - special.expit(a / 1.04)).max() < 0.009
+
+
+# ------------------------------------------------------------------------------------ the model
+
+
+def test_the_report_of_the_model() -> None:
+    text = printed(containing(PATH, "print(sbnlib.diagnose(net"))
+    assert text.startswith("3 binary units found.")
+    # 2 tanh(a) rises by 4, so the slope is twice that of logistic noise of scale 1/2
+    assert "the slope is 2 times straight-through for Logistic(scale=0.5)." in " ".join(
+        text.split()
+    )
+    assert re.findall(r"compounding +(\d+) to the loss", text) == ["8", "4", "2"]
+    assert text.count("which is no state") == 1 and text.count(": as 1.") == 2
+    words = prose(PATH)
+    assert "so 8 in the lowest (*compounding*), and `torch.sign` has a third state" in words
+    assert "Without the factor it would be a quarter of that" in words
+
+
+def test_the_gains_of_the_model() -> None:
+    """The gain by its definition, from pre-activations computed here."""
+    space = define(PATH, "binarize", "Net", "net", "inputs", "labels", "loss")
+    torch.manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = space["Net"]()
+        x = torch.randn(64, 20)
+    gains = []
+    for layer, norm in zip(net.layers, net.norms, strict=True):
+        a = x @ layer.weight.T + layer.bias
+        a = (a - a.mean(0)) / (a.var(0, correction=0) + norm.eps).sqrt()
+        gains.append(float((2 / torch.cosh(a) ** 2).square().mean()))
+        x = torch.sign(a)
+    text = printed(containing(PATH, "print(sbnlib.diagnose(net"))
+    found = [float(v) for v in re.findall(r"gain +([\d.]+)", text)]
+    assert found == pytest.approx(gains, rel=0.1)  # the dtype of the page is another
+
+
+# ------------------------------------------------------------------------------------- mend one
+
+
+def test_the_checker(capsys: pytest.CaptureFixture[str]) -> None:
+    space = run(PATH, containing(PATH, "def check("))
+    check, hardtanh = space["check"], torch.nn.functional.hardtanh
+
+    def unit(slope, draw=lambda a: 2 * torch.rand_like(a) - 1):  # noqa: ANN001, ANN202
+        def run_it(a: torch.Tensor) -> torch.Tensor:
+            m = slope(a)
+            return torch.where(a >= draw(a), 1.0, -1.0).to(a.dtype) + (m - m.detach())
+
+        return run_it
+
+    assert check(unit(hardtanh))
+    assert not check(unit(torch.tanh))
+    assert not check(unit(lambda a: 2 * hardtanh(a)))
+    assert not check(unit(hardtanh, torch.zeros_like))
+    assert not check(unit(hardtanh, torch.rand_like))
+    assert not check(lambda a: None)
+    said = capsys.readouterr().out
+    assert "right: straight-through" in said
+    assert "times straight-through's" in said and "no tensor" in said
