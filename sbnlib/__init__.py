@@ -1,7 +1,8 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
 Imports point one way: noise, contracts -> units -> estimators -> registry -> nn, network ->
-inference, exact, accuracy -> figures, data -> optim -> experiments. A test holds the arrows.
+inference, exact, accuracy -> figures, data -> depth, map -> optim -> experiments. A test holds the
+arrows.
 """
 
 from sbnlib import nn as nn
@@ -10,6 +11,7 @@ from sbnlib import registry as registry
 from sbnlib.accuracy import Accuracy, Estimate, measure
 from sbnlib.coding import on_signs, to_bits, to_signs
 from sbnlib.costs import Cost, Summary, summary
+from sbnlib.depth import gain, overlap
 from sbnlib.estimators import (
     arm,
     chain_rule,
@@ -65,6 +67,7 @@ __all__ = [
     "exact_expectation",
     "exact_gradient",
     "exact_moments",
+    "gain",
     "gumbel_rao",
     "identity",
     "layerwise",
@@ -73,6 +76,7 @@ __all__ = [
     "muprop",
     "network_estimator",
     "on_signs",
+    "overlap",
     "pathwise",
     "proxy",
     "psa",
