@@ -1,8 +1,8 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
 Imports point one way: noise, contracts -> units -> estimators -> registry -> nn, network ->
-inference, exact, accuracy -> figures, data -> map -> diagnose -> optim -> experiments. A test
-holds the arrows.
+inference, exact, accuracy -> figures, data -> depth, map -> diagnose -> optim -> experiments. A
+test holds the arrows.
 """
 
 from sbnlib import nn as nn
@@ -11,7 +11,11 @@ from sbnlib import registry as registry
 from sbnlib.accuracy import Accuracy, Estimate, measure
 from sbnlib.coding import on_signs, to_bits, to_signs
 from sbnlib.costs import Cost, Summary, summary
+<<<<<<< HEAD
 from sbnlib.diagnose import ModelReport, UnitReport, diagnose, diagnose_unit
+=======
+from sbnlib.depth import gain, overlap
+>>>>>>> depth
 from sbnlib.estimators import (
     arm,
     chain_rule,
@@ -71,6 +75,7 @@ __all__ = [
     "exact_expectation",
     "exact_gradient",
     "exact_moments",
+    "gain",
     "gumbel_rao",
     "identity",
     "layerwise",
@@ -79,6 +84,7 @@ __all__ = [
     "muprop",
     "network_estimator",
     "on_signs",
+    "overlap",
     "pathwise",
     "proxy",
     "psa",

@@ -344,7 +344,7 @@ class _Moments:
         found = []
         for v in (-1, 1):
             x = torch.full_like(a, v)
-            c = _factor(self.chain_rule, a, x, self.net.noise)
+            c = factor(self.chain_rule, a, x, self.net.noise)
             found.append(c.where(self.net.noise.cdf(x * a) > 0, 0))
         return torch.stack(found)
 
@@ -369,13 +369,16 @@ def _pool(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first.mean(dim=0), variance.sum(dim=0) / first.shape[0] ** 2
 
 
-def _factor(
+def factor(
     chain_rule: ChainRule, a: Tensor, x: Tensor, noise: Noise, units: Tensor | None = None
 ) -> Tensor:
-    """The derivative in a of the sum over all units, or over those where ``units`` is True."""
+    """c(a, x): the derivative in a of the sum over all units, or those where ``units`` is True."""
     with torch.enable_grad():
         leaf = a.detach().clone().requires_grad_()
         out = chain_rule(leaf, x, noise)
+        if out.shape != x.shape:
+            shapes = f"{tuple(x.shape)}, {name_of(chain_rule)} gave {tuple(out.shape)}"
+            raise ValueError(f"estimator must return a tensor of the states' shape {shapes}")
         if not out.requires_grad:
             raise ValueError(f"estimator must have a gradient in a, {name_of(chain_rule)} has none")
         return torch.autograd.grad((out if units is None else out * units).sum(), leaf)[0]
@@ -510,24 +513,34 @@ def _span(t: Tensor) -> tuple[int, int]:
 
 def _check_state_only(chain_rule: ChainRule, noise: Noise, like: Tensor) -> None:
     """The factor of a unit must be a function of that unit's own a and x."""
-    shape, name = (2, 8, like.shape[1]), name_of(chain_rule)
-    a, other_a = noise.icdf(0.05 + 0.9 * uniforms(*shape).to(like.device, like.dtype))
-    x, other_x = signs(*shape, like=like)
+    a = noise.icdf(0.05 + 0.9 * uniforms(2, 8, like.shape[1]).to(like.device, like.dtype))
+    check_state_only(chain_rule, noise, a, "its moments are not a sum over states")
+
+
+def check_state_only(chain_rule: ChainRule, noise: Noise, points: Tensor, otherwise: str) -> None:
+    """The factor of a unit must be a function of that unit's own a and x.
+
+    Args:
+        points: two lots of pre-activations at which it is tried, shape (2, rows, units).
+        otherwise: what follows of an estimator that depends on chance.
+    """
+    (a, other_a), name = points, name_of(chain_rule)
+    x, other_x = signs(*points.shape, like=points)
     odd = every_other(*a.shape, device=a.device)
     with Watch(a.device) as watch:
         try:
-            c, again = (_factor(chain_rule, a, x, noise) for _ in range(2))
+            c, again = (factor(chain_rule, a, x, noise) for _ in range(2))
         except (TypeError, AttributeError) as error:
             raise ValueError(f"estimator must be a chain-rule function, got {name}") from error
         one, two = (
-            _factor(chain_rule, torch.where(m, other_a, a), torch.where(m, other_x, x), noise)
+            factor(chain_rule, torch.where(m, other_a, a), torch.where(m, other_x, x), noise)
             for m in (odd, ~odd)
         )
-        part = _factor(chain_rule, a, x, noise, odd)
+        part = factor(chain_rule, a, x, noise, odd)
     if watch.drew or not same(again, c):
         raise ValueError(
             f"estimator must be a function of (a, x) only, {name} {watch.drew or OTHER_NUMBERS}: "
-            "its moments are not a sum over states"
+            f"{otherwise}"
         )
     if not same(torch.where(odd, two, one), c) or not same(part, c * odd):
         raise ValueError(

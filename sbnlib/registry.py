@@ -401,7 +401,9 @@ def as_chain_rule(estimator: str | ChainRule, *, state_only: bool = False) -> Ch
         return _checked(getattr(estimator, "chain_rule", estimator), "chain rule")
     entry = _of_kind(estimator, "chain rule")
     if state_only and not entry.state_only:
-        raise ValueError(f"estimator must be a function of (a, x) only, {estimator!r} is not")
+        known = sorted(e.name for e in ESTIMATORS.values() if e.state_only)
+        raise ValueError(f"estimator must be a function of (a, x) only, one of {known}, "
+                         f"{estimator!r} is not")  # fmt: skip
     return entry.function
 
 

@@ -29,7 +29,7 @@ LINES = (
     ("exact",),
     ("accuracy",),
     ("figures", "data", "exercises"),
-    ("gain", "map"),
+    ("depth", "map"),
     ("diagnose",),
     ("optim", "packed"),
     ("experiments",),

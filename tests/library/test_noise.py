@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from bridge import make_noise
 from discovered import NOISES
 from rows import panels
-from scipy import stats
+from scipy import integrate, stats
 
 import sbnlib
 from sbnlib import Noise
@@ -484,6 +485,129 @@ def test_what_a_law_computes_once_is_no_parameter() -> None:
     assert used.total == 2 and "total" in vars(used) and used == fresh
     layers = [sbnlib.nn.BernoulliLinear(2, 2, noise=law) for law in (fresh, used)]
     layers[0].load_state_dict(layers[1].state_dict())
+
+
+# ---------------------------------------------------------------------- the scale of a given gain
+
+
+def gain_by_scipy(noise: ref.RefNoise) -> float:
+    """E (2f(a))^2, a ~ N(0, 1)."""
+    inner = noise.scale * 4.0 ** np.arange(-4, 6)
+    stops = sorted(s for s in {0.0, *inner, *range(1, 13), noise.half_width} if s <= 12)
+    return 2 * sum(
+        integrate.quad(lambda a: 4 * float(noise.pdf(a)) ** 2 * stats.norm.pdf(a), lo, hi,
+                       epsabs=1e-16, epsrel=1e-12)[0]
+        for lo, hi in zip(stops[:-1], stops[1:], strict=True)
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:noise .* has the overlap:UserWarning")
+@pytest.mark.parametrize("gain", [0.02, 1.0, 40.0])
+@names
+def test_a_law_is_scaled_to_the_gain_asked_for(name: str, gain: float) -> None:
+    noise = make_noise(name, 7.0)
+    found = noise.scaled_to(gain=gain)
+    assert type(found) is type(noise) and noise.scale == 7.0
+    assert gain_by_scipy(ref.RefNoise(name, found.scale)) == pytest.approx(gain, rel=1e-10)
+    assert found.scale == pytest.approx(
+        make_noise(name, 1e-3).scaled_to(gain=gain).scale, rel=1e-12
+    )
+    if gain == 1:
+        assert noise.scaled_to() == found
+
+
+#: (E 2f)^2 at gain 1.
+OVERLAPS = ref.Named(
+    "noise",
+    {"Logistic": 0.528, "Uniform": 0.536, "Triangular": 0.542, "Gaussian": 0.537, "Cauchy": 0.438,
+     "FastSigmoid": 0.394},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+@names
+def test_a_law_that_keeps_little_overlap_is_scaled_with_a_warning(name: str, gain: float) -> None:
+    """The number is that at gain 1, whatever gain is asked for; the caller's line is named."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_noise(name).scaled_to(gain=gain)
+    messages = [str(w.message) for w in caught]
+    assert len(messages) == (OVERLAPS[name] < 0.5)
+    for w in caught:
+        assert w.category is UserWarning and w.filename == __file__
+        assert f"noise {name} has the overlap (E 2f)^2 = {OVERLAPS[name]} at gain 1" in messages[0]
+        assert "no law keeps more than .5445" in messages[0]
+        keep = messages[0].partition("sooner. ")[2].partition(" keep .53 to .54")[0]
+        assert set(keep.replace(" and ", ", ").split(", ")) == {
+            law for law, kept in OVERLAPS.items() if 0.525 <= kept <= 0.545
+        }
+
+
+@names
+def test_a_gain_that_no_network_has_is_refused(name: str) -> None:
+    for gain in (0, -1.0, math.nan, math.inf, True, "1", None, 1e-7, 1e7, torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="gain must be a number from 1e-6 to 1e6, got"):
+            make_noise(name).scaled_to(gain=gain)
+
+
+class Steeper(Tabled):
+    """A law with two parameters of its own, and something computed from its scale once."""
+
+    @functools.cached_property
+    def double(self) -> float:
+        return 2 * self.scale
+
+
+def test_the_parameters_of_a_law_of_the_users_are_kept() -> None:
+    noise = Steeper(np.ones(2))
+    assert (noise.double, noise.total, as_noise(noise)._tried) == (2.0, 2.0, True)
+    found = noise.scaled_to()
+    assert type(found) is Steeper and found.table is noise.table
+    assert vars(found) == {"table": noise.table, "scale": found.scale}
+    assert found.double == 2 * found.scale and found.scale == pytest.approx(0.2555, abs=5e-5)
+    assert (noise.double, noise.scale) == (2.0, 1.0)
+
+
+def test_a_law_steeper_in_itself_gets_the_wider_scale() -> None:
+    scale = sbnlib.Logistic().scaled_to().scale
+    assert Steep(40.0).scaled_to().scale == pytest.approx(40 * scale, rel=1e-11)
+    assert Laplace(3.0).scaled_to() == Laplace().scaled_to()
+
+
+def test_a_law_that_forbids_assignment_is_scaled_too() -> None:
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Frozen(Laplace):
+        scale: float = 1.0
+
+    assert Frozen(2.0).scaled_to().scale == pytest.approx(Laplace().scaled_to().scale, rel=1e-12)
+
+
+class Spiked(Noise):
+    """f = .2 (1 - |a|)^(-.6) on (-1, 1): not square integrable."""
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        tail = torch.relu(1 - a.abs()) ** 0.4 / 2
+        return torch.where(a > 0, 1 - tail, tail)
+
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        rest = torch.relu(1 - a.abs())
+        return 0.2 * rest.where(rest > 0, math.inf) ** -0.6
+
+
+def test_a_law_with_an_infinite_gain_is_refused_and_so_is_what_is_no_law() -> None:
+    for scale in (1e-3, 1.0, 1e3):
+        with pytest.raises(ValueError, match=r"gain must be finite .*Spiked.*square integrable"):
+            Spiked(scale).scaled_to()
+    with pytest.raises(ValueError, match="noise must be symmetric"):
+        Shifted().scaled_to()
+
+
+def test_a_law_whose_scale_is_not_its_own_is_refused() -> None:
+    class Fixed(Laplace):
+        scale = property(lambda self: 1.0, lambda self, value: None)
+
+    with pytest.raises(ValueError, match=r"gain must be one of Fixed\(scale=1\) at a scale from"):
+        Fixed().scaled_to(gain=3.0)
 
 
 @names

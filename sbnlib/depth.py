@@ -1,0 +1,120 @@
+r"""What one wide layer of random weights does to a gradient, and to what two inputs have in common.
+
+Assumptions, called M: independent weights of mean 0 and variance 1/fan-in, fan-in to infinity, no
+skip connections; pre-activations a ~ N(0, 1) over the units, noise that is fresh for each unit,
+input and pass, and a gradient that reaches the top independently of the weights below.
+
+Then a layer multiplies the mean square of the gradient by its :func:`gain`, and a small overlap of
+the states of two inputs by the noise's :func:`overlap`. Both are integrals over one normal a.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sbnlib.contracts import ChainRule, name_of
+from sbnlib.estimators import straight_through
+from sbnlib.exact import check_state_only, factor
+from sbnlib.guards import uniforms
+from sbnlib.noise import Noise, as_noise, normal_mean, slope_moment
+from sbnlib.registry import as_chain_rule
+
+__all__ = ["gain", "overlap"]
+
+
+def __dir__() -> list[str]:  # what completion offers
+    return __all__
+
+
+def gain(noise: Noise | str, estimator: str | ChainRule = straight_through) -> float:
+    r"""By how much one wide layer multiplies the mean square of a gradient estimate.
+
+    .. math:: G = \mathbb{E}_{a\sim N(0,1)}\, \mathbb{E}\big[c(a,x)^2 \,\big|\, a\big], \qquad
+              P(x\mid a) = F(xa)
+
+    Assumptions: independent weights of variance 1/fan-in, wide layers, a ~ N(0, 1) over the units,
+    fresh noise; a gradient at the top that is independent of the weights below. Weights of another
+    variance are a noise of another scale.
+
+    Args:
+        noise: the law of the units, or its name for scale 1.
+        estimator: a chain-rule estimator whose factor c is a function of (a, x): a name of the
+            registry, or a function ``(a, x, noise)`` such as ``partial(chain_rule, s=0.5)``.
+
+    Returns:
+        The gain, ``inf`` where there is none. Straight-through has :math:`\mathbb{E}\,(2f)^2`, the
+        least of all estimators that are exact for linear losses; the member s of the line has
+        :math:`\mathbb{E}\,\big[4f^2 + (1-s)^2\mu^2f^2/(F(a)F(-a))\big]`.
+
+    Where the support is bounded, F(-a) may vanish like the power :math:`\alpha` of the distance u
+    to its end: then straight-through has a finite gain if and only if :math:`\alpha > 1/2`, every
+    other fixed s if and only if :math:`\alpha > 1`. Uniform noise has :math:`\alpha = 1` and, for
+    s != 1, the gain ``inf`` at every scale: the integral grows like log 1/u, so that a run of N
+    draws sees a gain of order log N, multiplied by a density that is tiny at large scales.
+
+    The value is good to 1e-10 where E[c^2 | a] is bounded, to 1e-7 where :math:`\alpha` is 1/5
+    above its limit. Whether it is infinite is read off the integrals over decades of u, down to
+    1e-8 of the half-width: an :math:`\alpha` less than 4e-5 above its limit counts as at it (2e-5
+    for straight-through), and a power times logarithms may be decided wrongly.
+
+    Raises:
+        ValueError: an estimator of another kind (loss based, relaxation, network); one that draws
+            numbers of its own or couples units; a factor that is NaN.
+        TypeError: ``estimator`` is neither a name nor a function.
+
+    Source: a statement of this book, in the limit of infinite width; the mean-field argument is
+    that of Schoenholz et al. 2017 for deterministic networks.
+    """
+    chain_rule, noise = as_chain_rule(estimator, state_only=True), as_noise(noise)
+    with torch.inference_mode(False):
+        _check(chain_rule, noise)
+        value = normal_mean(partial(_mean_square, chain_rule, noise), noise)
+    if math.isnan(value):
+        raise ValueError(f"estimator must have a factor at every a, {name_of(chain_rule)} gives "
+                         "NaN at some")  # fmt: skip
+    return value
+
+
+def overlap(noise: Noise | str) -> float:
+    r"""By how much one wide layer multiplies a small overlap of the states of two inputs.
+
+    .. math:: r_{l+1} = \mathbb{E}\, m(a)\, m(a') \approx \big(\mathbb{E}\, 2f(a)\big)^2\, r_l,
+              \qquad m = 2F - 1,\ \operatorname{corr}(a, a') = r_l
+
+    The overlap r is the mean over units of the product of two state vectors, under the assumptions
+    of :func:`gain`. The same holds for two passes of one input, with fresh noise in each.
+
+    Args:
+        noise: the law of the units, or its name for scale 1.
+
+    Returns:
+        :math:`(\mathbb{E}\,2f)^2`, which is at most :math:`\mathbb{E}\,m^2`, and that at most the
+        gain of straight-through. It is below 2/pi for every noise, the value of units without
+        noise; at gain 1 it is at most .5445. So an untrained layer of dense weights always loses
+        overlap, and at gain 1 at least 45 % of a small one.
+
+    Source: correlation maps of deterministic networks are in Poole et al. 2016 and Schoenholz et
+    al. 2017; the bound .5445 is a statement of this book.
+    """
+    return slope_moment(as_noise(noise), 1) ** 2
+
+
+def _check(chain_rule: ChainRule, noise: Noise) -> None:
+    """The factor is a function of a unit's own (a, x), tried inside the support."""
+    reach = 0.9 * min(noise.scale, noise.support[1])
+    points = reach * (2 * uniforms(2, 8, 4) - 1)
+    check_state_only(chain_rule, noise, points, "its gain is not an integral over a")
+
+
+def _mean_square(chain_rule: ChainRule, noise: Noise, a: Tensor) -> Tensor:
+    """E[c(a, x)^2 | a] for a vector a. A state that never occurs is not asked for its factor."""
+    a = a[:, None]  # inputs of one unit
+    total = torch.zeros_like(a)
+    for x in (torch.ones_like(a), -torch.ones_like(a)):
+        p = noise.cdf(x * a)
+        total += p * factor(chain_rule, a, x, noise).where(p > 0, 0).square()
+    return total[:, 0].detach()

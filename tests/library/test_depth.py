@@ -1,0 +1,522 @@
+"""Gain, overlap and scales: against scipy's quadrature of the reference's own laws, and sampled.
+
+The expected values come from ``tests/support/reference.py`` and from formulas written out here.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from bridge import make_noise, z_limit
+from discovered import NOISES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rows import seeded, z_scores
+from scipy import integrate, optimize, special
+
+import sbnlib
+from sbnlib import Noise, chain_rule, gain, overlap, proxy, registry, straight_through, zgr
+from sbnlib.estimators import PROXIES
+
+Array = np.ndarray
+names = pytest.mark.parametrize("name", NOISES)
+SCALES = (1e-3, 0.26, 1.0, 6.0, 1e3)
+MEMBERS = (1.0, 0.5, 0.0, -1.0)
+#: F(-a) vanishes like this power of the distance to the end of the support.
+POWER_AT_END = ref.Named("bounded noise", {"Uniform": 1.0, "Triangular": 2.0})
+#: Statement 2.2: the scale at which straight-through's gain is 1, and the overlap there.
+AT_GAIN_1 = ref.Named(
+    "noise",
+    {
+        "Triangular": (1.013, 0.5418),
+        "Gaussian": (0.4306, 0.5370),
+        "Uniform": (0.732, 0.5358),
+        "Logistic": (0.2555, 0.5284),
+        "Cauchy": (0.2479, 0.4378),
+        "FastSigmoid": (0.2603, 0.3935),
+    },
+)
+
+
+def phi(a: Array | float) -> Array:
+    return np.exp(-np.square(a) / 2) / math.sqrt(2 * math.pi)
+
+
+def normal(h: Callable[[float], float], noise: ref.RefNoise) -> float:
+    """E h(a), a ~ N(0, 1), h even: quad between powers of 4, the units and the ends of support."""
+    near = noise.scale * 4.0 ** np.arange(-3, 7)
+    stops = {0.0, *near, *np.arange(1.0, 13), noise.half_width}
+    inside = sorted(s for s in stops if s <= 12)
+    return 2 * sum(
+        integrate.quad(lambda a: float(h(a) * phi(a)), lo, hi, epsabs=1e-16, epsrel=1e-12)[0]
+        for lo, hi in zip(inside[:-1], inside[1:], strict=True)
+    )
+
+
+def mean_square(factor: Callable[[Array, Array], Array], noise: ref.RefNoise) -> float:
+    """E c(a, x)^2 of a factor (a, x) -> c."""
+    x = np.array([-1.0, 1.0])
+
+    def given_a(a: float) -> float:
+        at = np.full(2, a)
+        return float(noise.prob(x, at) @ np.square(factor(at, x)))
+
+    return normal(given_a, noise)
+
+
+@cache
+def moment(noise: ref.RefNoise, power: int) -> float:
+    return normal(lambda a: (2 * noise.pdf(a)) ** power, noise)
+
+
+def is_finite(name: str, s: float) -> bool:
+    return s == 1 or name not in ref.BOUNDED or POWER_AT_END[name] > 1
+
+
+# ------------------------------------------------------------------------------ the six laws
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@names
+def test_the_gain_of_straight_through_is_the_mean_square_of_2f(name: str, scale: float) -> None:
+    expected = moment(ref.RefNoise(name, scale), 2)
+    assert gain(make_noise(name, scale)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@names
+def test_the_overlap_is_the_square_of_the_mean_of_2f(name: str, scale: float) -> None:
+    expected = moment(ref.RefNoise(name, scale), 1) ** 2
+    assert overlap(make_noise(name, scale)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("s", MEMBERS)
+@names
+def test_the_gain_of_the_line_is_its_formula_and_its_definition(
+    name: str, s: float, scale: float
+) -> None:
+    noise = ref.RefNoise(name, scale)
+    found = gain(make_noise(name, scale), partial(chain_rule, s=s))
+    if not is_finite(name, s):
+        assert found == math.inf
+        return
+
+    def formula(a: float) -> float:
+        f, p, q = noise.pdf(a), noise.cdf(a), noise.cdf(-a)
+        fisher = f * f / (p * q) if q > 0 else 0.0
+        return 4 * f * f + (1 - s) ** 2 * (p - q) ** 2 * fisher
+
+    definition = mean_square(lambda a, x: ref.factor("chain_rule", noise, a, x, s), noise)
+    assert found == pytest.approx(normal(formula, noise), rel=1e-9)
+    assert found == pytest.approx(definition, rel=1e-9)
+
+
+#: The factor of each entry that is a function of (a, x), from its definition.
+FACTORS = ref.Named(
+    "entry",
+    {
+        **{n: partial(ref.factor, n) for n in ("straight_through", "zgr", "identity")},
+        "darn": partial(ref.factor, "darn_mean"),
+        "hardtanh": lambda noise, a, x: (np.abs(a) < 1) + 0 * x,
+    },
+)
+
+
+@pytest.mark.parametrize("name", [e.name for e in registry.ESTIMATORS.values() if e.state_only])
+def test_every_entry_of_a_and_x_has_the_gain_of_its_definition(name: str) -> None:
+    for law in ("Triangular", "Logistic", "Cauchy"):
+        noise, model = ref.RefNoise(law, 0.6), make_noise(law, 0.6)
+        expected = mean_square(partial(FACTORS[name], noise), noise)
+        assert gain(model, name) == pytest.approx(expected, rel=1e-9)
+        assert gain(model, registry.get(name).function) == gain(model, name)
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_a_proxy_has_the_mean_square_of_its_slope_whatever_the_noise(name: str) -> None:
+    entry = PROXIES[name]
+    found = {gain(make_noise(n, 0.3), partial(proxy, name=name)) for n in ("Gaussian", "Uniform")}
+    stops = sorted({0.0, 0.1, 0.5, 1.0, 1.5, *np.arange(2.0, 13)})
+    expected = 2 * sum(
+        integrate.quad(
+            lambda a: float(entry.h(torch.tensor(a, dtype=torch.float64))) ** 2 * float(phi(a)),
+            lo, hi, epsabs=1e-16, epsrel=1e-12,
+        )[0]
+        for lo, hi in zip(stops[:-1], stops[1:], strict=True)
+    )  # fmt: skip
+    assert list(found) == pytest.approx([expected] * len(found), rel=1e-10)
+
+
+def test_straight_through_is_the_default_and_names_stand_for_laws_and_estimators() -> None:
+    noise = sbnlib.Triangular()
+    assert gain("triangular") == gain(noise) == gain(noise, straight_through)
+    assert gain("triangular", "zgr") == gain(noise, zgr) == gain(noise, sbnlib.pathwise("zgr"))
+    assert overlap("triangular") == overlap(noise)
+    assert all(type(v) is float for v in (gain(noise), gain("uniform", "zgr"), overlap(noise)))
+
+
+def test_the_gains_of_the_statements() -> None:
+    """Statements 1.1, 1.2 and 4.1, to their digits."""
+    logistic = sbnlib.Logistic(0.25)
+    line = [gain(logistic, partial(chain_rule, s=s)) for s in MEMBERS]
+    assert line == pytest.approx([1.02, 1.13, 1.46, 2.76], abs=0.005)
+    triangular = [gain(sbnlib.Triangular(k), zgr) for k in (1.0, 1.2)]
+    assert triangular == pytest.approx([1.744, 1.380], abs=5e-4)
+    assert gain("uniform") == pytest.approx(special.erf(1 / math.sqrt(2)), rel=1e-12)
+
+
+def least(a: torch.Tensor, x: torch.Tensor, noise: Noise, tau: float) -> torch.Tensor:
+    """The member s = 1/(1 + tau (1 - mu^2)), a function of a."""
+    p, q = noise.cdf(a.detach()), noise.cdf(-a.detach())
+    return chain_rule(a, x, noise, s=1 / (1 + 4 * tau * p * q))
+
+
+def test_an_s_that_goes_to_1_at_the_end_of_the_support_has_a_finite_gain() -> None:
+    for tau, known in ((1.0, 0.719), (4.0, 0.847), (100.0, 1.50)):
+        found = gain("uniform", partial(least, tau=tau))
+        assert found == pytest.approx(known, abs=5e-3 if tau == 100 else 5e-4)
+        assert gain("uniform") < found < gain("uniform") * (1 + tau / 4)
+
+
+# ---------------------------------------------------------------------- inequalities, statement 2
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@names
+def test_overlap_mean_square_and_gain_are_in_this_order(name: str, scale: float) -> None:
+    """(E 2f)^2 <= E m^2 <= E (2f)^2 and the first below 2/pi; equal where m is linear."""
+    noise, model = ref.RefNoise(name, scale), make_noise(name, scale)
+    square = normal(lambda a: (noise.cdf(a) - noise.cdf(-a)) ** 2, noise)
+    assert overlap(model) <= square * (1 + 1e-10)
+    assert square <= gain(model) * (1 + 1e-10)
+    assert overlap(model) < 2 / math.pi and square < 1
+    if scale in (0.26, 1.0):
+        assert overlap(model) < 0.999 * square < 0.998 * gain(model)
+
+
+@names
+def test_the_line_has_its_least_gain_at_straight_through(name: str) -> None:
+    gains = [gain(make_noise(name, 0.6), partial(chain_rule, s=s)) for s in (1.3, 1.0, 0.7, 0.2)]
+    assert min(gains) == gains[1] < min(gains[0], *gains[2:])
+
+
+def largest_overlap() -> float:
+    """A bound on (E g)^2 for all g >= 0 with integral 2 and E g^2 <= 1, over a ~ N(0, 1).
+
+    For v > 0, int g phi <= 2v + int g (phi - v)_+ and, by Cauchy and Schwarz, the last is at most
+    (int (phi - v)_+^2 / phi)^(1/2).
+    """
+
+    def bound(end: float) -> float:
+        v = float(phi(end))
+        rest = 2 * integrate.quad(lambda a: (phi(a) - v) ** 2 / phi(a), 0, end, epsabs=1e-13)[0]
+        return 2 * v + math.sqrt(rest)
+
+    return optimize.minimize_scalar(bound, (0.5, 0.9, 1.5), tol=1e-10).fun ** 2
+
+
+@names
+def test_no_law_of_gain_1_keeps_more_than_5445(name: str) -> None:
+    assert largest_overlap() == pytest.approx(0.5445, abs=5e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert overlap(make_noise(name).scaled_to()) < largest_overlap()
+    for scale in SCALES:
+        noise = make_noise(name, scale)
+        assert overlap(noise) <= largest_overlap() * max(gain(noise), 1)
+
+
+# ------------------------------------------------------------------------------ laws of the user's
+
+
+class Power(Noise):
+    """F(-a) = (1 - a)^alpha / 2 for 0 <= a <= 1. It does not say that its support is bounded."""
+
+    def __init__(self, alpha: float, scale: float = 1.0) -> None:
+        super().__init__(scale)
+        self.alpha = alpha
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        tail = torch.relu(1 - a.abs()) ** self.alpha / 2
+        return torch.where(a > 0, 1 - tail, tail)
+
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        inside = a.abs() < 1
+        u = torch.where(inside, 1 - a.abs(), 1.0)
+        return torch.where(inside, self.alpha / 2 * u ** (self.alpha - 1), 0.0)
+
+    def _icdf_lower(self, p: torch.Tensor) -> torch.Tensor:
+        return (2 * p) ** (1 / self.alpha) - 1
+
+
+class Declared(Power):
+    _half_width = 1.0
+
+
+def expected_of_power(alpha: float, scale: float, s: float) -> float:
+    """The integral over t = 1 - a/scale with the power at t = 0 as the weight of scipy's rule."""
+
+    def against(power: float, h: Callable[[float], float]) -> float:
+        f = lambda t: h(t) * float(phi(scale * (1 - t)))  # noqa: E731
+        return 2 * scale * integrate.quad(f, 0, 1, weight="alg", wvar=(power, 0), limit=200)[0]
+
+    total = against(2 * alpha - 2, lambda t: (alpha / scale) ** 2)
+    if s != 1:
+        total += (1 - s) ** 2 * against(
+            alpha - 2,
+            lambda t: (1 - t**alpha) ** 2 * (alpha / scale) ** 2 / 2 / (1 - t**alpha / 2),
+        )
+    return total
+
+
+@pytest.mark.parametrize("law", [Power, Declared])
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 1.0, 5.0])
+@pytest.mark.parametrize("alpha", [0.4, 0.5, 0.6, 0.8, 0.99, 1.0, 1.01, 1.2, 2.0, 5.0])
+def test_the_power_at_the_end_of_the_support_decides(
+    alpha: float, scale: float, law: type[Power]
+) -> None:
+    """Statement 1.2: straight-through is finite iff alpha > 1/2, every other member iff > 1."""
+    noise = law(alpha, scale)
+    for s in MEMBERS:
+        found = gain(noise, partial(chain_rule, s=s))
+        assert (found < math.inf) == (alpha > (0.5 if s == 1 else 1))
+        if found < math.inf:
+            loose = 1e-4 if alpha == 1.01 else 1e-7
+            assert found == pytest.approx(expected_of_power(alpha, scale, s), rel=loose)
+
+
+@pytest.mark.parametrize("law", [Power, Declared])
+def test_it_is_decided_where_no_pre_activation_ever_comes_too(law: type[Power]) -> None:
+    for alpha, finite in ((0.8, False), (1.2, True)):
+        assert (gain(law(alpha, 1e3), zgr) < math.inf) == finite
+    assert gain(sbnlib.Uniform(1e3), zgr) == gain(sbnlib.Uniform(1e-30), zgr) == math.inf
+
+
+class Steps(Noise):
+    """A density with a jump inside its support, and its end unsaid: .7 up to 1/2, .3 up to 1."""
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        size = a.abs().clamp(max=1)
+        tail = 0.5 - 0.7 * size.clamp(max=0.5) - 0.3 * (size - 0.5).clamp(min=0)
+        return torch.where(a > 0, 1 - tail, tail)
+
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        size = a.abs()
+        return 0.3 * (size < 1).to(a.dtype) + 0.4 * (size < 0.5).to(a.dtype)
+
+    def _icdf_lower(self, p: torch.Tensor) -> torch.Tensor:
+        return torch.where(p < 0.15, p / 0.3 - 1, (p - 0.5) / 0.7)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.9, 4.0])
+def test_a_density_with_jumps_inside_is_integrated_to_them(scale: float) -> None:
+    low, high = special.erf(0.5 * scale / math.sqrt(2)), special.erf(scale / math.sqrt(2))
+    first, second = 2 * 0.7 / scale, 2 * 0.3 / scale
+    expected = [first**k * low + second**k * (high - low) for k in (1, 2)]
+    found = [math.sqrt(overlap(Steps(scale))), gain(Steps(scale))]
+    assert found == pytest.approx(expected, rel=1e-10)
+
+
+class InSinglePrecision(sbnlib.Triangular):
+    def _pdf(self, a: torch.Tensor) -> torch.Tensor:
+        return super()._pdf(a.float()).to(a.dtype)
+
+
+def test_halving_ends_where_a_function_is_rough_everywhere() -> None:
+    """Rounding in single precision, and a slope 1 or 2 that changes 10^6 times: E c^2 = 2.5."""
+    assert gain(InSinglePrecision(0.5)) == pytest.approx(gain(sbnlib.Triangular(0.5)), rel=1e-6)
+    wild = partial(proxy, h=lambda a: 1.5 + 0.5 * torch.sin(1e6 * a).sign())
+    assert gain("logistic", wild) == pytest.approx(2.5, rel=0.05)
+
+
+def test_a_jump_is_seen_wherever_it_is() -> None:
+    """A slope [|a| < t] has the gain P(|a| < t).
+
+    With rules that leave out the ends of an interval, some of these t hide between an end and the
+    point next to it, and the gain is wrong by up to half a percent.
+    """
+    for t in np.random.default_rng(0).uniform(0.01, 3, size=60):
+        found = gain("logistic", partial(proxy, h=lambda a, t=t: (a.abs() < t).to(a.dtype)))
+        assert found == pytest.approx(special.erf(t / math.sqrt(2)), rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("power", [0.1, 0.25, 0.4, 0.5, 0.6])
+def test_a_slope_may_be_unbounded_at_0(power: float, scale: float) -> None:
+    """E |a|^-r = 2^(-r/2) Gamma((1 - r)/2) / sqrt(pi) with r = 2 power, infinite from r = 1 on."""
+    found = gain(sbnlib.Gaussian(scale), partial(proxy, h=lambda a: a.abs() ** -power))
+    exact = 2**-power * special.gamma(0.5 - power) / math.sqrt(math.pi)
+    assert found == (pytest.approx(exact, rel=1e-6) if power < 0.5 else math.inf)
+
+
+def test_a_factor_may_differ_between_the_states_and_the_signs_of_a() -> None:
+    """c = 3 for x = +1 and a > 0, else 1: E c^2 = 1 + 8 E F(a) [a > 0]."""
+
+    def lopsided(a: torch.Tensor, x: torch.Tensor, noise: Noise) -> torch.Tensor:
+        return sbnlib.estimators.attach(x, a, 1.0 + 2 * ((x > 0) & (a > 0)))
+
+    noise = ref.RefNoise("Gaussian", 1.0)
+    half = normal(lambda a: noise.cdf(a), noise) / 2
+    assert gain(sbnlib.Gaussian(), lopsided) == pytest.approx(1 + 8 * half, rel=1e-10)
+
+
+def test_a_state_that_never_occurs_is_not_asked_for_its_factor() -> None:
+    def nan_there(a: torch.Tensor, x: torch.Tensor, noise: Noise) -> torch.Tensor:
+        c = torch.where(noise.cdf(x * a.detach()) > 0, 1.0, math.nan)
+        return sbnlib.estimators.attach(x, a, c.to(a.dtype))
+
+    assert gain(sbnlib.Uniform(), nan_there) == pytest.approx(1, rel=1e-12)
+
+
+# ------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize("entry", registry.ESTIMATORS.values(), ids=lambda e: e.name)
+def test_what_is_no_function_of_a_and_x_is_refused_by_name(entry: registry.Entry) -> None:
+    if entry.state_only:
+        assert gain("logistic", entry.name) > 0
+        return
+    with pytest.raises(ValueError, match=rf"estimator must be .*one of .*'zgr'.*'{entry.name}' is"):
+        gain("logistic", entry.name)
+    base = getattr(entry.function, "func", entry.function).__name__
+    words = rf"estimator must be a (chain-rule )?function .*\(a, x.*{base}"
+    with pytest.raises(ValueError, match=words):
+        gain("logistic", entry.function)
+
+
+def drawing(a: torch.Tensor, x: torch.Tensor, noise: Noise) -> torch.Tensor:
+    return sbnlib.estimators.attach(x, a, torch.rand_like(a))
+
+
+def coupled(a: torch.Tensor, x: torch.Tensor, noise: Noise) -> torch.Tensor:
+    return sbnlib.estimators.attach(x, a, a.detach().softmax(-1))
+
+
+def of_many(a: torch.Tensor, x: torch.Tensor, noise: Noise) -> torch.Tensor:
+    return chain_rule(a, x, noise, s=torch.linspace(0, 1, 4, dtype=a.dtype))
+
+
+def undefined(a: torch.Tensor, x: torch.Tensor, noise: Noise) -> torch.Tensor:
+    return sbnlib.estimators.attach(x, a, torch.where(a.detach() > 2, math.nan, 1.0).to(a.dtype))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "words"),
+    [
+        (drawing, r"a function of \(a, x\) only, drawing draws random numbers: its gain is no"),
+        (coupled, "treat each unit by itself, coupled gives"),
+        (of_many, r"return a tensor of the states' shape .*of_many gave"),
+        (undefined, "have a factor at every a, undefined gives NaN"),
+        ("nothing", "one of .*'zgr'.* got 'nothing'"),
+    ],
+)
+def test_other_estimators_are_refused(estimator: object, words: str) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"estimator must be {words}|estimator must {words}"):
+        gain("logistic", estimator)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_no_noise_and_no_estimator_is_refused() -> None:
+    for function in (gain, overlap):
+        with pytest.raises(ValueError, match="noise must be one of"):
+            function("gauss")
+        with pytest.raises(TypeError, match="noise must be a noise model"):
+            function(sbnlib.Logistic)
+    with pytest.raises(TypeError, match="estimator must be a registry name or a chain-rule"):
+        gain("logistic", 3)
+
+
+def test_gradients_may_be_off() -> None:
+    expected = gain("logistic", "zgr")
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert gain("logistic", "zgr") == expected and overlap("logistic") > 0
+
+
+# ------------------------------------------------------------------------------ scaled_to
+
+
+def scaled(noise: Noise, target: float) -> Noise:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return noise.scaled_to(gain=target)
+
+
+@names
+def test_the_scale_of_gain_1_is_that_of_the_table(name: str) -> None:
+    scale, kept = AT_GAIN_1[name]
+    found = scaled(make_noise(name, 3.0), 1.0)
+    assert type(found) is NOISES[name]
+    assert found.scale == pytest.approx(scale, abs=5.1e-4 if name == "Triangular" else 5.1e-5)
+    assert overlap(found) == pytest.approx(kept, abs=5.1e-5)
+    assert moment(ref.RefNoise(name, found.scale), 2) == pytest.approx(1, rel=1e-10)
+
+
+@settings(max_examples=5, deadline=None)
+@given(log=st.floats(math.log(1e-6), math.log(1e6)))
+@names
+def test_a_law_scaled_to_a_gain_has_it(name: str, log: float) -> None:
+    target = min(max(math.exp(log), 1e-6), 1e6)
+    assert gain(scaled(make_noise(name), target)) == pytest.approx(target, rel=2e-12)
+
+
+def test_a_law_of_the_users_can_be_scaled() -> None:
+    for noise in (Power(0.8, 2.0), Power(3.0, 1e-5), Steps(0.2)):
+        for target in (0.1, 1.0, 2.5):
+            assert gain(scaled(noise, target)) == pytest.approx(target, rel=2e-12)
+
+
+# ------------------------------------------------------------------------------ sampled
+
+
+def test_the_gain_is_the_mean_square_of_the_factor_of_sampled_units() -> None:
+    """z-test of 10^6 units; false-alarm rate 1e-6. |c| <= 2/scale, so that it applies."""
+    noise, generator = sbnlib.Logistic(0.4), seeded(1)
+    a = torch.randn(10**6, generator=generator, dtype=torch.float64).requires_grad_()
+    x = sbnlib.sample_sign(a, noise, generator=generator)
+    (c,) = torch.autograd.grad(zgr(a, x, noise).sum(), a)
+    assert abs(z_scores(c.square().numpy(), gain(noise, zgr))) < z_limit(1)
+
+
+WIDTH, DEPTH, NETS, PAIRS, START = 400, 3, 30, 64, 0.2
+
+
+def random_net(noise: Noise, seed: int) -> tuple[float, float]:
+    """Ratio of the gradient's mean squares below and above, and the last overlap of the pairs.
+
+    The pairs of inputs are random signs that agree in (1 + START)/2 of the coordinates.
+    """
+    generator = seeded(seed)
+    draw = partial(torch.randn, generator=generator)
+    one = torch.where(torch.rand(PAIRS, WIDTH, generator=generator) < 0.5, -1.0, 1.0)
+    other = one.clone()
+    other[:, : round(WIDTH * (1 - START) / 2)] *= -1
+    x = start = torch.cat([one, other]).requires_grad_()
+    for _ in range(DEPTH):
+        a = x @ draw(WIDTH, WIDTH) / math.sqrt(WIDTH)
+        x = zgr(a, sbnlib.sample_sign(a, noise, generator=generator), noise)
+    (below,) = torch.autograd.grad((x * draw(x.shape)).sum(), start)
+    last = (x[:PAIRS] * x[PAIRS:]).mean()
+    return float(below.square().mean()), float(last.detach())
+
+
+def test_a_wide_random_network_has_the_predicted_gain_and_overlap() -> None:
+    """Means over 30 networks of width 400; false-alarm rate 1e-6, for both together.
+
+    Finite width moves them by some 1/400 a layer, and h(r)/r is not constant below r = .2 by 1 %:
+    both less than one standard error.
+    """
+    noise = sbnlib.Logistic(0.25)
+    measured = np.array([random_net(noise, seed) for seed in range(NETS)])
+    predicted = [gain(noise, zgr) ** DEPTH, overlap(noise) ** DEPTH * START]
+    errors = measured.std(0, ddof=1) / math.sqrt(NETS)
+    assert (errors < [0.1, 0.003]).all()  # the test can tell: ST's gain is 1.07, 2/pi gives .052
+    assert (z_scores(measured, predicted) < z_limit(2)).all()
