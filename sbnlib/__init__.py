@@ -11,11 +11,8 @@ from sbnlib import registry as registry
 from sbnlib.accuracy import Accuracy, Estimate, measure
 from sbnlib.coding import on_signs, to_bits, to_signs
 from sbnlib.costs import Cost, Summary, summary
-<<<<<<< HEAD
-from sbnlib.diagnose import ModelReport, UnitReport, diagnose, diagnose_unit
-=======
 from sbnlib.depth import gain, overlap
->>>>>>> depth
+from sbnlib.diagnose import ModelReport, UnitReport, diagnose, diagnose_unit
 from sbnlib.estimators import (
     arm,
     chain_rule,
