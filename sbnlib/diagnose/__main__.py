@@ -52,17 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(report)
     if paths:
         write_whole(paths[0], report.json())
-        with extra("figures"):
-            from sbnlib.figures import style
+        from sbnlib.figures import style
+
         write_whole(paths[1], style.still(report.chart(), "svg")[0])
         print("".join(f"\nwrote {path}" for path in paths))
     return int(any(f.wrong for f in report.findings))
 
 
 def _paths(out: Path | None, name: str) -> list[Path]:
-    """The files, tried before any work."""
+    """The files, tried before any work, and what draws."""
     if out is None:
         return []
+    with extra("figures"):
+        import sbnlib.figures  # noqa: F401
     slug = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "unit"
     paths = [out / f"diagnosis-{slug}.{end}" for end in ("json", "svg")]
     for path in paths:

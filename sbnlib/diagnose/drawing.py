@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,9 @@ def chart(units: Sequence[tuple[str, Examination | None]]) -> Figure:
 
     At the right, dots are the share of the upper state among drawn ones, with five standard errors,
     the line in the ink of the page that of a unit that draws nothing; in colour is the integral of
-    the slope from the left, over the distance of the states, which should be the same.
+    the slope from the left, over the distance of the states, which should be the same: it begins
+    at 1 if the state falls from left to right. The slope is drawn up to its height a little off a
+    pole.
     """
     with extra("figures"):
         import matplotlib
@@ -43,7 +46,7 @@ def chart(units: Sequence[tuple[str, Examination | None]]) -> Figure:
         fig = Figure(figsize=(5.0, 0.4 + 1.65 * rows), layout="constrained")
         axes = fig.subplots(rows, 2, squeeze=False)
         for (name, found), (left, right) in zip(units, axes, strict=False):
-            left.set_title(name, fontsize=10)
+            left.set_title("\n".join(textwrap.wrap(name, 28)), fontsize=10)
             _row(found, left, right)
         for ax in axes[-1]:
             ax.set_xlabel("pre-activation $a$")
@@ -64,7 +67,7 @@ def _row(found: Examination | None, left: Axes, right: Axes) -> None:
         h = interpolated(found.slope.a, found.slope.h, a)
         left.fill_between(a.numpy(), 0, h.numpy(), color=COLOUR, alpha=0.3, lw=0)
         left.plot(a.numpy(), h.numpy(), color=COLOUR)
-        left.set_ylim(*_limits(h))
+        left.set_ylim(*_limits(h[~_at_pole(found.slope, a)]))
         right.plot(a.numpy(), _collected(found, a).numpy(), color=COLOUR)
     _forward(found, right, low, high)
     c = found.mismatch
@@ -86,15 +89,25 @@ def _limits(h: Tensor) -> tuple[float, float]:
     return min(0.0, low) - room * (low < 0), max(high, 0.0) + room
 
 
+def _at_pole(slope: Slope, a: Tensor) -> Tensor:
+    """Which points are so near to a pole that the slope there would dwarf all the rest."""
+    near = (a - slope.centre).abs() < 0.02 * (a[-1] - a[0])
+    return near if slope.has_pole() else near & False
+
+
 def _collected(found: Examination, a: Tensor) -> Tensor:
-    """The integral of the slope up to each point, over the jump; from the left edge if infinite."""
+    """The integral of the slope up to each point, in distances of the states, as a share.
+
+    From the left edge if it is infinite.
+    """
     slope, jump = found.slope, found.jump or 2.0
     assert slope is not None
     if math.isfinite(slope.total):
-        return interpolated(slope.a, slope.collected, a) / jump
-    begun = Slope(slope.a, slope.h, slope.se, slope.centre).parts.cumsum(0)
-    begun = interpolated(slope.a[1:], begun, a)
-    return (begun - begun[0]) / jump
+        begun = interpolated(slope.a, slope.collected, a)
+    else:
+        begun = interpolated(slope.a[1:], slope.parts.cumsum(0), a)
+        begun = begun - begun[0]
+    return begun / abs(jump) + (jump < 0)
 
 
 def _forward(found: Examination, ax: Axes, low: float, high: float) -> None:
@@ -102,6 +115,7 @@ def _forward(found: Examination, ax: Axes, low: float, high: float) -> None:
         ax.axhline(level, color="black", lw=0.5)
     if found.frequencies is not None:
         points, share, se = (t.numpy() for t in found.frequencies)
+        share = 1 - share if (found.jump or 0) < 0 else share
         ax.errorbar(points, share, 5 * se, fmt="o", ms=3, color="black", lw=0.8)
     elif not found.sampled and len(found.states) == 2 and found.jumps == 1:
         up = (found.jump or 0) > 0
