@@ -182,7 +182,7 @@ def test_the_gains_of_the_model() -> None:
     for layer, norm in zip(net.layers, net.norms, strict=True):
         a = x @ layer.weight.T + layer.bias
         a = (a - a.mean(0)) / (a.var(0, correction=0) + norm.eps).sqrt()
-        gains.append(float((2 / torch.cosh(a) ** 2).square().mean()))
+        gains.append(float((2 / torch.cosh(a.detach()) ** 2).square().mean()))
         x = torch.sign(a)
     text = printed(containing(PATH, "print(sbnlib.diagnose(net"))
     found = [float(v) for v in re.findall(r"gain +([\d.]+)", text)]
