@@ -50,7 +50,8 @@ def cosines(found: Examination) -> dict[str, float] | None:
 def _cosine(found: Examination, problem: Problem, stretch: float, noise: Noise | None) -> float:
     net = problem.net()
     parameters = list(net.parameters())
-    draws = DRAWS if found.subject.size == 1 else IN_MODEL
+    size = found.subject.size  # in a model one run for a layer of so many inputs and units
+    draws = DRAWS if size == 1 else max(8, min(IN_MODEL, size // 20))
     groups, draws = (GROUPS, draws) if found.sampled or found.kind != "of a" else (1, 1)
     gradients = []
     with seeded(19, found.subject.device):
@@ -61,7 +62,8 @@ def _cosine(found: Examination, problem: Problem, stretch: float, noise: Noise |
     own = torch.stack(gradients)
     if noise is not None:
         net = SBN(*net.layers, noise=noise)
-    _, gradient = exact_gradient(net, problem.inputs, problem.loss)
+    with torch.autocast("cpu", enabled=False):
+        _, gradient = exact_gradient(net, problem.inputs, problem.loss)
     return _angle(own, torch.cat([g.flatten() for g in gradient.values()]))
 
 

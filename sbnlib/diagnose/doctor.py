@@ -18,7 +18,14 @@ from sbnlib.diagnose.examination import Examination, examine
 from sbnlib.diagnose.findings import Finding, coding, findings, number, why_no_noise
 from sbnlib.diagnose.report import ModelReport, UnitReport
 from sbnlib.diagnose.subject import Function, RefusedError, Subject, mode
-from sbnlib.diagnose.watching import Replay, Unit, run_model, tensors, units
+from sbnlib.diagnose.watching import (
+    Replay,
+    Unit,
+    run_model,
+    tensors,
+    units,
+    without_checkpoints,
+)
 from sbnlib.guards import Watch
 
 __all__ = ["diagnose", "diagnose_unit"]
@@ -271,7 +278,8 @@ def _peak(found: Examination) -> float:
 LIMITS = (
     "compiled code;",
     "signs taken under no_grad or of integers, which leave no graph;",
-    "units of more than 16 values, or whose values differ from entry to entry.",
+    "units of more than 16 values, of fewer than 8 entries, or whose values differ from entry to "
+    "entry.",
 )
 
 
@@ -312,7 +320,7 @@ def diagnose(
         raise TypeError(f"loss must be a function of the module's result, got {loss!r}")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with _undisturbed(), Watch(device, module):
+    with _undisturbed(), without_checkpoints(), Watch(device, module):
         torch.manual_seed(0)
         return _diagnose(module, arguments, loss)
 

@@ -50,6 +50,7 @@ class Examination:
         slope: on many points.
         even, nonnegative, one_sign: of the slope; None where it is not told.
         frequencies: points, share of the way from the left state to the right, its error.
+        draws: at each of these points.
         line: the member of the line that a slope with two values a point is.
         channels: whether its channels are different functions, of which the first was asked.
         eval_sampled, eval_slope: whether it draws in evaluation mode, and how far, relative to its
@@ -75,6 +76,7 @@ class Examination:
     nonnegative: bool | None = None
     one_sign: bool | None = None
     frequencies: tuple[Tensor, Tensor, Tensor] | None = None
+    draws: int = DRAWS
     forward_law: Law | None = None
     slope_law: Law | None = None
     z: float | None = None
@@ -308,6 +310,7 @@ def _ask_frequencies(found: Examination) -> None:
     found.shared = found.shared or _shared_along(found)
     if not found.shared:
         points = found.subject.rounded(coarse)
+        found.draws = _affordable(found.subject, points, DRAWS)
         found.frequencies = points, *_shares(found, points, DRAWS)
         _centre(found)
 
@@ -347,12 +350,17 @@ def _centre(found: Examination) -> None:
 
 def _shares(found: Examination, a: Tensor, draws: int) -> tuple[Tensor, Tensor]:
     """The mean state at each point, as a share of the way from left to right, and its error."""
+    draws = _affordable(found.subject, a, draws)
     x = _snapped(found, found.subject.run(a.repeat(draws), seed=3)[0]).view(draws, -1)
     low, high = found.ends or (0.0, 1.0)
     share = (x - low) / ((high - low) or 1.0)
     mean = share.mean(dim=0)
     spread = share.var(dim=0).clamp_min(1 / draws)
     return mean, (spread / draws).sqrt()
+
+
+def _affordable(subject: Subject, a: Tensor, draws: int) -> int:
+    return min(draws, max(16, subject.most // len(a)))
 
 
 def _range(a: Tensor, share: Tensor) -> tuple[float, float]:
@@ -405,7 +413,7 @@ def _ask_slope(found: Examination) -> None:
 def _ask_flow(found: Examination, flows: list[Tensor]) -> None:
     """Whether twice the gradient in is twice the gradient out."""
     ratios = [g / flow for g, flow in zip(flows, FLOWS, strict=True)]
-    within = 1e-9 if found.subject.dtype is torch.float64 else 1e-4
+    within = found.subject.rounding
     linear = all(_same(r, ratios[1], within) for r in ratios)
     size = [float(r.abs().max()) for r in ratios]
     if not linear:
@@ -424,7 +432,7 @@ def _ask_kind(found: Examination, a: Tensor) -> None:
     if g is None:
         return
     g, x = (g / found.flow).view(REPLICATES, -1), _snapped(found, x).view(REPLICATES, -1)
-    within = 1e-9 if found.subject.dtype is torch.float64 else 1e-4
+    within = found.subject.rounding
     scale = float(g.nan_to_num().abs().max())
     if _spread(g) <= within * scale:
         found.kind = "of a"
@@ -443,6 +451,7 @@ def _spread(g: Tensor) -> float:
 
 def _mean_slope(found: Examination, a: Tensor, draws: int = 1600) -> tuple[Tensor, Tensor]:
     """The mean slope at each point, and its standard error."""
+    draws = _affordable(found.subject, a, draws)
     _, g = found.subject.run(a.repeat(draws), found.flow, seed=13)
     if g is None:
         return torch.zeros_like(a), torch.zeros_like(a)
@@ -497,12 +506,12 @@ def _ask_law(found: Examination) -> None:
     """The forward pass held against half the integral of the slope."""
     if found.frequencies is None:
         return
-    points, share, se = found.frequencies
+    points = found.frequencies[0]
     slope = found.slope
     if slope is not None and found.one_sign and slope.total and math.isfinite(slope.total):
         law = interpolated(slope.a, slope.collected / slope.total, points)
         noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
-        found.z = float(_scores(share, se, law, noise).abs().max())
+        found.z = float(_scores(found, law, noise).abs().max())
         if found.z <= MOST_Z:
             found.forward_law = found.slope_law
             if found.kind == "of a":
@@ -513,21 +522,22 @@ def _ask_law(found: Examination) -> None:
         _ask_line(found, found.forward_law)
 
 
-def _scores(share: Tensor, se: Tensor, p: Tensor, more: Tensor | float = 0.0) -> Tensor:
+def _scores(found: Examination, p: Tensor, more: Tensor | float = 0.0) -> Tensor:
     """By how many standard errors shares are off probabilities."""
-    expected = (p * (1 - p)).clamp_min(1 / DRAWS) / DRAWS
-    return (share - p) / torch.maximum(se.square(), expected).add(
-        torch.as_tensor(more).square()
-    ).sqrt()
+    assert found.frequencies is not None
+    _, share, se = found.frequencies
+    expected = (p * (1 - p)).clamp_min(1 / found.draws) / found.draws
+    more = torch.as_tensor(more)
+    return (share - p) / (torch.maximum(se.square(), expected) + more.square()).sqrt()
 
 
 def _fit_forward(found: Examination) -> None:
     assert found.frequencies is not None
-    points, share, se = found.frequencies
+    points, share, _ = found.frequencies
     rising, a = _rising(share, points)
     half = _half(rising, a)
     if half > 0:
-        noise = fitted(points, lambda p: _scores(share, se, p), found.threshold, half, MOST_Z)
+        noise = fitted(points, lambda p: _scores(found, p), found.threshold, half, MOST_Z)
         found.forward_law = None if noise is None else Law(noise, found.threshold)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sbnlib.diagnose.examination import DRAWS, FLOWS, MOST_Z, Examination
+from sbnlib.diagnose.examination import FLOWS, MOST_Z, Examination
 
 __all__ = ["Finding", "coding", "findings", "number", "why_no_noise"]
 
@@ -172,7 +172,7 @@ def _both(found: Examination) -> Iterator[Finding]:
     slope = "a law of its own" if found.slope_law is None else str(found.slope_law)
     yield Finding("law", True, f"The forward pass draws from {forward}, the slope is that of "
                   f"{slope}: at one of the points the two are {number(found.z)} standard errors "
-                  f"apart ({DRAWS} draws a point).")  # fmt: skip
+                  f"apart ({found.draws} draws a point).")  # fmt: skip
 
 
 def _modes(found: Examination) -> Iterator[Finding]:

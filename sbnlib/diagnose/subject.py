@@ -45,6 +45,7 @@ class Subject(ABC):
     Attributes:
         device, dtype: of the points that it is run at.
         size: how many points it takes at a time; 1 if any number.
+        most: to how many points a question may be put.
         changes_input: whether a run has changed its argument in place.
     """
 
@@ -52,6 +53,12 @@ class Subject(ABC):
     dtype = torch.float64
     changes_input = False
     size = 1
+    most = 1 << 24
+
+    @property
+    def rounding(self) -> float:
+        """By how much slopes that should be equal may differ, relative to the largest."""
+        return {torch.float64: 1e-9, torch.float32: 1e-4}.get(self.dtype, 0.03)
 
     @abstractmethod
     def states(self, a: Tensor) -> Tensor:

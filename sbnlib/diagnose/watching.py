@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from sbnlib.diagnose.subject import RefusedError, Subject, mode
 
 __all__ = ["Replay", "Seen", "Unit", "run_model", "units"]
 
 #: A candidate has at least so many entries, and at most so many values among the first of them.
-LEAST, MOST_VALUES, LOOKED_AT = 16, 16, 4096
+LEAST, MOST_VALUES, LOOKED_AT = 8, 16, 4096
 
 #: Steps that mix entries, by the beginning of their names in the graph: a unit does not go on
 #: beyond them.
@@ -187,6 +188,27 @@ def _line(node: Any) -> str:
     return f"{Path(path).name}:{number}"
 
 
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Activation checkpointing keeps its activations: its second pass would not be watched."""
+
+    class Plain:
+        @staticmethod
+        def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+            return function(*args)
+
+    def at_once(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    stubs = {"CheckpointFunction": Plain, "_checkpoint_without_reentrant_generator": at_once}
+    kept = {name: vars(checkpoint)[name] for name in stubs if name in vars(checkpoint)}
+    vars(checkpoint).update({name: stubs[name] for name in kept})
+    try:
+        yield
+    finally:
+        vars(checkpoint).update(kept)
+
+
 def run_model(
     module: torch.nn.Module, inputs: tuple[Any, ...]
 ) -> tuple[Any, dict[tuple[int, int], Seen]]:
@@ -207,7 +229,7 @@ def run_model(
 def units(module: torch.nn.Module, seen: dict[tuple[int, int], Seen]) -> list[Unit]:
     """The units among what a run met, in the order in which they were seen."""
     parameters = {id(p): name for name, p in module.named_parameters()}
-    found: list[tuple[Unit, tuple[int, int] | None, bool]] = []
+    found = []
     for key, one in seen.items():
         node = one.tensor.grad_fn
         if node is None or _named(node, ARRANGING + MIXING) or not has_few_values(one.tensor):
@@ -219,20 +241,34 @@ def units(module: torch.nn.Module, seen: dict[tuple[int, int], Seen]) -> list[Un
         parameter = "" if points is None else parameters.get(id(points.tensor), "")
         name = _label(node) or " ".join(filter(None, one.module)) or type(module).__name__
         alive = points is None or _has_slope(one.tensor, points.tensor)
-        found.append((Unit(one, points, parameter, name), source, alive))
-    return _lowest(found)
+        below = set(_region(one.tensor, seen, True)) - {key}
+        found.append(_Candidate(Unit(one, points, parameter, name), key, source, alive, below))
+    return [c.unit for c in found if not any(c.is_more_of(other) for other in found)]
 
 
-def _lowest(found: list[tuple[Unit, tuple[int, int] | None, bool]]) -> list[Unit]:
-    """Of those with one source the first that has a slope; or the first, if none has."""
-    chosen: dict[object, Unit] = {}
-    for wanted in (True, False):
-        for unit, source, alive in found:
-            key = source if source is not None else id(unit)
-            if alive is wanted and key not in chosen:
-                chosen[key] = unit
-    order = [id(unit) for unit, _, _ in found]
-    return sorted(chosen.values(), key=lambda unit: order.index(id(unit)))
+@dataclass(frozen=True)
+class _Candidate:
+    """A tensor of few values: a unit, or what is left or made of one.
+
+    Attributes:
+        key, source: of its states and its points.
+        alive: whether gradients pass.
+        below: what it is made of, elementwise.
+    """
+
+    unit: Unit
+    key: tuple[int, int]
+    source: tuple[int, int] | None
+    alive: bool
+    below: set[tuple[int, int]]
+
+    def is_more_of(self, other: _Candidate) -> bool:
+        """Whether the other is the unit, as it is inside this one or alone passes gradients."""
+        if self is other or self.source is None or self.source != other.source:
+            return False
+        if self.alive is not other.alive:
+            return other.alive
+        return other.key in self.below
 
 
 def has_few_values(tensor: Tensor) -> bool:
@@ -423,6 +459,10 @@ def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
     return value
 
 
+#: To one question the model is run again so many times at the most.
+RUNS = 256
+
+
 @dataclass
 class Replay(Subject):
     """A unit of a model, asked by running the model again.
@@ -445,7 +485,7 @@ class Replay(Subject):
         assert self.unit.points is not None
         points = self.unit.points.tensor
         self.shape, self.device, self.dtype = points.shape, points.device, points.dtype
-        self.size = points.numel()
+        self.size, self.most = points.numel(), RUNS * points.numel()
 
     def states(self, a: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(a, (0, -len(a) % self.size))
@@ -506,4 +546,4 @@ class Replay(Subject):
         axis = 1 if len(self.shape) > 1 else 0
         index = torch.arange(self.shape.numel()).reshape(self.shape)
         self.positions = index.select(axis, 0).flatten().to(self.device)
-        self.size = len(self.positions)
+        self.size, self.most = len(self.positions), RUNS * len(self.positions)
