@@ -42,7 +42,9 @@ class Examination:
         stray: values at single points, which are no states.
         off: by how much values miss the states, at most, and the share of them that do.
         threshold: where the state changes; for a drawn one the median.
-        ends: the state far to the left and far to the right.
+        ends: the state far to the left and far to the right; of a drawn one the usual ones.
+        reach: of a drawn one, the mean state there, as shares of the way between the two: 0 and 1,
+            but for a unit that keeps some probability for the other state.
         jumps: how often the state changes from left to right, if nothing is drawn.
         kind: of what the slope is a function.
         flow: the gradient that it was measured with.
@@ -67,6 +69,7 @@ class Examination:
     off: tuple[float, float] = (0.0, 0.0)
     threshold: float = 0.0
     ends: tuple[float, float] | None = None
+    reach: tuple[float, float] = (0.0, 1.0)
     jumps: int = 0
     kind: str | None = None
     flow: float = 1.0
@@ -97,8 +100,9 @@ class Examination:
 
     @property
     def mismatch(self) -> float | None:
-        """The integral over the jump: straight-through's is 1."""
-        return self.integral / self.jump if self.integral is not None and self.jump else None
+        """The integral over the way of the mean state: straight-through's is 1."""
+        way = (self.jump or 0.0) * (self.reach[1] - self.reach[0])
+        return self.integral / way if self.integral is not None and way else None
 
     @property
     def quartile(self) -> float | None:
@@ -115,7 +119,7 @@ class Examination:
     @property
     def noise(self) -> Noise | None:
         """The law from which the forward pass draws and of which the slope is the density."""
-        fits = self.z is not None and self.z <= MOST_Z
+        fits = self.z is not None and self.z <= MOST_Z and self.reach == (0.0, 1.0)
         return self.slope_law.noise if fits and self.slope_law else None
 
 
@@ -164,10 +168,25 @@ def _look(found: Examination) -> None:
         _, h = subject.run(a, half)
         if h is None or not _same(h, g * half):
             raise RefusedError("not-elementwise", "the gradient of one entry reaches others")
-    found.sampled = not _same(subject.run(a, seed=1)[0], subject.run(a, seed=2)[0])
+    found.sampled = _draws(subject)
     if not found.sampled and subject.size > 1 and _channels_differ(subject):
         subject.only_first_channel()
         found.channels = True
+
+
+def _draws(subject: Subject) -> bool:
+    """Whether two runs differ; a unit may draw in a narrow range about a change of state only."""
+    a = subject.rounded(around(0.0)).unique()
+    for _ in range(9):
+        x, y = (subject.run(a, seed=s)[0] for s in (1, 2))
+        if not _same(x, y):
+            return True
+        at = (x[1:] != x[:-1]).nonzero()[:, 0]
+        if not 0 < len(at) <= LEVELS:
+            return False
+        share = torch.linspace(0, 1, 21, dtype=torch.float64)
+        a = (a[at, None] + share * (a[at + 1] - a[at])[:, None]).flatten()
+    return False
 
 
 def _channels_differ(subject: Subject) -> bool:
@@ -198,10 +217,13 @@ def _same_slope(g: Tensor | None, h: Tensor | None, at: Tensor) -> bool:
 
 def _ask_states(found: Examination) -> None:
     """Which values it gives, at 0 too, and whether bit for bit."""
+    # In float32 x + (m - m) rounds to multiples of 1e-7 a
+    most = 1e3 if found.subject.dtype is torch.float32 else found.subject.reach
     grid = around(0.0)
+    grid = grid[grid.abs() <= most]
     runs = range(5 if found.sampled else 1)
     values = torch.cat([found.subject.run(grid, seed=s)[0] for s in runs])
-    groups = _grouped(values)
+    groups = _grouped(values, max(1e-4, found.subject.rounding))
     if len(groups) > LEVELS:
         raise RefusedError("not-quantized", "it gives many values, like a function that is not "
                            "quantized")  # fmt: skip
@@ -218,10 +240,10 @@ def _ask_states(found: Examination) -> None:
     found.off = max(_misses(groups, found.states), _in_float32(found, grid))
 
 
-def _grouped(values: Tensor) -> list[Tensor]:
+def _grouped(values: Tensor, within: float = 1e-4) -> list[Tensor]:
     """The values, sorted and split where they lie apart."""
     values = values.sort().values
-    apart = (values[1:] - values[:-1]) > 1e-4 * values.abs().max()
+    apart = (values[1:] - values[:-1]) > within * values.abs().max()
     sizes = (apart.nonzero()[:, 0] + 1).tolist()
     return list(values.tensor_split(sizes))
 
@@ -252,7 +274,7 @@ def _in_float32(found: Examination, grid: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     before, subject.dtype = subject.dtype, torch.float32
     try:
-        groups = _grouped(subject.run(grid)[0])
+        groups = _grouped(subject.run(grid[grid.abs() <= 1e5])[0])
     except Exception:  # it takes float64 alone, which is no fault
         return 0.0, 0.0
     finally:
@@ -264,7 +286,7 @@ def _in_float32(found: Examination, grid: Tensor) -> tuple[float, float]:
 
 def _ask_threshold(found: Examination) -> None:
     """Where the state changes, and which states are far out."""
-    far = torch.cat([torch.full((32,), s * 1e5, dtype=torch.float64) for s in (-1, 1)])
+    far = torch.cat([torch.full((32,), s * found.subject.reach, dtype=torch.float64) for s in (-1, 1)])
     x = _snapped(found, found.subject.run(far)[0])
     found.ends = float(x[:32].mode().values), float(x[32:].mode().values)
     if found.sampled:
@@ -302,12 +324,17 @@ def _ask_frequencies(found: Examination) -> None:
     coarse = around(0.0, per_decade=12, linear=120)
     found.shared = "all entries" if _is_shared(found, coarse) else ""
     share = _shares(found, coarse, 200)[0]
-    for _ in range(2):
-        low, high = _range(coarse, share)
+    _ask_reach(found)
+    for _ in range(9):
+        low, high = _range(coarse, _stretched(found, share))
+        narrower = (high - low) < 0.5 * float(coarse[-1] - coarse[0])
         coarse = torch.linspace(low, high, POINTS, dtype=torch.float64)
         share = _shares(found, coarse, 2000)[0]
+        if not narrower:
+            break
+    share = _stretched(found, share)
     found.threshold = found.forward_centre = float(interpolated(*_rising(share, coarse), 0.5))
-    found.shared = found.shared or _shared_along(found)
+    found.shared = found.shared or _shared_along(found, coarse)
     if not found.shared:
         points = found.subject.rounded(coarse)
         found.draws = _affordable(found.subject, points, DRAWS)
@@ -315,23 +342,46 @@ def _ask_frequencies(found: Examination) -> None:
         _centre(found)
 
 
+#: A probability of the other state, far out, beyond that of a law with a heavy tail.
+_KEPT = 0.03
+
+
+def _ask_reach(found: Examination) -> None:
+    """How often it gives the usual state far to the left, and far to the right."""
+    far = torch.tensor([-1.0, 1.0], dtype=torch.float64) * found.subject.reach
+    share, _ = _shares(found, far, 2000)
+    if found.jump and bool(((share - torch.tensor([0.0, 1.0])).abs() > _KEPT).any()):
+        share, _ = _shares(found, far, 10 * DRAWS)
+        found.reach = float(share[0]), float(share[1])
+
+
+def _stretched(found: Examination, share: Tensor) -> Tensor:
+    """Shares of the way of the mean state."""
+    low, high = found.reach
+    return (share - low) / (high - low) if high > low else share
+
+
 def _is_shared(found: Examination, a: Tensor) -> bool:
     """Whether all entries at one point have the same state in a run, and not in all runs."""
     runs = [_snapped(found, found.subject.run(a.repeat(16), seed=s)[0]).view(16, -1)
             for s in range(3)]  # fmt: skip
-    return all(bool((x == x[0]).all()) for x in runs)
+    varies = any(bool((x != runs[0]).any()) for x in runs)
+    return varies and all(bool((x == x[0]).all()) for x in runs)
 
 
-def _shared_along(found: Examination) -> str:
-    """The same along one axis of a batch, where the unit is tried at the median."""
+def _shared_along(found: Examination, points: Tensor) -> str:
+    """The same along one axis of a batch, where the unit is tried at the point that varies most."""
     subject, rows = found.subject.as_batch()
     if rows < 8:
         return ""
     columns = 32 if subject is not found.subject else subject.size // rows
-    a = torch.full((rows * columns,), found.threshold, dtype=torch.float64)
+    varied = _shares(found, points, 400)[1]
+    a = points[varied.argmax()].expand(rows * columns)
     try:
         x = torch.stack([subject.run(a, seed=s)[0].view(rows, columns) for s in range(3)])
     except RefusedError:
+        return ""
+    if bool((x == x[:1, :1, :1]).all()):
         return ""
     if bool((x == x[:, :1, :1]).all()):
         return "all entries"
@@ -344,7 +394,7 @@ def _centre(found: Examination) -> None:
     """0 for the centre, where the frequencies do not tell it from 0."""
     zero = found.subject.rounded(torch.zeros(1, dtype=torch.float64))
     share, se = _shares(found, zero, DRAWS)
-    if abs(float(share) - 0.5) < 4 * float(se):
+    if abs(float(_stretched(found, share)) - 0.5) < 4 * float(se):
         found.threshold = found.forward_centre = 0.0
 
 
@@ -384,14 +434,15 @@ REPLICATES = 24
 def _ask_slope(found: Examination) -> None:
     subject = found.subject
     centre = found.threshold
-    a = subject.rounded(torch.cat([centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
-                                   around(centre, per_decade=4, linear=2)]))  # fmt: skip
+    a = subject.rounded(around(*sorted({0.0, centre}))).unique()
     sent = [subject.run(a, flow, seed=5)[1] for flow in FLOWS]
     flows = [g.nan_to_num() for g in sent if g is not None]
     if len(flows) < len(FLOWS) or not any(bool(g.any()) for g in flows):
         return
     _ask_flow(found, flows)
-    _ask_kind(found, a)
+    some = torch.cat([centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
+                      around(centre, per_decade=4, linear=2), a[flows[1].abs().argsort()[-40:]]])
+    _ask_kind(found, subject.rounded(some))
     if found.kind is None:
         return
     centres = sorted({0.0, centre})
@@ -413,8 +464,7 @@ def _ask_slope(found: Examination) -> None:
 def _ask_flow(found: Examination, flows: list[Tensor]) -> None:
     """Whether twice the gradient in is twice the gradient out."""
     ratios = [g / flow for g, flow in zip(flows, FLOWS, strict=True)]
-    within = found.subject.rounding
-    linear = all(_same(r, ratios[1], within) for r in ratios)
+    linear = all(_same(r, ratios[1], found.subject.rounding) for r in ratios)
     size = [float(r.abs().max()) for r in ratios]
     if not linear:
         found.answers, found.flow = tuple(size), FLOWS[0]
@@ -478,7 +528,7 @@ def _ask_shape(found: Examination) -> None:
         worst = float((slope.collected_se / abs(total)).max())
         within = 2e-3 if found.kind == "of a" else 0.02
         noise = recognised(slope.a, law, centre, 3e-3 + 4 * worst, within)
-        found.slope_law = None if noise is None or total < 0 else Law(noise, centre)
+        found.slope_law = None if noise is None or total < 0 < (found.jump or 1.0) else Law(noise, centre)
     found.even = _is_even(found, centre)
     found.slope = Slope(slope.a, slope.h, slope.se, centre)
 
@@ -511,8 +561,11 @@ def _ask_law(found: Examination) -> None:
     if slope is not None and found.one_sign and slope.total and math.isfinite(slope.total):
         law = interpolated(slope.a, slope.collected / slope.total, points)
         noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
-        found.z = float(_scores(found, law, noise).abs().max())
+        low, high = found.reach
+        found.z = float(_scores(found, low + (high - low) * law, noise).abs().max())
         if found.z <= MOST_Z:
+            if found.reach != (0.0, 1.0):  # the mean state follows the slope, but as no noise does
+                found.slope_law = None
             found.forward_law = found.slope_law
             if found.kind == "of a":
                 found.threshold = slope.centre
@@ -536,7 +589,7 @@ def _fit_forward(found: Examination) -> None:
     points, share, _ = found.frequencies
     rising, a = _rising(share, points)
     half = _half(rising, a)
-    if half > 0:
+    if half > 0 and found.reach == (0.0, 1.0):
         noise = fitted(points, lambda p: _scores(found, p), found.threshold, half, MOST_Z)
         found.forward_law = None if noise is None else Law(noise, found.threshold)
 

@@ -12,14 +12,18 @@ from torch import Tensor
 __all__ = ["DECADES", "Slope", "around", "refined"]
 
 #: The powers of ten between which a slope is asked, to both sides of a centre.
-DECADES = (-10, 5)
+DECADES = (-10, 7)
 
-#: A decade that holds this share of the one before says that the integral does not settle.
-SETTLES = 0.6
+#: Half a decade that holds this share of the one before says that the integral does not settle:
+#: that of a slope which falls off as |a|^-1.05.
+SETTLES = 0.945
+
+#: A pole whose square holds this share of the next decade in each decade has an infinite one.
+SQUARE_SETTLES = 0.6
 
 
 def around(*centres: float, per_decade: int = 60, linear: int = 600) -> Tensor:
-    """Sorted points: magnitudes from 1e-10 to 1e5 about each centre, and evenly spaced to 6."""
+    """Sorted points: magnitudes from 1e-10 to 1e7 about each centre, and evenly spaced to 6."""
     low, high = DECADES
     size = torch.logspace(low, high, per_decade * (high - low) + 1, dtype=torch.float64)
     even = torch.linspace(6 / linear, 6 - 6 / linear, linear // 2, dtype=torch.float64)
@@ -72,7 +76,7 @@ class Slope:
 
     @property
     def total(self) -> float:
-        """The integral over the line; inf where it does not settle within 1e5."""
+        """The integral over the line; inf where it does not settle within what was asked."""
         tails = self._tail(-1) + self._tail(1)
         return float(self.parts.sum()) + tails if math.isfinite(tails) else math.inf
 
@@ -86,25 +90,31 @@ class Slope:
         return (width * self.se).square().cumsum(0).sqrt()
 
     def _tail(self, side: int) -> float:
-        """What lies beyond the last point, from how the last two decades fall off."""
-        outer, inner = (self._decade(side, k) for k in (DECADES[1] - 1, DECADES[1] - 2))
+        """What lies beyond the last point, from how the last two half decades fall off.
+
+        Points may end early, where a dtype does; halves of a decade tell a law that ends within it
+        from one that falls off as a power.
+        """
+        end = math.log10(max(float((side * (self.a - self.centre)).max()), 1e-300))
+        outer, inner = (self._between(side, end - k / 2, end - (k - 1) / 2) for k in (1, 2))
         whole = float(self.parts.abs().sum())
-        if abs(outer) <= max(1e-9 * whole, 5 * self._decade_se(side)) or not whole:
+        if abs(outer) <= max(1e-9 * whole, 5 * self._se_between(side, end - 0.5, end)) or not whole:
             return 0.0
         ratio = outer / inner if inner else math.inf
         if not -SETTLES < ratio < SETTLES:
             return math.inf
         return outer * ratio / (1 - ratio)
 
-    def _in_decade(self, side: int, power: int) -> Tensor:
+    def _inside(self, side: int, low: float, high: float) -> Tensor:
         middle = side * ((self.a[1:] + self.a[:-1]) / 2 - self.centre)
-        return (middle > 10.0**power) & (middle <= 10.0 ** (power + 1))
+        return (middle > 10.0**low) & (middle <= 10.0**high)
 
-    def _decade(self, side: int, power: int) -> float:
-        return float(self.parts[self._in_decade(side, power)].sum())
+    def _between(self, side: int, low: float, high: float) -> float:
+        """The integral between two powers of ten from the centre."""
+        return float(self.parts[self._inside(side, low, high)].sum())
 
-    def _decade_se(self, side: int) -> float:
-        inside = self._in_decade(side, DECADES[1] - 1)
+    def _se_between(self, side: int, low: float, high: float) -> float:
+        inside = self._inside(side, low, high)
         gaps = (self.a[1:] - self.a[:-1])[inside]
         return float((gaps * self.se[1:][inside]).square().sum().sqrt())
 
@@ -112,9 +122,9 @@ class Slope:
         """E h(a)^2 for a standard normal a; inf at a pole that is not square integrable."""
         density = torch.exp(-self.a.square() / 2) / math.sqrt(2 * math.pi)
         square = Slope(self.a, self.h.square() * density, self.se, self.centre)
-        inner = [sum(square._decade(s, DECADES[0] + k) for s in (-1, 1)) for k in (0, 1)]
+        inner = [sum(square._between(s, k, k + 1) for s in (-1, 1)) for k in (DECADES[0], DECADES[0] + 1)]
         whole = float(square.parts.sum())
-        if inner[0] > 1e-6 * whole and inner[0] > SETTLES * inner[1]:
+        if inner[0] > 1e-6 * whole and inner[0] > SQUARE_SETTLES * inner[1]:
             return math.inf
         return whole
 

@@ -87,6 +87,12 @@ class Subject(ABC):
         """From now on, run the first channel alone."""
         raise RefusedError("not-elementwise", "what it does depends on where an entry stands")
 
+    @property
+    def reach(self) -> float:
+        """The largest point that it is asked at: in half precision x + (m - m) is lost beyond."""
+        eps = torch.finfo(self.dtype).eps
+        return 1e7 if eps < 1e-6 else 1 / (4 * eps)
+
     def run(
         self, a: Tensor, flow: Tensor | float = 1.0, *, seed: int = 0
     ) -> tuple[Tensor, Tensor | None]:
@@ -96,7 +102,8 @@ class Subject(ABC):
             Two float64 tensors (N,); None for the second where there is no graph.
         """
         with seeded(seed, self.device), torch.enable_grad():
-            leaf = a.detach().to(self.device, self.dtype, copy=True).requires_grad_()
+            asked = a.detach().clamp(-self.reach, self.reach)
+            leaf = asked.to(self.device, self.dtype, copy=True).requires_grad_()
             x = self.states(leaf)
             if not x.requires_grad:
                 return x.detach().double().cpu(), None
@@ -110,7 +117,7 @@ class Subject(ABC):
 
     def rounded(self, a: Tensor) -> Tensor:
         """The points at which a run at ``a`` takes place."""
-        return a.to(self.dtype).double()
+        return a.clamp(-self.reach, self.reach).to(self.dtype).double()
 
     def _handed(self, a: Tensor) -> Tensor:
         """What the unit gets: it may change this in place, or not notice that it is no leaf."""
