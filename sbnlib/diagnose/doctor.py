@@ -21,6 +21,7 @@ from sbnlib.diagnose.subject import Function, RefusedError, Subject, mode
 from sbnlib.diagnose.watching import (
     Replay,
     Unit,
+    candidates,
     run_model,
     tensors,
     units,
@@ -332,7 +333,14 @@ def _diagnose(
         out, seen = run_model(module, inputs)
     except Exception as error:
         return ModelReport((), (_raised("model", error),), LIMITS)
-    found = units(module, seen)
+    every = candidates(module, seen)
+    others = _in_eval(module, inputs, every)
+    found, reports = units(every, out), dict[int, UnitReport]()
+    while new := [u for u in found if id(u) not in reports]:
+        for unit in new:
+            reports[id(unit)] = _of_unit(module, inputs, unit, others.get(id(unit)))
+        every = [u for u in every if id(u) not in reports or not _is_none(u, reports[id(u)])]
+        found = units(every, out)  # what stands on a false one comes to light
     more: list[Finding] = []
     if not any(t.requires_grad for t in tensors(out)):
         more.append(Finding("no-gradient", True, "What the model returns has no graph."))
@@ -340,16 +348,24 @@ def _diagnose(
         words = "No tensor with a graph has few values: no unit was seen."
         more.append(Finding("no-units", False, words))
         return ModelReport((), tuple(more), LIMITS)
-    in_eval = _in_eval(module, inputs, found)
-    reports = [
-        _of_unit(module, inputs, unit, other, k)
-        for k, (unit, other) in enumerate(zip(found, in_eval, strict=True), 1)
-    ]
-    reports = _compounded(reports, found)
+    told = [reports[id(unit)] for unit in found]
+    told = [replace(report, name=f"{k}. {report.name}") for k, report in enumerate(told, 1)]
+    told = _compounded(told, found)
     if loss is not None and not more:
-        reports, missing = _passed(reports, found, out, loss)
+        told, missing = _passed(told, found, out, loss)
         more += missing
-    return ModelReport(tuple(reports), tuple(more), LIMITS)
+    return ModelReport(tuple(told), tuple(more), LIMITS)
+
+
+def _is_none(unit: Unit, report: UnitReport) -> bool:
+    """Whether a candidate is no binary unit, but had few values on these inputs.
+
+    A ReLU may give a few, or a dropped-out constant; a gate is constant where only its argument is
+    asked; a choice among several is one unit of many entries.
+    """
+    if {"not-quantized", "constant"} & report.codes:
+        return True
+    return bool({"not-elementwise", "raises"} & report.codes) and unit.is_one_hot()
 
 
 def _raised(what: str, error: Exception) -> Finding:
@@ -357,41 +373,38 @@ def _raised(what: str, error: Exception) -> Finding:
 
 
 def _in_eval(
-    module: torch.nn.Module, inputs: tuple[Any, ...], found: list[Unit]
-) -> list[Unit | None]:
-    """The same units in a run in evaluation mode, where they can be told."""
+    module: torch.nn.Module, inputs: tuple[Any, ...], every: list[Unit]
+) -> dict[int, Unit]:
+    """Those that can be told in a run in evaluation mode, there."""
     try:
         with mode(module, training=False):
             _, seen = run_model(module, inputs)
-            others = units(module, seen)
+            others = candidates(module, seen)
     except Exception:
-        return [None] * len(found)
-    alike = [(u.name, u.where) for u in found] == [(u.name, u.where) for u in others]
-    return list(others) if alike else [None] * len(found)
+        return {}
+    here, there = ([(u.name, u.where) for u in them] for them in (every, others))
+    found = {}
+    for k, label in enumerate(here):
+        if here.count(label) == there.count(label):
+            at = [n for n, other in enumerate(there) if other == label]
+            found[id(every[k])] = others[at[here[:k].count(label)]]
+    return found
 
 
 def _of_unit(
-    module: torch.nn.Module, inputs: tuple[Any, ...], unit: Unit, in_eval: Unit | None, k: int
+    module: torch.nn.Module, inputs: tuple[Any, ...], unit: Unit, in_eval: Unit | None
 ) -> UnitReport:
-    name = f"{k}. {unit.name}" + (f" of {unit.parameter}" if unit.parameter else "")
+    name = unit.name + (f" of {unit.parameter}" if unit.parameter else "")
     if unit.points is None:
         refused = RefusedError("raises", "the tensor that it is a function of was not seen")
         return replace(_refused(name, refused), where=unit.where)
-    subject = Replay(module, inputs, unit, in_eval)
-    report = _report(examine(subject), name, unit.where)
+    report = _report(examine(Replay(module, inputs, unit, in_eval)), name, unit.where)
     found = report.examination
     if found is None or found.kind is None or found.slope is None:
         return report
-    x, a = unit.states.tensor, unit.points.tensor
-    g = _flowing(x, a, torch.full_like(x, found.flow)) / found.flow
+    g = unit.flowing(torch.full_like(unit.states.tensor, found.flow)) / found.flow
     report = _on_data(report, g.reshape(1, -1) if unit.parameter else g)
     return replace(report, dead=None) if unit.parameter else report
-
-
-def _flowing(x: Tensor, a: Tensor, up: Tensor) -> Tensor:
-    """What a gradient in the states becomes in the pre-activation."""
-    (down,) = torch.autograd.grad(x, a, up, retain_graph=True, materialize_grads=True)
-    return down
 
 
 def _compounded(reports: list[UnitReport], found: list[Unit]) -> list[UnitReport]:
@@ -410,8 +423,8 @@ def _compounded(reports: list[UnitReport], found: list[Unit]) -> list[UnitReport
 
 def _below(unit: Unit, other: Unit) -> bool:
     """Whether the graph leads from the pre-activation of ``other`` down to the states."""
-    start = None if other.points is None else other.points.tensor.grad_fn
-    target, todo, done = unit.states.tensor.grad_fn, [start], set()
+    start = None if other.points is None else other.points.node
+    target, todo, done = unit.states.node, [start], set()
     while todo:
         node = todo.pop()
         if node is target:
@@ -435,7 +448,7 @@ def _passed(
         return reports, [Finding("no-gradient", True, "The loss has no graph.")]
     try:
         ups = torch.autograd.grad(
-            value, [u.states.tensor for u in found], retain_graph=True, allow_unused=True
+            value, [u.states.edge for u in found], retain_graph=True, allow_unused=True
         )
     except Exception as error:
         return reports, [_raised("backward pass of the loss", error)]
@@ -448,5 +461,5 @@ def _share(unit: Unit, up: Tensor | None) -> float | None:
     """What the unit multiplies the mean square of a gradient by."""
     if unit.points is None or up is None or not bool(up.any()):
         return None
-    down = _flowing(unit.states.tensor, unit.points.tensor, up)
+    down = unit.flowing(up)
     return float(down.square().mean() / up.square().mean())

@@ -286,7 +286,8 @@ def _in_float32(found: Examination, grid: Tensor) -> tuple[float, float]:
 
 def _ask_threshold(found: Examination) -> None:
     """Where the state changes, and which states are far out."""
-    far = torch.cat([torch.full((32,), s * found.subject.reach, dtype=torch.float64) for s in (-1, 1)])
+    reach = found.subject.reach
+    far = torch.tensor([-reach, reach], dtype=torch.float64).repeat_interleave(32)
     x = _snapped(found, found.subject.run(far)[0])
     found.ends = float(x[:32].mode().values), float(x[32:].mode().values)
     if found.sampled:
@@ -528,7 +529,8 @@ def _ask_shape(found: Examination) -> None:
         worst = float((slope.collected_se / abs(total)).max())
         within = 2e-3 if found.kind == "of a" else 0.02
         noise = recognised(slope.a, law, centre, 3e-3 + 4 * worst, within)
-        found.slope_law = None if noise is None or total < 0 < (found.jump or 1.0) else Law(noise, centre)
+        wrong_way = total < 0 < (found.jump or 1.0)
+        found.slope_law = None if noise is None or wrong_way else Law(noise, centre)
     found.even = _is_even(found, centre)
     found.slope = Slope(slope.a, slope.h, slope.se, centre)
 

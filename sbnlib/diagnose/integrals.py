@@ -122,7 +122,8 @@ class Slope:
         """E h(a)^2 for a standard normal a; inf at a pole that is not square integrable."""
         density = torch.exp(-self.a.square() / 2) / math.sqrt(2 * math.pi)
         square = Slope(self.a, self.h.square() * density, self.se, self.centre)
-        inner = [sum(square._between(s, k, k + 1) for s in (-1, 1)) for k in (DECADES[0], DECADES[0] + 1)]
+        low = DECADES[0]
+        inner = [sum(square._between(s, k, k + 1) for s in (-1, 1)) for k in (low, low + 1)]
         whole = float(square.parts.sum())
         if inner[0] > 1e-6 * whole and inner[0] > SQUARE_SETTLES * inner[1]:
             return math.inf

@@ -19,12 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from sbnlib.diagnose.subject import RefusedError, Subject, mode
 
-__all__ = ["Replay", "Seen", "Unit", "run_model", "units"]
+__all__ = ["Replay", "Seen", "Unit", "candidates", "run_model", "units"]
+
+Key = tuple[int, int]
 
 #: A candidate has at least so many entries, and at most so many values among the first of them.
 LEAST, MOST_VALUES, LOOKED_AT = 8, 16, 4096
@@ -52,7 +55,8 @@ class Place:
     """Where in a run a tensor was seen first.
 
     Attributes:
-        call: the number of the torch function; -1 for what the model returned.
+        call: the number of the torch function; -1 for what the model returned, -2 for a parameter,
+            -3 for what the model was given.
         result: whether it was a result of it, or an argument.
         index: which of the tensors among them.
     """
@@ -68,14 +72,30 @@ class Seen:
 
     Attributes:
         tensor, place: what, and where it was seen first.
-        node: its step in the graph, kept so that its identity stays its own.
+        node: its step in the graph, kept so that its identity stays its own, and because the tensor
+            itself may be changed in place later.
+        number: which of the results of the step it is.
+        few: whether it had two values or a few, as those of a unit.
+        inside: whether it was seen without a graph about it, as in an autograd Function.
         module: the kind and the path of the module in whose forward it was seen.
     """
 
     tensor: Tensor
     place: Place
-    module: tuple[str, str] = ("", "")
     node: Any = None
+    number: int = 0
+    few: bool = False
+    inside: bool = False
+    module: tuple[str, str] = ("", "")
+
+    @property
+    def key(self) -> Key:
+        return (id(self.tensor), -1) if self.node is None else (id(self.node), self.number)
+
+    @property
+    def edge(self) -> Tensor | GradientEdge:
+        """What its gradient is asked of."""
+        return self.tensor if self.node is None else GradientEdge(self.node, self.number)
 
 
 @dataclass
@@ -86,17 +106,48 @@ class Unit:
         states, points: what it gave and what it was given; None if the latter could not be seen.
         parameter: the name of the parameter that the points are, if they are one.
         name: of the code: an autograd Function, or the module.
+        edges: the elementwise steps from the states down.
+        alive: whether the gradient reaches the points.
     """
 
     states: Seen
     points: Seen | None
     parameter: str
     name: str
+    edges: dict[Key, list[Key]] = field(default_factory=dict)
+    alive: bool = True
 
     @property
     def where(self) -> str:
         """The line of the user's code that made the states."""
         return _line(self.states.node)
+
+    def flowing(self, up: Tensor) -> Tensor:
+        """What a gradient in the states becomes in the pre-activation."""
+        assert self.points is not None
+        (down,) = torch.autograd.grad(
+            self.states.edge, self.points.edge, up, retain_graph=True, allow_unused=True
+        )
+        return torch.zeros_like(self.points.tensor) if down is None else down
+
+    def is_made_of(self, others: list[Unit]) -> bool:
+        """Whether all ways from the states down to the points lead through other units."""
+        if self.points is None:
+            return False
+        closed = {other.states.key for other in others}
+        todo = [self.states.key]
+        for key in todo:
+            if key == self.points.key:
+                return False
+            todo += [k for k in self.edges.get(key, ()) if k not in closed and k not in todo]
+        return True
+
+    def is_one_hot(self) -> bool:
+        """Whether it is a choice among several, such as that of gumbel_softmax(hard=True)."""
+        x = self.states.tensor.detach()
+        sums = [x.sum(dim=k) for k in range(x.dim()) if x.shape[k] > 1]
+        plain = bool(torch.minimum(x.abs(), (x - 1).abs()).max() < 1e-3)
+        return plain and any(bool((s - 1).abs().max() < 1e-3) for s in sums)
 
 
 @dataclass
@@ -104,7 +155,7 @@ class _Record(TorchFunctionMode):
     """Keeps the tensors that a run meets."""
 
     names: dict[int, str]
-    seen: dict[tuple[int, int], Seen] = field(default_factory=dict)
+    seen: dict[Key, Seen] = field(default_factory=dict)
     calls: int = 0
 
     def __post_init__(self) -> None:
@@ -124,10 +175,14 @@ class _Record(TorchFunctionMode):
 
     def look(self, value: Any, call: int, *, result: bool) -> None:
         for index, tensor in enumerate(tensors(value)):
-            key = key_of(tensor)
-            if key is not None and key not in self.seen:
-                place = Place(call, result, index)
-                self.seen[key] = Seen(tensor, place, _module(self.names), tensor.grad_fn)
+            key, inside = key_of(tensor), not torch.is_grad_enabled()
+            known = self.seen.get(key) if key is not None else None
+            if key is not None and (known is None or known.inside > inside):
+                with torch._C.DisableTorchFunction():
+                    few = has_few_values(tensor)
+                place, number = Place(call, result, index), tensor.output_nr
+                self.seen[key] = Seen(tensor, place, tensor.grad_fn, number, few, inside,
+                                      _module(self.names))  # fmt: skip
 
 
 def _is_look(func: Callable[..., Any]) -> bool:
@@ -150,7 +205,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(vars(value))
 
 
-def key_of(tensor: Tensor) -> tuple[int, int] | None:
+def key_of(tensor: Tensor) -> Key | None:
     """What names a tensor in the graph; None where it has none."""
     if not tensor.is_floating_point() or not tensor.requires_grad:
         return None
@@ -211,64 +266,72 @@ def without_checkpoints() -> Iterator[None]:
 
 def run_model(
     module: torch.nn.Module, inputs: tuple[Any, ...]
-) -> tuple[Any, dict[tuple[int, int], Seen]]:
+) -> tuple[Any, dict[Key, Seen]]:
     """Run the model once, and keep what it meets: its output, and every tensor with a graph."""
     names = {id(part): name for name, part in module.named_modules()}
     record = _Record(names)
     for parameter in module.parameters():
         record.seen[id(parameter), -1] = Seen(parameter, Place(-2, False, 0))
-    with torch.enable_grad(), torch.autograd.set_detect_anomaly(True, check_nan=False), record:
-        out = module(*inputs)
-    record.look(out, -1, result=True)
+    with torch.enable_grad():
+        record.look(inputs, -3, result=False)
+        with torch.autograd.set_detect_anomaly(True, check_nan=False), record:
+            out = module(*inputs)
+        record.look(out, -1, result=True)
     return out, record.seen
 
 
 # ---- which of them are units ---------------------------------------------------------------------
 
 
-def units(module: torch.nn.Module, seen: dict[tuple[int, int], Seen]) -> list[Unit]:
-    """The units among what a run met, in the order in which they were seen."""
+def candidates(module: torch.nn.Module, seen: dict[Key, Seen]) -> list[Unit]:
+    """What may be a unit among what a run met, in the order in which it was seen."""
     parameters = {id(p): name for name, p in module.named_parameters()}
     found = []
     for key, one in seen.items():
-        node = one.tensor.grad_fn
-        if node is None or _named(node, ARRANGING + MIXING) or not has_few_values(one.tensor):
+        if one.node is None or not one.few or _named(one.node, ARRANGING + MIXING):
             continue
-        source = _source(one.tensor, seen)
-        if source == key or source is not None and has_few_values(seen[source].tensor):
-            continue
+        source, edges = _source(one, seen)
         points = None if source is None else seen[source]
+        if source == key or points is not None and points.few:
+            continue
         parameter = "" if points is None else parameters.get(id(points.tensor), "")
-        name = _label(node) or " ".join(filter(None, one.module)) or type(module).__name__
-        alive = points is None or _has_slope(one.tensor, points.tensor)
-        below = set(_region(one.tensor, seen, True)) - {key}
-        found.append(_Candidate(Unit(one, points, parameter, name), key, source, alive, below))
-    return [c.unit for c in found if not any(c.is_more_of(other) for other in found)]
+        name = _label(one.node) or " ".join(filter(None, one.module)) or type(module).__name__
+        unit = Unit(one, points, parameter, name, edges)
+        unit.alive = points is None or _has_slope(unit)
+        found.append(unit)
+    return found
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A tensor of few values: a unit, or what is left or made of one.
+def units(found: list[Unit], out: Any) -> list[Unit]:
+    """Which of the candidates stand by themselves.
 
-    Attributes:
-        key, source: of its states and its points.
-        alive: whether gradients pass.
-        below: what it is made of, elementwise.
+    What is made of units, as twice a unit, is none. What lets nothing through is one only if it is
+    a part of what comes out, and no other unit of the same points is: ``a + (x - a).detach()``
+    takes its sign in a step of its own.
     """
+    part = _graph(out)
+    chosen: list[Unit] = []
+    for unit in found:
+        if unit.alive and not unit.is_made_of(chosen):
+            chosen.append(unit)
+    taken = {u.points.key for u in chosen if u.points is not None}
+    for unit in found:
+        apart = unit.points is None or unit.points.key not in taken
+        if not unit.alive and apart and unit.states.node in part and not unit.is_made_of(chosen):
+            chosen.append(unit)
+    order = [id(unit) for unit in found]
+    return sorted(chosen, key=lambda unit: order.index(id(unit)))
 
-    unit: Unit
-    key: tuple[int, int]
-    source: tuple[int, int] | None
-    alive: bool
-    below: set[tuple[int, int]]
 
-    def is_more_of(self, other: _Candidate) -> bool:
-        """Whether the other is the unit, as it is inside this one or alone passes gradients."""
-        if self is other or self.source is None or self.source != other.source:
-            return False
-        if self.alive is not other.alive:
-            return other.alive
-        return other.key in self.below
+def _graph(out: Any) -> set[Any]:
+    """All steps by which something was made."""
+    todo = [t.grad_fn for t in tensors(out) if t.grad_fn is not None]
+    done = set(todo)
+    for node in todo:  # which grows
+        new = {below for below, _ in node.next_functions if below is not None} - done
+        done |= new
+        todo += new
+    return done
 
 
 def has_few_values(tensor: Tensor) -> bool:
@@ -276,12 +339,21 @@ def has_few_values(tensor: Tensor) -> bool:
     if tensor.numel() < LEAST:
         return False
     flat = tensor.detach().reshape(-1)[:LOOKED_AT]
-    if 2 <= len(flat.unique()) <= min(MOST_VALUES, len(flat) // 4):
+    if _values(flat) >= 2 and len(flat.unique()) <= min(MOST_VALUES, len(flat) // 4):
         return True
     if not _is_custom(tensor.grad_fn) or tensor.dim() < 2:
         return False
     rows = tensor.detach().transpose(0, 1).flatten(1)[:8]
-    return rows.shape[1] >= 8 and all(len(row.unique()) <= 3 for row in rows)
+    return rows.shape[1] >= 8 and all(1 <= _values(row) <= 3 for row in rows)
+
+
+def _values(flat: Tensor) -> int:
+    """How many values there are, but for rounding; 0 if some are infinite or NaN."""
+    if not bool(flat.isfinite().all()):
+        return 0
+    values = flat.unique().double()
+    within = max(1e-4, 8 * torch.finfo(flat.dtype).eps) * float(values.abs().max())
+    return 1 + int((values.diff() > within).sum())
 
 
 def _is_custom(node: Any) -> bool:
@@ -313,49 +385,42 @@ def _shape(node: Any) -> tuple[int, ...] | None:
         return None
 
 
-def _source(tensor: Tensor, seen: dict[tuple[int, int], Seen]) -> tuple[int, int] | None:
-    """The deepest tensor seen through which all ways down from ``tensor`` lead, elementwise.
+def _source(one: Seen, seen: dict[Key, Seen]) -> tuple[Key | None, dict[Key, list[Key]]]:
+    """The deepest tensor seen through which all ways down lead, elementwise; and the ways.
 
     None if there is none; the tensor itself where ways part at once, or where they lead to nothing
     but parameters of another shape.
     """
-    own = key_of(tensor)
-    assert own is not None
     for with_parameters in (True, False):
-        edges = _region(tensor, seen, with_parameters)
-        deepest = own
-        for key in _dominators(own, edges):
-            one = seen.get(key)
-            if one is not None and one.tensor.shape == tensor.shape:
-                deepest = key
-        if deepest != own:
-            return deepest
-    edges = _region(tensor, seen, True)
+        edges = _region(one, with_parameters)
+        for key in reversed(_dominators(one.key, edges)):
+            it = seen.get(key)
+            usable = it is not None and not it.inside and it.tensor.shape == one.tensor.shape
+            if usable and key != one.key:
+                return key, edges
+    edges = _region(one, True)
     inner = any(not edges[key] for key in edges if key[1] >= 0)
-    return None if inner and len(edges[own]) <= 1 else own
+    return (None if inner and len(edges[one.key]) <= 1 else one.key), edges
 
 
-def _region(
-    tensor: Tensor, seen: dict[tuple[int, int], Seen], with_parameters: bool
-) -> dict[tuple[int, int], list[tuple[int, int]]]:
+def _region(one: Seen, with_parameters: bool) -> dict[Key, list[Key]]:
     """The elementwise steps below a tensor: what each step's output is made of."""
-    edges: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    own = key_of(tensor)
-    assert own is not None
-    todo: list[tuple[Any, tuple[int, int]]] = [(tensor.grad_fn, own)]
+    edges: dict[Key, list[Key]] = {}
+    own, shape = one.key, one.tensor.shape
+    todo: list[tuple[Any, Key]] = [(one.node, own)]
     for node, key in todo:  # which grows, and keeps the steps: their identities stay their own
         if key in edges:
             continue
         edges[key] = []
         leaf = hasattr(node, "variable")
-        ends = leaf or _named(node, MIXING + ARRANGING) or _shape(node) != tuple(tensor.shape)
+        ends = leaf or _named(node, MIXING + ARRANGING) or _shape(node) != tuple(shape)
         if ends and key != own:
             continue
         for below, number in node.next_functions:
             if below is None:
                 continue
             is_leaf = hasattr(below, "variable")
-            other = is_leaf and below.variable.shape != tensor.shape
+            other = is_leaf and below.variable.shape != shape
             if other and not with_parameters:
                 continue
             lower = (id(below.variable), -1) if is_leaf else (id(below), number)
@@ -365,13 +430,13 @@ def _region(
 
 
 def _dominators(
-    own: tuple[int, int], edges: dict[tuple[int, int], list[tuple[int, int]]]
-) -> list[tuple[int, int]]:
+    own: Key, edges: dict[Key, list[Key]]
+) -> list[Key]:
     """What all ways from ``own`` to the bottom pass through, from above."""
-    order: list[tuple[int, int]] = []
-    done: set[tuple[int, int]] = set()
+    order: list[Key] = []
+    done: set[Key] = set()
 
-    def visit(key: tuple[int, int]) -> None:
+    def visit(key: Key) -> None:
         if key not in done:
             done.add(key)
             for lower in edges.get(key, ()):
@@ -391,10 +456,8 @@ def _dominators(
     return [key for key in order if up[key] * down[key] == down[own]]
 
 
-def _has_slope(states: Tensor, points: Tensor) -> bool:
-    ones = torch.ones_like(states)
-    (g,) = torch.autograd.grad(states, points, ones, retain_graph=True, allow_unused=True)
-    return g is not None and bool((g != 0).any())
+def _has_slope(unit: Unit) -> bool:
+    return bool((unit.flowing(torch.ones_like(unit.states.tensor)) != 0).any())
 
 
 # ---- the unit once more, at other points ---------------------------------------------------------
@@ -499,20 +562,25 @@ class Replay(Subject):
             handed = self._handed(handed.reshape(self.shape))
         before = handed.detach().reshape(-1).clone()
         x = self._check(before, handed, self._run(handed)).reshape(-1)
+        # A ReLU in place before a unit is no fault of the unit; that the states replace it is
+        mine = torch.equal(handed.detach().reshape(-1), x.detach())
+        self.changes_input = self.changes_input and mine
         return x if self.positions is None else x[self.positions]
 
     def _run(self, handed: Tensor) -> Tensor:
         points, states = self.unit.points, self.unit.states.place
         assert points is not None
         place = None if self.unit.parameter else points.place
-        swap = _Swap(place, states, handed)
+        swap, inputs = _Swap(place, states, handed), self.inputs
+        if points.place.call == -3:
+            inputs = _exchanged(inputs, points.tensor, handed)
         try:
             with swap:
                 if self.unit.parameter:
                     own = {self.unit.parameter: handed}
-                    out = torch.func.functional_call(self.module, own, self.inputs)
+                    out = torch.func.functional_call(self.module, own, inputs)
                 else:
-                    out = self.module(*self.inputs)
+                    out = self.module(*inputs)
         except _Reached as reached:
             return reached.states
         except Exception as error:
