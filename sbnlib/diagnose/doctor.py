@@ -447,9 +447,8 @@ def _passed(
     if not value.requires_grad:
         return reports, [Finding("no-gradient", True, "The loss has no graph.")]
     try:
-        ups = torch.autograd.grad(
-            value, [u.states.edge for u in found], retain_graph=True, allow_unused=True
-        )
+        edges: Any = [u.states.edge for u in found]
+        ups = torch.autograd.grad(value, edges, retain_graph=True, allow_unused=True)
     except Exception as error:
         return reports, [_raised("backward pass of the loss", error)]
     return [

@@ -441,8 +441,13 @@ def _ask_slope(found: Examination) -> None:
     if len(flows) < len(FLOWS) or not any(bool(g.any()) for g in flows):
         return
     _ask_flow(found, flows)
-    some = torch.cat([centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
-                      around(centre, per_decade=4, linear=2), a[flows[1].abs().argsort()[-40:]]])
+    some = torch.cat(
+        [
+            centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
+            around(centre, per_decade=4, linear=2),
+            a[flows[1].abs().argsort()[-40:]],
+        ]
+    )
     _ask_kind(found, subject.rounded(some))
     if found.kind is None:
         return

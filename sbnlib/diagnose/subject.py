@@ -47,18 +47,21 @@ class Subject(ABC):
         size: how many points it takes at a time; 1 if any number.
         most: to how many points a question may be put.
         changes_input: whether a run has changed its argument in place.
+        given: the dtype of the states.
     """
 
     device = torch.device("cpu")
     dtype = torch.float64
     changes_input = False
+    given = torch.float64
     size = 1
     most = 1 << 24
 
     @property
     def rounding(self) -> float:
         """By how much slopes that should be equal may differ, relative to the largest."""
-        return {torch.float64: 1e-9, torch.float32: 1e-4}.get(self.dtype, 0.03)
+        known = {torch.float64: 1e-9, torch.float32: 1e-4}
+        return max(known.get(self.dtype, 0.03), known.get(self.given, 0.03))
 
     @abstractmethod
     def states(self, a: Tensor) -> Tensor:
@@ -104,7 +107,12 @@ class Subject(ABC):
         with seeded(seed, self.device), torch.enable_grad():
             asked = a.detach().clamp(-self.reach, self.reach)
             leaf = asked.to(self.device, self.dtype, copy=True).requires_grad_()
-            x = self.states(leaf)
+            try:
+                x = self.states(leaf)
+            except RefusedError:
+                raise
+            except Exception as error:  # whatever its result is
+                raise _raised(error) from error
             if not x.requires_grad:
                 return x.detach().double().cpu(), None
             flowing = torch.as_tensor(flow, dtype=x.dtype, device=x.device).expand_as(x)
@@ -126,11 +134,18 @@ class Subject(ABC):
     def _check(self, a: Tensor, handed: Tensor, x: object) -> Tensor:
         if not isinstance(x, Tensor):
             raise RefusedError("no-tensor", f"it returns {_article(type(x).__name__)}, no tensor")
+        if x.layout is not torch.strided or x.is_complex():
+            kind = "complex" if x.is_complex() else "sparse"
+            raise RefusedError("no-tensor", f"it returns a {kind} tensor, no real numbers for each "
+                               "entry")  # fmt: skip
         if x.shape != handed.shape:
             raise RefusedError("shape", f"from {tuple(handed.shape)} it makes {tuple(x.shape)}")
         if not torch.equal(handed.detach().reshape(-1), a.detach()):
             self.changes_input = True
-        return x if x.is_floating_point() else x.to(a.dtype)
+        if not x.is_floating_point():
+            return x.to(a.dtype)
+        self.given = x.dtype
+        return x
 
 
 def _article(name: str) -> str:

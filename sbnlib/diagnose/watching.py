@@ -264,9 +264,7 @@ def without_checkpoints() -> Iterator[None]:
         vars(checkpoint).update(kept)
 
 
-def run_model(
-    module: torch.nn.Module, inputs: tuple[Any, ...]
-) -> tuple[Any, dict[Key, Seen]]:
+def run_model(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, dict[Key, Seen]]:
     """Run the model once, and keep what it meets: its output, and every tensor with a graph."""
     names = {id(part): name for name, part in module.named_modules()}
     record = _Record(names)
@@ -429,9 +427,7 @@ def _region(one: Seen, with_parameters: bool) -> dict[Key, list[Key]]:
     return edges
 
 
-def _dominators(
-    own: Key, edges: dict[Key, list[Key]]
-) -> list[Key]:
+def _dominators(own: Key, edges: dict[Key, list[Key]]) -> list[Key]:
     """What all ways from ``own`` to the bottom pass through, from above."""
     order: list[Key] = []
     done: set[Key] = set()
