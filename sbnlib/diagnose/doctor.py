@@ -100,7 +100,7 @@ def _undisturbed() -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # a unit that is asked at 1e5 may overflow, many times
+            warnings.simplefilter("ignore")  # a unit that is asked at 1e7 may overflow, many times
             with torch.inference_mode(False), torch.enable_grad():
                 yield
     finally:
@@ -310,7 +310,8 @@ def diagnose(
         TypeError: ``module`` is no module, or ``loss`` cannot be called.
 
     *Limits.* Compiled code is not seen, nor are signs taken under ``no_grad``; a model that takes
-    another way at each run is not asked again. What a module keeps outside of its parameters and
+    another way at each run is not asked again. To one question a model is run again 256 times at
+    the most, so that units of small layers are drawn less than 20 000 times. What a module keeps outside of its parameters and
     buffers it may keep from the last of the runs.
 
     Source: chapter 8.
