@@ -311,8 +311,8 @@ def diagnose(
 
     *Limits.* Compiled code is not seen, nor are signs taken under ``no_grad``; a model that takes
     another way at each run is not asked again. To one question a model is run again 256 times at
-    the most, so that units of small layers are drawn less than 20 000 times. What a module keeps outside of its parameters and
-    buffers it may keep from the last of the runs.
+    the most, so that units of small layers are drawn less than 20 000 times. What a module keeps
+    outside of its parameters and buffers it may keep from the last of the runs.
 
     Source: chapter 8.
     """
