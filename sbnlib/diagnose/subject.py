@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import numpy
 import torch
 from torch import Tensor
 
-__all__ = ["Function", "RefusedError", "Subject", "seeded"]
+from sbnlib.diagnose.keeping import Kept, mode, seeded, settled
+
+__all__ = ["FAULTS", "Function", "RefusedError", "Subject", "raised"]
+
+#: What code that is tried may raise; an interrupt is the caller's.
+FAULTS = (Exception, SystemExit)
 
 
 class RefusedError(Exception):
@@ -23,22 +26,6 @@ class RefusedError(Exception):
         self.code, self.words = code, words
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The random generators that units draw from, at a seed, and put back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    python, numbers = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices):
-        try:
-            torch.manual_seed(seed)
-            random.seed(seed)
-            numpy.random.seed(seed)
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(numbers)
-
-
 class Subject(ABC):
     """A unit under examination.
 
@@ -47,6 +34,7 @@ class Subject(ABC):
         size: how many points it takes at a time; 1 if any number.
         most: to how many points a question may be put.
         changes_input: whether a run has changed its argument in place.
+        kept: what is put back before each run, so that all runs find the same.
     """
 
     device = torch.device("cpu")
@@ -54,6 +42,7 @@ class Subject(ABC):
     changes_input = False
     size = 1
     most = 1 << 24
+    kept = Kept(None)
 
     @property
     def rounding(self) -> float:
@@ -105,15 +94,16 @@ class Subject(ABC):
             asked = a.detach().clamp(-self.reach, self.reach)
             leaf = asked.to(self.device, self.dtype, copy=True).requires_grad_()
             x = self.states(leaf)
-            if not x.requires_grad:
-                return x.detach().double().cpu(), None
-            flowing = torch.as_tensor(flow, dtype=x.dtype, device=x.device).expand_as(x)
+            g = self._flowing(x, leaf, flow) if x.requires_grad else None
+        return x.detach().double().cpu(), None if g is None else g.detach().double().cpu()
+
+    def _flowing(self, x: Tensor, leaf: Tensor, flow: Tensor | float) -> Tensor | None:
+        up = torch.as_tensor(flow, dtype=x.dtype, device=x.device).expand_as(x).contiguous()
+        with torch.enable_grad():
             try:
-                (g,) = torch.autograd.grad(x, leaf, flowing.contiguous(), allow_unused=True)
-            except Exception as error:
-                raise _raised(error, "in its backward pass ") from error
-        found = None if g is None else g.detach().double().cpu()
-        return x.detach().double().cpu(), found
+                return torch.autograd.grad(x, leaf, up, allow_unused=True)[0]
+            except FAULTS as error:
+                raise raised(error, "in its backward pass it") from error
 
     def rounded(self, a: Tensor) -> Tensor:
         """The points at which a run at ``a`` takes place."""
@@ -126,9 +116,13 @@ class Subject(ABC):
     def _check(self, a: Tensor, handed: Tensor, x: object) -> Tensor:
         if not isinstance(x, Tensor):
             raise RefusedError("no-tensor", f"it returns {_article(type(x).__name__)}, no tensor")
+        if x.layout is not torch.strided or x.is_complex() or x.is_meta:
+            kind = "complex" if x.is_complex() else "sparse" if not x.is_meta else "empty"
+            raise RefusedError("no-tensor", f"it returns {_article(kind)} tensor, which no unit is")
         if x.shape != handed.shape:
             raise RefusedError("shape", f"from {tuple(handed.shape)} it makes {tuple(x.shape)}")
-        if not torch.equal(handed.detach().reshape(-1), a.detach()):
+        now = handed.detach().reshape(-1)
+        if now.dtype is not a.dtype or not torch.equal(now, a.detach()):
             self.changes_input = True
         return x if x.is_floating_point() else x.to(a.dtype)
 
@@ -143,7 +137,7 @@ class Function(Subject):
 
     Attributes:
         call: the function.
-        module: what has the modes, if anything.
+        module: what has the modes, and is kept, if anything.
         shape: behind the axis of the points.
     """
 
@@ -152,6 +146,7 @@ class Function(Subject):
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    kept: Kept = field(default_factory=lambda: Kept(None))
 
     def __post_init__(self) -> None:
         self.size = torch.Size(self.shape).numel()
@@ -159,10 +154,12 @@ class Function(Subject):
     def states(self, a: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(a, (0, -len(a) % self.size))
         handed = self._handed(padded.reshape(-1, *self.shape))
+        self.kept.back()
         try:
-            x = self.call(handed)
-        except Exception as error:
-            raise _raised(error) from error
+            with settled(self.device):
+                x = self.call(handed)
+        except FAULTS as error:
+            raise raised(error) from error
         return self._check(padded, handed, x).reshape(-1)[: len(a)]
 
     def as_batch(self) -> tuple[Subject, int]:
@@ -178,20 +175,11 @@ class Function(Subject):
             yield
 
 
-@contextmanager
-def mode(module: torch.nn.Module | None, *, training: bool) -> Iterator[None]:
-    """The module in training or in evaluation mode; afterwards each part in the mode it had."""
-    before = [] if module is None else [(part, part.training) for part in module.modules()]
+def raised(error: BaseException, what: str = "it", most: int = 200) -> RefusedError:
+    """The refusal of something that raised an error."""
     try:
-        if module is not None:
-            module.train(training)
-        yield
-    finally:
-        for part, was in before:
-            part.training = was
-
-
-def _raised(error: Exception, where: str = "", most: int = 200) -> RefusedError:
-    text = " ".join(str(error).split())
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "an error without words"
     text = text if len(text) <= most else f"{text[:most]} ..."
-    return RefusedError("raises", f"{where}it raises {type(error).__name__}: {text}")
+    return RefusedError("raises", f"{what} raises {type(error).__name__}: {text}")
