@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sbnlib.diagnose.examination import Examination
-from sbnlib.diagnose.subject import RefusedError, seeded
+from sbnlib.diagnose.keeping import seeded
+from sbnlib.diagnose.subject import RefusedError
 from sbnlib.exact import exact_gradient
 from sbnlib.network import SBN
 from sbnlib.noise import Noise

@@ -6,18 +6,20 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from sbnlib.diagnose.cosines import cosines
 from sbnlib.diagnose.examination import Examination, examine
 from sbnlib.diagnose.findings import Finding, coding, findings, number, why_no_noise
+from sbnlib.diagnose.keeping import Kept, mode, seeded, settled, uncompiled
 from sbnlib.diagnose.report import ModelReport, UnitReport
-from sbnlib.diagnose.subject import Function, RefusedError, Subject, mode
+from sbnlib.diagnose.subject import FAULTS, Function, RefusedError, Subject, raised
 from sbnlib.diagnose.watching import (
     Replay,
     Unit,
@@ -27,7 +29,6 @@ from sbnlib.diagnose.watching import (
     units,
     without_checkpoints,
 )
-from sbnlib.guards import Watch
 
 __all__ = ["diagnose", "diagnose_unit"]
 
@@ -81,30 +82,28 @@ def diagnose_unit(
         raise TypeError(f"unit must be a function, an autograd.Function or a module, got {unit!r}")
     if data is not None:
         _check_data(data)
-    name = name or _name(unit)
-    with _undisturbed():
+    name, where = name or _name(unit), torch.device(device)
+    with _undisturbed(where):
         try:
-            subject = _accepted(unit, torch.device(device), data)
+            call, module = _call(unit)
+            with Kept(module) as kept, mode(module, training=True):
+                subject = _accepted(call, module, kept, where, data)
+                report = _examined(subject, name)
+                return report if data is None else _with_data(report, subject, data)
         except RefusedError as refused:
             return _refused(name, refused)
-        watched = [subject.module] if subject.module is not None else []
-        with Watch(subject.device, *watched), mode(subject.module, training=True):
-            report = _report(examine(subject), name)
-            return report if data is None else _with_data(report, subject, data)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Gradients are on, torch's generator is left as it was, sums are taken in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # a unit that is asked at 1e7 may overflow, many times
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
-    finally:
-        torch.set_num_threads(before)
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """What is set for all of torch is put back, sums are taken in one order, code as written."""
+    with ExitStack() as kept:
+        for context in (warnings.catch_warnings(), settled(device), seeded(0, device),
+                        uncompiled(), without_checkpoints()):  # fmt: skip
+            kept.enter_context(context)
+        warnings.simplefilter("ignore")  # a unit that is asked at 1e7 may overflow, many times
+        torch.set_num_threads(1)
+        yield
 
 
 def _check_data(data: object) -> None:
@@ -134,30 +133,53 @@ def _call(unit: Any) -> tuple[Call, torch.nn.Module | None]:
     if isinstance(unit, type) and issubclass(unit, torch.nn.Module):
         try:
             unit = unit()
-        except Exception as error:
-            raise RefusedError("raises", f"it raises {type(error).__name__} when it is made "
-                               f"without arguments: {error}") from error  # fmt: skip
-    return unit, unit if isinstance(unit, torch.nn.Module) else None
+        except FAULTS as error:
+            raise raised(error, "made without arguments it") from error
+    module = unit if isinstance(unit, torch.nn.Module) else None
+    if module is not None:
+        _check_made(module)
+    return unit, module
 
 
-def _accepted(unit: object, device: torch.device, data: Tensor | None) -> Function:
+def _check_made(module: torch.nn.Module) -> None:
+    if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        raise RefusedError("raises", "it has no weights yet: run it once before")
+
+
+#: How many points a unit is tried on: odd numbers, by chance that of no parameter's entries.
+TRIED = (23, 29)
+
+
+def _accepted(
+    call: Call, module: torch.nn.Module | None, kept: Kept, device: torch.device,
+    data: Tensor | None,
+) -> Function:  # fmt: skip
     """The unit with a shape and a dtype that it takes."""
-    call, module = _call(unit)
     shapes: list[tuple[int, ...]] = [(), (1,), (1, 1, 1)]
     if data is not None and data.dim() > 1:
         shapes.append(tuple(data.shape[1:]))
     first: RefusedError | None = None
-    with mode(module, training=True):
-        for dtype in (torch.float64, torch.float32):
-            for shape in shapes:
-                subject = Function(call, module, shape, device, dtype)
-                try:
-                    subject.run(torch.linspace(-2, 2, 24, dtype=torch.float64))
-                    return subject
-                except RefusedError as refused:
-                    first = first or refused
+    for dtype in (torch.float64, torch.float32):
+        for shape in shapes:
+            subject = Function(call, module, shape, device, dtype, kept)
+            try:
+                for count in TRIED:
+                    subject.run(torch.linspace(-2, 2, count, dtype=torch.float64))
+                return subject
+            except RefusedError as refused:
+                first = first or refused
     assert first is not None
     raise first
+
+
+def _examined(subject: Subject, name: str, where: str = "") -> UnitReport:
+    """The report of a unit; of one that cannot be examined to the end, that it cannot."""
+    try:
+        return _report(examine(subject), name, where)
+    except Exception as error:
+        stopped = raised(error, "its examination stops: it")
+        refused = error if isinstance(error, RefusedError) else stopped
+        return replace(_refused(name, refused), where=where)
 
 
 def _report(found: Examination, name: str, where: str = "") -> UnitReport:
@@ -322,24 +344,28 @@ def diagnose(
         raise TypeError(f"loss must be a function of the module's result, got {loss!r}")
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with _undisturbed(), without_checkpoints(), Watch(device, module):
-        torch.manual_seed(0)
-        return _diagnose(module, arguments, loss)
+    try:
+        _check_made(module)
+    except RefusedError as refused:
+        return ModelReport((), (_told(refused),), LIMITS)
+    with _undisturbed(device), Kept(module) as kept:
+        return _diagnose(module, arguments, loss, kept)
 
 
 def _diagnose(
-    module: torch.nn.Module, inputs: tuple[Any, ...], loss: Callable[[Any], Tensor] | None
-) -> ModelReport:
+    module: torch.nn.Module, inputs: tuple[Any, ...], loss: Callable[[Any], Tensor] | None,
+    kept: Kept,
+) -> ModelReport:  # fmt: skip
     try:
-        out, seen = run_model(module, inputs)
-    except Exception as error:
-        return ModelReport((), (_raised("model", error),), LIMITS)
+        out, seen = run_model(module, inputs, kept)
+    except FAULTS as error:
+        return ModelReport((), (_told(raised(error, "the model")),), LIMITS)
     every = candidates(module, seen)
-    others = _in_eval(module, inputs, every)
+    others = _in_eval(module, inputs, every, kept)
     found, reports = units(every, out), dict[int, UnitReport]()
     while new := [u for u in found if id(u) not in reports]:
         for unit in new:
-            reports[id(unit)] = _of_unit(module, inputs, unit, others.get(id(unit)))
+            reports[id(unit)] = _of_unit(module, inputs, unit, others.get(id(unit)), kept)
         every = [u for u in every if id(u) not in reports or not _is_none(u, reports[id(u)])]
         found = units(every, out)  # what stands on a false one comes to light
     more: list[Finding] = []
@@ -369,19 +395,19 @@ def _is_none(unit: Unit, report: UnitReport) -> bool:
     return bool({"not-elementwise", "raises"} & report.codes) and unit.is_one_hot()
 
 
-def _raised(what: str, error: Exception) -> Finding:
-    return Finding("raises", True, f"The {what} raises {type(error).__name__}: {error}")
+def _told(refused: RefusedError) -> Finding:
+    return Finding(refused.code, True, f"{refused.words[:1].upper()}{refused.words[1:]}.")
 
 
 def _in_eval(
-    module: torch.nn.Module, inputs: tuple[Any, ...], every: list[Unit]
+    module: torch.nn.Module, inputs: tuple[Any, ...], every: list[Unit], kept: Kept
 ) -> dict[int, Unit]:
     """Those that can be told in a run in evaluation mode, there."""
     try:
         with mode(module, training=False):
-            _, seen = run_model(module, inputs)
+            _, seen = run_model(module, inputs, kept)
             others = candidates(module, seen)
-    except Exception:
+    except FAULTS:
         return {}
     here, there = ([(u.name, u.where) for u in them] for them in (every, others))
     found = {}
@@ -393,19 +419,32 @@ def _in_eval(
 
 
 def _of_unit(
-    module: torch.nn.Module, inputs: tuple[Any, ...], unit: Unit, in_eval: Unit | None
+    module: torch.nn.Module, inputs: tuple[Any, ...], unit: Unit, in_eval: Unit | None, kept: Kept
 ) -> UnitReport:
     name = unit.name + (f" of {unit.parameter}" if unit.parameter else "")
     if unit.points is None:
         refused = RefusedError("raises", "the tensor that it is a function of was not seen")
         return replace(_refused(name, refused), where=unit.where)
-    report = _report(examine(Replay(module, inputs, unit, in_eval)), name, unit.where)
+    report = _examined(Replay(module, inputs, unit, in_eval, kept), name, unit.where)
+    for points in unit.nearer if _is_amiss(report) else ():
+        nearer = replace(unit, points=points, parameter="")
+        other = _examined(Replay(module, inputs, nearer, None, kept), name, unit.where)
+        if not _is_amiss(other):
+            unit, report = nearer, other
+            break
     found = report.examination
     if found is None or found.kind is None or found.slope is None:
         return report
-    g = unit.flowing(torch.full_like(unit.states.tensor, found.flow)) / found.flow
-    report = _on_data(report, g.reshape(1, -1) if unit.parameter else g)
+    g = unit.flowing(torch.full_like(unit.states.tensor, found.flow))
+    if g is None:
+        return report
+    report = _on_data(report, (g.reshape(1, -1) if unit.parameter else g) / found.flow)
     return replace(report, dead=None) if unit.parameter else report
+
+
+def _is_amiss(report: UnitReport) -> bool:
+    """Whether it may be because of the tensor that was taken for its pre-activation."""
+    return bool({"not-elementwise", "channels"} & report.codes)
 
 
 def _compounded(reports: list[UnitReport], found: list[Unit]) -> list[UnitReport]:
@@ -443,15 +482,19 @@ def _passed(
     """What the loss's gradient becomes on its way through each unit."""
     try:
         value = loss(out).mean()
-    except Exception as error:
-        return reports, [_raised("loss", error)]
+    except FAULTS as error:
+        return reports, [_told(raised(error, "the loss"))]
     if not value.requires_grad:
         return reports, [Finding("no-gradient", True, "The loss has no graph.")]
     try:
-        edges: Any = [u.states.edge for u in found]
-        ups = torch.autograd.grad(value, edges, retain_graph=True, allow_unused=True)
-    except Exception as error:
-        return reports, [_raised("backward pass of the loss", error)]
+        ups = torch.autograd.grad(
+            value,
+            [u.states.edge for u in found],  # type: ignore[arg-type]  # takes both
+            retain_graph=True,
+            allow_unused=True,
+        )
+    except FAULTS as error:
+        return reports, [_told(raised(error, "the backward pass of the loss"))]
     return [
         replace(r, passed=_share(u, up)) for r, u, up in zip(reports, found, ups, strict=True)
     ], []
@@ -462,4 +505,4 @@ def _share(unit: Unit, up: Tensor | None) -> float | None:
     if unit.points is None or up is None or not bool(up.any()):
         return None
     down = unit.flowing(up)
-    return float(down.square().mean() / up.square().mean())
+    return None if down is None else float(down.square().mean() / up.square().mean())

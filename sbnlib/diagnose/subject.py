@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import numpy
 import torch
 from torch import Tensor
 
-__all__ = ["Function", "RefusedError", "Subject", "seeded"]
+from sbnlib.diagnose.keeping import Kept, mode, seeded, settled
+
+__all__ = ["FAULTS", "Function", "RefusedError", "Subject", "raised"]
+
+#: What code that is tried may raise; an interrupt is the caller's.
+FAULTS = (Exception, SystemExit)
 
 
 class RefusedError(Exception):
@@ -21,22 +24,6 @@ class RefusedError(Exception):
     def __init__(self, code: str, words: str) -> None:
         super().__init__(words)
         self.code, self.words = code, words
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The random generators that units draw from, at a seed, and put back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    python, numbers = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices):
-        try:
-            torch.manual_seed(seed)
-            random.seed(seed)
-            numpy.random.seed(seed)
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(numbers)
 
 
 class Subject(ABC):
@@ -48,6 +35,7 @@ class Subject(ABC):
         most: to how many points a question may be put.
         changes_input: whether a run has changed its argument in place.
         given: the dtype of the states.
+        kept: what is put back before each run, so that all runs find the same.
     """
 
     device = torch.device("cpu")
@@ -56,6 +44,7 @@ class Subject(ABC):
     given = torch.float64
     size = 1
     most = 1 << 24
+    kept = Kept(None)
 
     @property
     def rounding(self) -> float:
@@ -107,21 +96,17 @@ class Subject(ABC):
         with seeded(seed, self.device), torch.enable_grad():
             asked = a.detach().clamp(-self.reach, self.reach)
             leaf = asked.to(self.device, self.dtype, copy=True).requires_grad_()
+            x = self.states(leaf)
+            g = self._flowing(x, leaf, flow) if x.requires_grad else None
+        return x.detach().double().cpu(), None if g is None else g.detach().double().cpu()
+
+    def _flowing(self, x: Tensor, leaf: Tensor, flow: Tensor | float) -> Tensor | None:
+        up = torch.as_tensor(flow, dtype=x.dtype, device=x.device).expand_as(x).contiguous()
+        with torch.enable_grad():
             try:
-                x = self.states(leaf)
-            except RefusedError:
-                raise
-            except Exception as error:  # whatever its result is
-                raise _raised(error) from error
-            if not x.requires_grad:
-                return x.detach().double().cpu(), None
-            flowing = torch.as_tensor(flow, dtype=x.dtype, device=x.device).expand_as(x)
-            try:
-                (g,) = torch.autograd.grad(x, leaf, flowing.contiguous(), allow_unused=True)
-            except Exception as error:
-                raise _raised(error, "in its backward pass ") from error
-        found = None if g is None else g.detach().double().cpu()
-        return x.detach().double().cpu(), found
+                return torch.autograd.grad(x, leaf, up, allow_unused=True)[0]
+            except FAULTS as error:
+                raise raised(error, "in its backward pass it") from error
 
     def rounded(self, a: Tensor) -> Tensor:
         """The points at which a run at ``a`` takes place."""
@@ -134,13 +119,13 @@ class Subject(ABC):
     def _check(self, a: Tensor, handed: Tensor, x: object) -> Tensor:
         if not isinstance(x, Tensor):
             raise RefusedError("no-tensor", f"it returns {_article(type(x).__name__)}, no tensor")
-        if x.layout is not torch.strided or x.is_complex():
-            kind = "complex" if x.is_complex() else "sparse"
-            raise RefusedError("no-tensor", f"it returns a {kind} tensor, no real numbers for each "
-                               "entry")  # fmt: skip
+        if x.layout is not torch.strided or x.is_complex() or x.is_meta:
+            kind = "complex" if x.is_complex() else "sparse" if not x.is_meta else "empty"
+            raise RefusedError("no-tensor", f"it returns {_article(kind)} tensor, which no unit is")
         if x.shape != handed.shape:
             raise RefusedError("shape", f"from {tuple(handed.shape)} it makes {tuple(x.shape)}")
-        if not torch.equal(handed.detach().reshape(-1), a.detach()):
+        now = handed.detach().reshape(-1)
+        if now.dtype is not a.dtype or not torch.equal(now, a.detach()):
             self.changes_input = True
         if not x.is_floating_point():
             return x.to(a.dtype)
@@ -158,7 +143,7 @@ class Function(Subject):
 
     Attributes:
         call: the function.
-        module: what has the modes, if anything.
+        module: what has the modes, and is kept, if anything.
         shape: behind the axis of the points.
     """
 
@@ -167,6 +152,7 @@ class Function(Subject):
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    kept: Kept = field(default_factory=lambda: Kept(None))
 
     def __post_init__(self) -> None:
         self.size = torch.Size(self.shape).numel()
@@ -174,10 +160,12 @@ class Function(Subject):
     def states(self, a: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(a, (0, -len(a) % self.size))
         handed = self._handed(padded.reshape(-1, *self.shape))
+        self.kept.back()
         try:
-            x = self.call(handed)
-        except Exception as error:
-            raise _raised(error) from error
+            with settled(self.device):
+                x = self.call(handed)
+        except FAULTS as error:
+            raise raised(error) from error
         return self._check(padded, handed, x).reshape(-1)[: len(a)]
 
     def as_batch(self) -> tuple[Subject, int]:
@@ -193,20 +181,11 @@ class Function(Subject):
             yield
 
 
-@contextmanager
-def mode(module: torch.nn.Module | None, *, training: bool) -> Iterator[None]:
-    """The module in training or in evaluation mode; afterwards each part in the mode it had."""
-    before = [] if module is None else [(part, part.training) for part in module.modules()]
+def raised(error: BaseException, what: str = "it", most: int = 200) -> RefusedError:
+    """The refusal of something that raised an error."""
     try:
-        if module is not None:
-            module.train(training)
-        yield
-    finally:
-        for part, was in before:
-            part.training = was
-
-
-def _raised(error: Exception, where: str = "", most: int = 200) -> RefusedError:
-    text = " ".join(str(error).split())
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "an error without words"
     text = text if len(text) <= most else f"{text[:most]} ..."
-    return RefusedError("raises", f"{where}it raises {type(error).__name__}: {text}")
+    return RefusedError("raises", f"{what} raises {type(error).__name__}: {text}")

@@ -23,7 +23,8 @@ from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from sbnlib.diagnose.subject import RefusedError, Subject, mode
+from sbnlib.diagnose.keeping import Kept, mode, settled
+from sbnlib.diagnose.subject import FAULTS, RefusedError, Subject, raised
 
 __all__ = ["Replay", "Seen", "Unit", "candidates", "run_model", "units"]
 
@@ -106,6 +107,7 @@ class Unit:
         states, points: what it gave and what it was given; None if the latter could not be seen.
         parameter: the name of the parameter that the points are, if they are one.
         name: of the code: an autograd Function, or the module.
+        nearer: what lies between, from below, and may be what it is a function of.
         edges: the elementwise steps from the states down.
         alive: whether the gradient reaches the points.
     """
@@ -114,6 +116,7 @@ class Unit:
     points: Seen | None
     parameter: str
     name: str
+    nearer: list[Seen] = field(default_factory=list)
     edges: dict[Key, list[Key]] = field(default_factory=dict)
     alive: bool = True
 
@@ -122,12 +125,18 @@ class Unit:
         """The line of the user's code that made the states."""
         return _line(self.states.node)
 
-    def flowing(self, up: Tensor) -> Tensor:
-        """What a gradient in the states becomes in the pre-activation."""
+    def flowing(self, up: Tensor) -> Tensor | None:
+        """What a gradient in the states becomes in the pre-activation.
+
+        None if its graph is gone, as that of a gradient taken inside of the model is.
+        """
         assert self.points is not None
-        (down,) = torch.autograd.grad(
-            self.states.edge, self.points.edge, up, retain_graph=True, allow_unused=True
-        )
+        try:
+            (down,) = torch.autograd.grad(
+                self.states.edge, self.points.edge, up, retain_graph=True, allow_unused=True
+            )
+        except FAULTS:
+            return None
         return torch.zeros_like(self.points.tensor) if down is None else down
 
     def is_made_of(self, others: list[Unit]) -> bool:
@@ -264,13 +273,17 @@ def without_checkpoints() -> Iterator[None]:
         vars(checkpoint).update(kept)
 
 
-def run_model(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, dict[Key, Seen]]:
+def run_model(
+    module: torch.nn.Module, inputs: tuple[Any, ...], kept: Kept
+) -> tuple[Any, dict[Key, Seen]]:
     """Run the model once, and keep what it meets: its output, and every tensor with a graph."""
+    kept.back()
     names = {id(part): name for name, part in module.named_modules()}
     record = _Record(names)
     for parameter in module.parameters():
         record.seen[id(parameter), -1] = Seen(parameter, Place(-2, False, 0))
-    with torch.enable_grad():
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with settled(device):
         record.look(inputs, -3, result=False)
         with torch.autograd.set_detect_anomaly(True, check_nan=False), record:
             out = module(*inputs)
@@ -288,13 +301,14 @@ def candidates(module: torch.nn.Module, seen: dict[Key, Seen]) -> list[Unit]:
     for key, one in seen.items():
         if one.node is None or not one.few or _named(one.node, ARRANGING + MIXING):
             continue
-        source, edges = _source(one, seen)
-        points = None if source is None else seen[source]
-        if source == key or points is not None and points.few:
+        sources, edges = _sources(one, seen)
+        points = seen[sources[0]] if sources else None
+        if points is not None and (points.few or points.key == key):
             continue
         parameter = "" if points is None else parameters.get(id(points.tensor), "")
         name = _label(one.node) or " ".join(filter(None, one.module)) or type(module).__name__
-        unit = Unit(one, points, parameter, name, edges)
+        nearer = [seen[k] for k in sources[1:] if not seen[k].few]
+        unit = Unit(one, points, parameter, name, nearer, edges)
         unit.alive = points is None or _has_slope(unit)
         found.append(unit)
     return found
@@ -383,22 +397,27 @@ def _shape(node: Any) -> tuple[int, ...] | None:
         return None
 
 
-def _source(one: Seen, seen: dict[Key, Seen]) -> tuple[Key | None, dict[Key, list[Key]]]:
-    """The deepest tensor seen through which all ways down lead, elementwise; and the ways.
+def _sources(one: Seen, seen: dict[Key, Seen]) -> tuple[list[Key], dict[Key, list[Key]]]:
+    """The tensors seen through which all ways down lead, elementwise, from below; and the ways.
 
-    None if there is none; the tensor itself where ways part at once, or where they lead to nothing
+    Empty if there is none; the tensor itself where ways part at once, or where they lead to nothing
     but parameters of another shape.
     """
     for with_parameters in (True, False):
         edges = _region(one, with_parameters)
-        for key in reversed(_dominators(one.key, edges)):
-            it = seen.get(key)
-            usable = it is not None and not it.inside and it.tensor.shape == one.tensor.shape
-            if usable and key != one.key:
-                return key, edges
+        found = [key for key in reversed(_dominators(one.key, edges)) if _usable(key, one, seen)]
+        if found:
+            return found, edges
     edges = _region(one, True)
     inner = any(not edges[key] for key in edges if key[1] >= 0)
-    return (None if inner and len(edges[one.key]) <= 1 else one.key), edges
+    return ([] if inner and len(edges[one.key]) <= 1 else [one.key]), edges
+
+
+def _usable(key: Key, one: Seen, seen: dict[Key, Seen]) -> bool:
+    """Whether it was seen where it can be exchanged, and has an entry for each of the states."""
+    it = seen.get(key)
+    fits = it is not None and not it.inside and it.tensor.shape == one.tensor.shape
+    return fits and key != one.key
 
 
 def _region(one: Seen, with_parameters: bool) -> dict[Key, list[Key]]:
@@ -430,16 +449,15 @@ def _region(one: Seen, with_parameters: bool) -> dict[Key, list[Key]]:
 def _dominators(own: Key, edges: dict[Key, list[Key]]) -> list[Key]:
     """What all ways from ``own`` to the bottom pass through, from above."""
     order: list[Key] = []
-    done: set[Key] = set()
-
-    def visit(key: Key) -> None:
-        if key not in done:
-            done.add(key)
-            for lower in edges.get(key, ()):
-                visit(lower)
+    todo, done = [(own, False)], set()
+    while todo:  # what lies below comes first
+        key, is_left = todo.pop()
+        if is_left:
             order.append(key)
-
-    visit(own)
+        elif key not in done:
+            done.add(key)
+            todo.append((key, True))
+            todo += [(lower, False) for lower in edges.get(key, ())]
     order.reverse()
     down = {key: 1 if not edges.get(key) else 0 for key in order}
     for key in reversed(order):
@@ -453,7 +471,8 @@ def _dominators(own: Key, edges: dict[Key, list[Key]]) -> list[Key]:
 
 
 def _has_slope(unit: Unit) -> bool:
-    return bool((unit.flowing(torch.ones_like(unit.states.tensor)) != 0).any())
+    g = unit.flowing(torch.ones_like(unit.states.tensor))
+    return g is not None and bool((g != 0).any())
 
 
 # ---- the unit once more, at other points ---------------------------------------------------------
@@ -461,10 +480,6 @@ def _has_slope(unit: Unit) -> bool:
 
 class _Reached(BaseException):
     """The states of the unit are there; the rest of the run is not needed."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
 
 
 @dataclass
@@ -476,6 +491,7 @@ class _Swap(TorchFunctionMode):
     handed: Tensor
     calls: int = 0
     first: Tensor | None = None
+    reached: Tensor | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -501,7 +517,8 @@ class _Swap(TorchFunctionMode):
 
     def _reach(self, call: int, result: bool, value: Any) -> None:
         if self.states.call == call and self.states.result is result:
-            raise _Reached(list(tensors(value))[self.states.index])
+            self.reached = list(tensors(value))[self.states.index]
+            raise _Reached
 
 
 def _exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
@@ -538,6 +555,7 @@ class Replay(Subject):
     inputs: tuple[Any, ...]
     unit: Unit
     other: Unit | None = None
+    kept: Kept = field(default_factory=lambda: Kept(None))
     positions: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -566,25 +584,28 @@ class Replay(Subject):
     def _run(self, handed: Tensor) -> Tensor:
         points, states = self.unit.points, self.unit.states.place
         assert points is not None
+        self.kept.back()
         place = None if self.unit.parameter else points.place
         swap, inputs = _Swap(place, states, handed), self.inputs
         if points.place.call == -3:
             inputs = _exchanged(inputs, points.tensor, handed)
         try:
-            with swap:
+            with settled(self.device), swap:
                 if self.unit.parameter:
                     own = {self.unit.parameter: handed}
                     out = torch.func.functional_call(self.module, own, inputs)
                 else:
                     out = self.module(*inputs)
-        except _Reached as reached:
-            return reached.states
-        except Exception as error:
-            raise RefusedError("raises", f"the model raises {type(error).__name__} when it is run "
-                               f"again: {error}") from error  # fmt: skip
-        if states.call == -1:
-            return list(tensors(out))[states.index]
-        raise RefusedError("raises", "the model runs another way each time")
+            if states.call == -1:
+                return list(tensors(out))[states.index]
+        except _Reached:
+            pass
+        except FAULTS as error:  # maybe only because it was cut off
+            if swap.reached is None:
+                raise raised(error, "run again, the model") from error
+        if swap.reached is None:
+            raise RefusedError("raises", "run again, the model takes another way")
+        return swap.reached
 
     @property
     def has_mode(self) -> bool:
