@@ -340,9 +340,9 @@ STORED = MEASUREMENTS / "classify-digits.json"
 def test_stored_digits_file_can_be_repeated():
     """One row of the book's file, trained again here.
 
-    On a processor of another kind a float32 sum is rounded otherwise, a sign flips, and it is another
-    training: so to within 0.02, 2.5 standard errors of an accuracy of 0.975 on 359 images, and twice
-    here to the last digit.
+    On a processor of another kind a float32 sum is rounded otherwise, a sign flips, and it is
+    another training: so to within 0.02, 2.5 standard errors of an accuracy of 0.975 on 359 images,
+    and twice here to the last digit.
     """
     stored = measurement.read(STORED)
     assert stored["kind"] == "classify" and all(stored["checks"].values())
