@@ -89,7 +89,7 @@ def diagnose_unit(
             with Kept(module) as kept, mode(module, training=True):
                 subject = _accepted(call, module, kept, where, data)
                 report = _examined(subject, name)
-                return report if data is None else _with_data(report, subject, data)
+                return report if data is None else _with_data(report, subject.whole(), data)
         except RefusedError as refused:
             return _refused(name, refused)
 
@@ -356,10 +356,10 @@ def _diagnose(
     kept: Kept,
 ) -> ModelReport:  # fmt: skip
     try:
-        out, seen = run_model(module, inputs, kept)
+        run = run_model(module, inputs, kept)
     except FAULTS as error:
         return ModelReport((), (_told(raised(error, "the model")),), LIMITS)
-    every = candidates(module, seen)
+    out, every = run.out, candidates(module, run)
     others = _in_eval(module, inputs, every, kept)
     found, reports = units(every, out), dict[int, UnitReport]()
     while new := [u for u in found if id(u) not in reports]:
@@ -404,8 +404,7 @@ def _in_eval(
     """Those that can be told in a run in evaluation mode, there."""
     try:
         with mode(module, training=False):
-            _, seen = run_model(module, inputs, kept)
-            others = candidates(module, seen)
+            others = candidates(module, run_model(module, inputs, kept))
     except FAULTS:
         return {}
     here, there = ([(u.name, u.where) for u in them] for them in (every, others))

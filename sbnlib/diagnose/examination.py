@@ -27,6 +27,9 @@ LEVELS = 16
 #: Gradients that are sent in: what comes back must be in proportion.
 FLOWS = (1e-3, 1.0, 30.0, -1.0)
 
+#: The same as powers of 2, of which products are exact in any precision.
+EXACT = (2.0**-10, 1.0, 32.0, -1.0)
+
 
 @dataclass
 class Examination:
@@ -156,22 +159,34 @@ def _look(found: Examination) -> None:
         raise RefusedError("not-finite", "its values are NaN or infinite")
     if g is not None and not g.isfinite().double().mean() > 0.9:
         raise RefusedError("not-finite", "its slope is NaN or infinite")
+    _check_entries(subject, a, x, g)
+    found.sampled = _draws(subject)
+    while _places_differ(found):
+        subject.narrow()
+        found.channels = True
+
+
+def _check_entries(subject: Subject, a: Tensor, x: Tensor, g: Tensor | None) -> None:
+    """Refuses what lets entries depend on others, as far as it does the same once more.
+
+    It does not if it draws from a generator of its own.
+    """
+    y, h = subject.run(a)
+    every = torch.ones(_FEW, dtype=torch.bool)
+    again, slope_again = _same(x, y), _same_slope(g, h, every)
     for k in (0, -1):
         b = a.clone()
         b[k] = 50.0
         others = torch.arange(_FEW) != k % _FEW
         y, h = subject.run(b)
-        if not (_same(x[others], y[others]) and _same_slope(g, h, others)):
+        coupled = again and not _same(x[others], y[others])
+        if coupled or slope_again and not _same_slope(g, h, others):
             raise RefusedError("not-elementwise", "what it does with one entry depends on others")
-    if g is not None:
+    if g is not None and slope_again:
         half = (torch.arange(_FEW) % 2).double()
         _, h = subject.run(a, half)
         if h is None or not _same(h, g * half):
             raise RefusedError("not-elementwise", "the gradient of one entry reaches others")
-    found.sampled = _draws(subject)
-    if not found.sampled and subject.size > 1 and _channels_differ(subject):
-        subject.only_first_channel()
-        found.channels = True
 
 
 def _draws(subject: Subject) -> bool:
@@ -189,12 +204,23 @@ def _draws(subject: Subject) -> bool:
     return False
 
 
-def _channels_differ(subject: Subject) -> bool:
-    """Whether it does something else with the same points when they stand elsewhere."""
+def _places_differ(found: Examination) -> bool:
+    """Whether it does something else with the same points when they stand elsewhere.
+
+    Of what it draws, the slope is compared alone, if it does not depend on chance.
+    """
+    subject = found.subject
     points = torch.linspace(-2.9, 3.1, 61, dtype=torch.float64)
-    at = torch.arange(min(max(subject.size, 122), 4096))
-    (x, g), (y, h) = (subject.run(points[(at + k) % 61]) for k in (0, 29))
-    return not (_same(x[29:], y[:-29]) and (g is None or h is None or _same(g[29:], h[:-29])))
+    at = torch.arange(min(max(subject.size, 122), 1 << 20))
+    x, g = subject.run(points[at % 61])
+    if found.sampled and not _same_slope(g, subject.run(points[at % 61], seed=1)[1], at):
+        g = None
+    for k in (1, 29):
+        y, h = subject.run(points[(at + k) % 61])
+        moved = not found.sampled and not _same(x[k:], y[:-k], 1e-6)
+        if moved or g is not None and h is not None and not _same(g[k:], h[:-k], 1e-6):
+            return True
+    return False
 
 
 def _same(a: Tensor, b: Tensor, tolerance: float = 0.0) -> bool:
@@ -324,13 +350,13 @@ def _ask_frequencies(found: Examination) -> None:
     """How often it gives which state, at points across the change."""
     coarse = around(0.0, per_decade=12, linear=120)
     found.shared = "all entries" if _is_shared(found, coarse) else ""
-    share = _shares(found, coarse, 200)[0]
+    share, se = _shares(found, coarse, 200)
     _ask_reach(found)
     for _ in range(9):
-        low, high = _range(coarse, _stretched(found, share))
+        low, high = _range(coarse, _stretched(found, share), se)
         narrower = (high - low) < 0.5 * float(coarse[-1] - coarse[0])
         coarse = torch.linspace(low, high, POINTS, dtype=torch.float64)
-        share = _shares(found, coarse, 2000)[0]
+        share, se = _shares(found, coarse, 2000)
         if not narrower:
             break
     share = _stretched(found, share)
@@ -414,9 +440,9 @@ def _affordable(subject: Subject, a: Tensor, draws: int) -> int:
     return min(draws, max(16, subject.most // len(a)))
 
 
-def _range(a: Tensor, share: Tensor) -> tuple[float, float]:
+def _range(a: Tensor, share: Tensor, se: Tensor) -> tuple[float, float]:
     """From just before the share leaves 0 to just after it has reached 1."""
-    begun, left = (share > 0.03).nonzero()[:, 0], (share < 0.97).nonzero()[:, 0]
+    begun, left = ((off > 0.03 + 4 * se).nonzero()[:, 0] for off in (share, 1 - share))
     first = int(begun[0]) if len(begun) else 0
     last = int(left[-1]) if len(left) else len(a) - 1
     first, last = min(first, last), max(first, last)
@@ -436,11 +462,12 @@ def _ask_slope(found: Examination) -> None:
     subject = found.subject
     centre = found.threshold
     a = subject.rounded(around(*sorted({0.0, centre}))).unique()
-    sent = [subject.run(a, flow, seed=5)[1] for flow in FLOWS]
+    sent = [subject.run(a, flow, seed=5)[1] for flow in EXACT]
     flows = [g.nan_to_num() for g in sent if g is not None]
-    if len(flows) < len(FLOWS) or not any(bool(g.any()) for g in flows):
+    if len(flows) < len(EXACT) or not any(bool(g.any()) for g in flows):
         return
-    _ask_flow(found, flows)
+    if not all(_proportional(g / flow, flows[1]) for g, flow in zip(flows, EXACT, strict=True)):
+        _ask_answers(found, a)
     some = torch.cat([centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
                       around(centre, per_decade=4, linear=2), a[flows[1].abs().argsort()[-40:]]])
     _ask_kind(found, subject.rounded(some))
@@ -462,13 +489,22 @@ def _ask_slope(found: Examination) -> None:
     _ask_shape(found)
 
 
-def _ask_flow(found: Examination, flows: list[Tensor]) -> None:
-    """Whether twice the gradient in is twice the gradient out."""
-    ratios = [g / flow for g, flow in zip(flows, FLOWS, strict=True)]
-    linear = all(_same(r, ratios[1], found.subject.rounding) for r in ratios)
-    size = [float(r.abs().max()) for r in ratios]
-    if not linear:
-        found.answers, found.flow = tuple(size), FLOWS[0]
+def _proportional(g: Tensor, h: Tensor) -> bool:
+    """Whether slopes at two sizes of the incoming gradient are one, but for rounding.
+
+    In half precision, which a unit may use inside, small ones keep few digits.
+    """
+    some = h[h != 0].abs()
+    typical = float(some.median()) if len(some) else 0.0
+    room = 0.02 * torch.maximum(g.abs(), h.abs()) + 1e-3 * typical
+    return bool(((g - h).abs() <= room).all())
+
+
+def _ask_answers(found: Examination, a: Tensor) -> None:
+    sent = [(flow, found.subject.run(a, flow, seed=5)[1]) for flow in FLOWS]
+    found.answers = tuple(0.0 if g is None else float((g / flow).nan_to_num().abs().max())
+                          for flow, g in sent)  # fmt: skip
+    found.flow = FLOWS[0]
 
 
 def _single(found: Examination, a: Tensor) -> Tensor:
@@ -565,6 +601,7 @@ def _ask_law(found: Examination) -> None:
         noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
         low, high = found.reach
         found.z = float(_scores(found, low + (high - low) * law, noise).abs().max())
+        found.z = max(found.z, _beyond(found, slope))
         if found.z <= MOST_Z:
             if found.reach != (0.0, 1.0):  # the mean state follows the slope, but as no noise does
                 found.slope_law = None
@@ -581,9 +618,26 @@ def _scores(found: Examination, p: Tensor, more: Tensor | float = 0.0) -> Tensor
     """By how many standard errors shares are off probabilities."""
     assert found.frequencies is not None
     _, share, se = found.frequencies
-    expected = (p * (1 - p)).clamp_min(1 / found.draws) / found.draws
-    more = torch.as_tensor(more)
-    return (share - p) / (torch.maximum(se.square(), expected) + more.square()).sqrt()
+    return _score(share, se, p, found.draws, more)
+
+
+def _score(share: Tensor, se: Tensor, p: Tensor, draws: int, more: Tensor | float) -> Tensor:
+    expected = (p * (1 - p)).clamp_min(1 / draws) / draws
+    return (share - p) / (torch.maximum(se, expected.sqrt()).square() + more**2).sqrt()
+
+
+def _beyond(found: Examination, slope: Slope) -> float:
+    """The largest score at points in the tails, where a law is held to be that of the body."""
+    assert found.frequencies is not None
+    points = found.frequencies[0]
+    ends = torch.stack([points[0], points[-1]]) - found.threshold
+    points = found.subject.rounded(torch.cat([1.5 * ends, 3 * ends]) + found.threshold)
+    share, se = _shares(found, points, DRAWS)
+    law = interpolated(slope.a, slope.collected / slope.total, points)
+    noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
+    low, high = found.reach
+    draws = _affordable(found.subject, points, DRAWS)
+    return float(_score(share, se, low + (high - low) * law, draws, noise).abs().max())
 
 
 def _fit_forward(found: Examination) -> None:

@@ -51,6 +51,51 @@ ARRANGING = (
 )  # fmt: skip
 
 
+#: Functions of which a replay takes the results of the first run, where these come before the unit.
+HEAVY = frozenset((
+    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "batch_norm", "layer_norm", "group_norm", "scaled_dot_product_attention",
+    "multi_head_attention_forward", "cdist",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a heavy function gave in the first run.
+
+    Attributes:
+        func, shapes: the function, and what it was called with.
+        out, version: its result, and how often that had been changed in place.
+    """
+
+    func: Callable[..., Any]
+    shapes: tuple[torch.Size, ...]
+    out: Tensor
+    version: int
+
+    def fits(self, func: Callable[..., Any], arguments: Any) -> bool:
+        same = func is self.func and self.out._version == self.version
+        return same and tuple(t.shape for t in tensors(arguments)) == self.shapes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of a model met.
+
+    Attributes:
+        out: what the model returned.
+        seen: every tensor with a graph.
+        products: of heavy functions, by the number of the call.
+        used: the first call with a parameter, or with a tensor that the model was given.
+    """
+
+    out: Any
+    seen: dict[Key, Seen]
+    products: dict[int, Product]
+    used: dict[Key, int]
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in a run a tensor was seen first.
@@ -110,6 +155,7 @@ class Unit:
         nearer: what lies between, from below, and may be what it is a function of.
         edges: the elementwise steps from the states down.
         alive: whether the gradient reaches the points.
+        products: of the run in which it was seen, those that do not depend on the points.
     """
 
     states: Seen
@@ -119,6 +165,7 @@ class Unit:
     nearer: list[Seen] = field(default_factory=list)
     edges: dict[Key, list[Key]] = field(default_factory=dict)
     alive: bool = True
+    products: dict[int, Product] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -165,6 +212,8 @@ class _Record(TorchFunctionMode):
 
     names: dict[int, str]
     seen: dict[Key, Seen] = field(default_factory=dict)
+    products: dict[int, Product] = field(default_factory=dict)
+    used: dict[Key, int] = field(default_factory=dict)
     calls: int = 0
 
     def __post_init__(self) -> None:
@@ -180,12 +229,17 @@ class _Record(TorchFunctionMode):
         self.look((args, kwargs), call, result=False)
         out = func(*args, **kwargs)
         self.look(out, call, result=True)
+        if func.__name__ in HEAVY and isinstance(out, Tensor):
+            shapes = tuple(t.shape for t in tensors((args, kwargs)))
+            self.products[call] = Product(func, shapes, out, out._version)
         return out
 
     def look(self, value: Any, call: int, *, result: bool) -> None:
         for index, tensor in enumerate(tensors(value)):
             key, inside = key_of(tensor), not torch.is_grad_enabled()
             known = self.seen.get(key) if key is not None else None
+            if known is not None and known.place.call < -1:
+                self.used.setdefault(known.key, call)
             if key is not None and (known is None or known.inside > inside):
                 with torch._C.DisableTorchFunction():
                     few = has_few_values(tensor)
@@ -273,10 +327,8 @@ def without_checkpoints() -> Iterator[None]:
         vars(checkpoint).update(kept)
 
 
-def run_model(
-    module: torch.nn.Module, inputs: tuple[Any, ...], kept: Kept
-) -> tuple[Any, dict[Key, Seen]]:
-    """Run the model once, and keep what it meets: its output, and every tensor with a graph."""
+def run_model(module: torch.nn.Module, inputs: tuple[Any, ...], kept: Kept) -> Run:
+    """Run the model once, and keep what it meets."""
     kept.back()
     names = {id(part): name for name, part in module.named_modules()}
     record = _Record(names)
@@ -288,14 +340,15 @@ def run_model(
         with torch.autograd.set_detect_anomaly(True, check_nan=False), record:
             out = module(*inputs)
         record.look(out, -1, result=True)
-    return out, record.seen
+    return Run(out, record.seen, record.products, record.used)
 
 
 # ---- which of them are units ---------------------------------------------------------------------
 
 
-def candidates(module: torch.nn.Module, seen: dict[Key, Seen]) -> list[Unit]:
+def candidates(module: torch.nn.Module, run: Run) -> list[Unit]:
     """What may be a unit among what a run met, in the order in which it was seen."""
+    seen = run.seen
     parameters = {id(p): name for name, p in module.named_parameters()}
     found = []
     for key, one in seen.items():
@@ -309,6 +362,9 @@ def candidates(module: torch.nn.Module, seen: dict[Key, Seen]) -> list[Unit]:
         name = _label(one.node) or " ".join(filter(None, one.module)) or type(module).__name__
         nearer = [seen[k] for k in sources[1:] if not seen[k].few]
         unit = Unit(one, points, parameter, name, nearer, edges)
+        if points is not None:
+            begins = run.used.get(points.key, points.place.call)
+            unit.products = {k: v for k, v in run.products.items() if k < begins}
         unit.alive = points is None or _has_slope(unit)
         found.append(unit)
     return found
@@ -491,6 +547,7 @@ class _Swap(TorchFunctionMode):
     points: Place | None
     states: Place
     handed: Tensor
+    products: dict[int, Product]
     calls: int = 0
     first: Tensor | None = None
     reached: Tensor | None = None
@@ -511,7 +568,9 @@ class _Swap(TorchFunctionMode):
         if self.first is not None:
             args, kwargs = _exchanged((args, kwargs), self.first, self.handed)
         self._reach(call, False, (args, kwargs))
-        out = func(*args, **kwargs)
+        known = self.products.get(call)
+        fits = known is not None and known.fits(func, (args, kwargs))
+        out = known.out.clone() if known is not None and fits else func(*args, **kwargs)
         if self.points is not None and self.points.result and self.points.call == call:
             out = _exchanged(out, list(tensors(out))[self.points.index], self.handed)
         self._reach(call, True, out)
@@ -588,7 +647,7 @@ class Replay(Subject):
         assert points is not None
         self.kept.back()
         place = None if self.unit.parameter else points.place
-        swap, inputs = _Swap(place, states, handed), self.inputs
+        swap, inputs = _Swap(place, states, handed, self.unit.products), self.inputs
         if points.place.call == -3:
             inputs = _exchanged(inputs, points.tensor, handed)
         try:
@@ -628,9 +687,10 @@ class Replay(Subject):
         is_batch = self.positions is None and not self.unit.parameter and len(self.shape) > 1
         return self, self.shape[0] if is_batch else 0
 
-    def only_first_channel(self) -> None:
-        """Ask the first channel alone (axis 1, or the last of two)."""
-        axis = 1 if len(self.shape) > 1 else 0
+    def narrow(self) -> None:
+        """To the first channel (axis 1, or 0 of a weight), then to the first entry of each row."""
         index = torch.arange(self.shape.numel()).reshape(self.shape)
-        self.positions = index.select(axis, 0).flatten().to(self.device)
-        self.size, self.most = len(self.positions), RUNS * len(self.positions)
+        self._keep_first(index, 1 if len(self.shape) > 1 and not self.unit.parameter else 0)
+        if self.size < LEAST:
+            super().narrow()
+        self.most = RUNS * self.size
