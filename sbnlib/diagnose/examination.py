@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -56,6 +57,7 @@ class Examination:
         even, nonnegative, one_sign: of the slope; None where it is not told.
         frequencies: points, share of the way from the left state to the right, its error.
         draws: at each of these points.
+        tails: the same as frequencies, beyond these points.
         line: the member of the line that a slope with two values a point is.
         channels: whether its channels are different functions, of which the first was asked.
         eval_sampled, eval_slope: whether it draws in evaluation mode, and how far, relative to its
@@ -83,6 +85,7 @@ class Examination:
     one_sign: bool | None = None
     frequencies: tuple[Tensor, Tensor, Tensor] | None = None
     draws: int = DRAWS
+    tails: tuple[Tensor, Tensor, Tensor] | None = None
     forward_law: Law | None = None
     slope_law: Law | None = None
     z: float | None = None
@@ -123,6 +126,7 @@ class Examination:
     def noise(self) -> Noise | None:
         """The law from which the forward pass draws and of which the slope is the density."""
         fits = self.z is not None and self.z <= MOST_Z and self.reach == (0.0, 1.0)
+        fits = fits and (self.mismatch or 0.0) > 0
         return self.slope_law.noise if fits and self.slope_law else None
 
 
@@ -163,7 +167,7 @@ def _look(found: Examination) -> None:
     found.sampled = _draws(subject)
     while _places_differ(found):
         subject.narrow()
-        found.channels = True
+    found.channels = subject.positions is not None
 
 
 def _check_entries(subject: Subject, a: Tensor, x: Tensor, g: Tensor | None) -> None:
@@ -310,16 +314,27 @@ def _in_float32(found: Examination, grid: Tensor) -> tuple[float, float]:
     return _misses(groups, states) if groups else (0.0, 0.0)
 
 
+#: States that are asked far out at each end.
+_FAR = 256
+
+#: A probability of the other state, far out, beyond that of a law with a heavy tail.
+_KEPT = 0.03
+
+
 def _ask_threshold(found: Examination) -> None:
     """Where the state changes, and which states are far out."""
     reach = found.subject.reach
-    far = torch.tensor([-reach, reach], dtype=torch.float64).repeat_interleave(32)
-    x = _snapped(found, found.subject.run(far)[0])
-    found.ends = float(x[:32].mode().values), float(x[32:].mode().values)
-    if found.sampled:
-        _ask_frequencies(found)
-    else:
+    far = torch.tensor([-reach, reach], dtype=torch.float64).repeat_interleave(_FAR)
+    left, right = _snapped(found, found.subject.run(far)[0]).split(_FAR)
+    found.ends = float(left.mode().values), float(right.mode().values)
+    if not found.sampled:
         _ask_jumps(found)
+        return
+    usual = min(float((x == x.mode().values).double().mean()) for x in (left, right))
+    if usual < 1 - _KEPT and left.mean() != right.mean():  # no state is that of an end
+        outer = found.states[0], found.states[-1]
+        found.ends = outer if left.mean() < right.mean() else outer[::-1]
+    _ask_frequencies(found)
 
 
 def _snapped(found: Examination, x: Tensor) -> Tensor:
@@ -350,13 +365,13 @@ def _ask_frequencies(found: Examination) -> None:
     """How often it gives which state, at points across the change."""
     coarse = around(0.0, per_decade=12, linear=120)
     found.shared = "all entries" if _is_shared(found, coarse) else ""
-    share, se = _shares(found, coarse, 200)
     _ask_reach(found)
+    draws, share = 200, _shares(found, coarse, 200)[0]
     for _ in range(9):
-        low, high = _range(coarse, _stretched(found, share), se)
+        low, high = _range(found, coarse, share, draws)
         narrower = (high - low) < 0.5 * float(coarse[-1] - coarse[0])
         coarse = torch.linspace(low, high, POINTS, dtype=torch.float64)
-        share, se = _shares(found, coarse, 2000)
+        draws, share = 2000, _shares(found, coarse, 2000)[0]
         if not narrower:
             break
     share = _stretched(found, share)
@@ -366,11 +381,10 @@ def _ask_frequencies(found: Examination) -> None:
         points = found.subject.rounded(coarse)
         found.draws = _affordable(found.subject, points, DRAWS)
         found.frequencies = points, *_shares(found, points, DRAWS)
+        ends = torch.stack([points[0], points[-1]]) - found.threshold
+        beyond = found.subject.rounded(found.threshold + torch.cat([1.5 * ends, 3 * ends]))
+        found.tails = beyond, *_shares(found, beyond, found.draws)
         _centre(found)
-
-
-#: A probability of the other state, far out, beyond that of a law with a heavy tail.
-_KEPT = 0.03
 
 
 def _ask_reach(found: Examination) -> None:
@@ -440,11 +454,19 @@ def _affordable(subject: Subject, a: Tensor, draws: int) -> int:
     return min(draws, max(16, subject.most // len(a)))
 
 
-def _range(a: Tensor, share: Tensor, se: Tensor) -> tuple[float, float]:
-    """From just before the share leaves 0 to just after it has reached 1."""
-    begun, left = ((off > 0.03 + 4 * se).nonzero()[:, 0] for off in (share, 1 - share))
+def _range(found: Examination, a: Tensor, share: Tensor, draws: int) -> tuple[float, float]:
+    """From just before the share leaves 0 to just after it has reached 1.
+
+    It has left where two neighbours say so: a single one may by chance.
+    """
+    low, high = found.reach
+    chance = max(low * (1 - low), high * (1 - high)) / _affordable(found.subject, a, draws)
+    share = _stretched(found, share)
+    room = 0.03 + 4 * math.sqrt(chance) / ((high - low) or 1.0)
+    begun, left = share > room, share < 1 - room
+    begun, left = ((side[1:] & side[:-1]).nonzero()[:, 0] for side in (begun, left))
     first = int(begun[0]) if len(begun) else 0
-    last = int(left[-1]) if len(left) else len(a) - 1
+    last = int(left[-1]) + 1 if len(left) else len(a) - 1
     first, last = min(first, last), max(first, last)
     return float(a[max(first - 1, 0)]), float(a[min(last + 1, len(a) - 1)])
 
@@ -485,7 +507,8 @@ def _ask_slope(found: Examination) -> None:
         if found.frequencies is not None:
             grid = torch.cat([grid, found.frequencies[0]])
         grid = subject.rounded(grid).unique()
-        found.slope = Slope(grid, *_mean_slope(found, grid), centre)
+        h, se = _mean_slope(found, grid)
+        found.slope = Slope(*_refined_mean(found, grid, h, se), centre)
     _ask_shape(found)
 
 
@@ -546,6 +569,24 @@ def _mean_slope(found: Examination, a: Tensor, draws: int = 1600) -> tuple[Tenso
     return g.mean(dim=0), g.std(dim=0) / math.sqrt(draws)
 
 
+def _refined_mean(
+    found: Examination, a: Tensor, h: Tensor, se: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Twice more points where the mean slope jumps by more than its noise."""
+    for _ in range(2):
+        step = (h[1:] - h[:-1]).abs() - 6 * (se[1:] + se[:-1])
+        at = ((step > 0.1 * h.abs().max()) & (a[1:] - a[:-1] > 1e-3)).nonzero()[:, 0]
+        if not 0 < len(at) <= 40:
+            break
+        share = torch.arange(1, 10, dtype=a.dtype) / 10
+        new = found.subject.rounded((a[at, None] + share * (a[at + 1] - a[at])[:, None]).flatten())
+        parts = zip((a, h, se), (new, *_mean_slope(found, new)), strict=True)
+        a, h, se = (torch.cat(pair) for pair in parts)
+        a, order = a.sort()
+        h, se = h[order], se[order]
+    return a, h, se
+
+
 def _ask_shape(found: Examination) -> None:
     """Signs, evenness, and the law of which the slope is the density."""
     slope = found.slope
@@ -573,8 +614,9 @@ def _ask_shape(found: Examination) -> None:
 
 def _is_even(found: Examination, centre: float) -> bool:
     """Whether slopes at fresh points on both sides are equal, up to a thousandth of the whole."""
-    size = torch.cat([torch.linspace(0.0137, 5.9, 173), torch.logspace(-5, 3, 97)]).double()
-    size = size.sort().values
+    # Not at round numbers, where boxes end: of [-1, 1) one end is open
+    size = torch.cat([torch.linspace(0.0137, 5.9, 173), 1.0137 * torch.logspace(-5, 3, 97)])
+    size = size.double().sort().values
     sides, noise = [], torch.zeros_like(size)
     for s in (1, -1):
         a = found.subject.rounded(centre + s * size)
@@ -594,60 +636,58 @@ def _ask_law(found: Examination) -> None:
     """The forward pass held against half the integral of the slope."""
     if found.frequencies is None:
         return
-    points = found.frequencies[0]
-    slope = found.slope
+    slope, law = found.slope, None
     if slope is not None and found.one_sign and slope.total and math.isfinite(slope.total):
-        law = interpolated(slope.a, slope.collected / slope.total, points)
-        noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
-        low, high = found.reach
-        found.z = float(_scores(found, low + (high - low) * law, noise).abs().max())
-        found.z = max(found.z, _beyond(found, slope))
+        found.z = _worst(found, *_implied(found, slope))
         if found.z <= MOST_Z:
             if found.reach != (0.0, 1.0):  # the mean state follows the slope, but as no noise does
                 found.slope_law = None
-            found.forward_law = found.slope_law
+            law = found.forward_law = found.slope_law
             if found.kind == "of a":
                 found.threshold = slope.centre
-    if found.forward_law is None:
+    if law is None and found.reach == (0.0, 1.0):
         _fit_forward(found)
     if found.kind == "of a and x" and found.forward_law is not None and len(found.states) == 2:
         _ask_line(found, found.forward_law)
 
 
-def _scores(found: Examination, p: Tensor, more: Tensor | float = 0.0) -> Tensor:
-    """By how many standard errors shares are off probabilities."""
-    assert found.frequencies is not None
-    _, share, se = found.frequencies
-    return _score(share, se, p, found.draws, more)
+Curve = Callable[[Tensor], Tensor]
 
 
-def _score(share: Tensor, se: Tensor, p: Tensor, draws: int, more: Tensor | float) -> Tensor:
-    expected = (p * (1 - p)).clamp_min(1 / draws) / draws
-    return (share - p) / (torch.maximum(se, expected.sqrt()).square() + more**2).sqrt()
-
-
-def _beyond(found: Examination, slope: Slope) -> float:
-    """The largest score at points in the tails, where a law is held to be that of the body."""
-    assert found.frequencies is not None
-    points = found.frequencies[0]
-    ends = torch.stack([points[0], points[-1]]) - found.threshold
-    points = found.subject.rounded(torch.cat([1.5 * ends, 3 * ends]) + found.threshold)
-    share, se = _shares(found, points, DRAWS)
-    law = interpolated(slope.a, slope.collected / slope.total, points)
-    noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
+def _implied(found: Examination, slope: Slope) -> tuple[Curve, Curve]:
+    """The shares that the slope implies, and their standard errors."""
     low, high = found.reach
-    draws = _affordable(found.subject, points, DRAWS)
-    return float(_score(share, se, low + (high - low) * law, draws, noise).abs().max())
+    law, noise = slope.collected / slope.total, slope.collected_se / abs(slope.total)
+    return (lambda a: low + (high - low) * interpolated(slope.a, law, a),
+            lambda a: interpolated(slope.a, noise, a))  # fmt: skip
+
+
+def _worst(found: Examination, share: Curve, se: Curve = torch.zeros_like) -> float:
+    """By how many standard errors the shares are off at one of the points, or in the tails."""
+    assert found.frequencies is not None and found.tails is not None
+    return max(
+        float(_score(those, share(those[0]), found.draws, se(those[0])).abs().max())
+        for those in (found.frequencies, found.tails)
+    )
+
+
+def _score(those: tuple[Tensor, Tensor, Tensor], p: Tensor, draws: int, more: Tensor) -> Tensor:
+    _, share, se = those
+    expected = (p * (1 - p)).clamp_min(1 / draws) / draws
+    return (share - p) / (torch.maximum(se, expected.sqrt()).square() + more.square()).sqrt()
 
 
 def _fit_forward(found: Examination) -> None:
+    """The law that fits the points best, if it fits them and the tails."""
     assert found.frequencies is not None
-    points, share, _ = found.frequencies
-    rising, a = _rising(share, points)
-    half = _half(rising, a)
-    if half > 0 and found.reach == (0.0, 1.0):
-        noise = fitted(points, lambda p: _scores(found, p), found.threshold, half, MOST_Z)
-        found.forward_law = None if noise is None else Law(noise, found.threshold)
+    those, zero = found.frequencies, torch.zeros(())
+    half = _half(*_rising(those[1], those[0]))
+    if half <= 0:
+        return
+    noise = fitted(those[0], lambda p: _score(those, p, found.draws, zero), found.threshold, half,
+                   MOST_Z)  # fmt: skip
+    law = None if noise is None else Law(noise, found.threshold)
+    found.forward_law = law if law is not None and _worst(found, law.cdf) <= MOST_Z else None
 
 
 def _ask_line(found: Examination, law: Law) -> None:

@@ -189,7 +189,8 @@ class Function(Subject):
         return replace(self, positions=None)
 
     def as_batch(self) -> tuple[Subject, int]:
-        return replace(self, shape=(32,)), 32
+        any_shape = self.positions is None and self.size == 1
+        return (replace(self, shape=(32,)), 32) if any_shape else (self, 0)
 
     @property
     def has_mode(self) -> bool:
