@@ -201,6 +201,8 @@ def why_no_noise(found: Examination) -> str:
         return "The forward pass draws nothing."
     if found.shared:
         return f"One draw serves {found.shared}."
+    if found.reach != (0.0, 1.0):
+        return "However far out, both states keep a probability, which no noise leaves them."
     if found.z is not None and found.z > MOST_Z:
         return "The forward pass draws from another law than the slope's."
     return "Forward and backward agree in a law that is none of the six."

@@ -39,7 +39,7 @@ class UnitReport:
         slope_noise: the law of which h is the density up to a factor, if it is one of the six.
         scale: of the slope's law.
         threshold: where the state changes; the median, where it is drawn.
-        integral: :math:`\int h`; inf where it does not settle within 1e5.
+        integral: :math:`\int h`; inf where it does not settle within 1e7.
         mismatch: :math:`c = \int h` over the distance of the outer states, the factor against
             straight-through; 1 is right, below 0 is the wrong sign.
         even: whether h is even about its centre.

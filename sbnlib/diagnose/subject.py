@@ -35,12 +35,14 @@ class Subject(ABC):
         most: to how many points a question may be put.
         positions: the entries that are asked, of those that it takes at a time; None for all.
         changes_input: whether a run has changed its argument in place.
+        given: the dtype of the states.
         kept: what is put back before each run, so that all runs find the same.
     """
 
     device = torch.device("cpu")
     dtype = torch.float64
     changes_input = False
+    given = torch.float64
     size = 1
     most = 1 << 24
     positions: Tensor | None = None
@@ -49,7 +51,8 @@ class Subject(ABC):
     @property
     def rounding(self) -> float:
         """By how much slopes that should be equal may differ, relative to the largest."""
-        return {torch.float64: 1e-9, torch.float32: 1e-4}.get(self.dtype, 0.03)
+        known = {torch.float64: 1e-9, torch.float32: 1e-4}
+        return max(known.get(self.dtype, 0.03), known.get(self.given, 0.03))
 
     @abstractmethod
     def states(self, a: Tensor) -> Tensor:
@@ -135,7 +138,10 @@ class Subject(ABC):
         now = handed.detach().reshape(-1)
         if now.dtype is not a.dtype or not torch.equal(now, a.detach()):
             self.changes_input = True
-        return x if x.is_floating_point() else x.to(a.dtype)
+        if not x.is_floating_point():
+            return x.to(a.dtype)
+        self.given = x.dtype
+        return x
 
 
 def _article(name: str) -> str:

@@ -549,9 +549,7 @@ def _region(
     return edges
 
 
-def _dominators(
-    own: Key, edges: dict[Key, list[Key]]
-) -> list[Key]:
+def _dominators(own: Key, edges: dict[Key, list[Key]]) -> list[Key]:
     """What all ways from ``own`` to the bottom pass through, from above."""
     order: list[Key] = []
     todo, done = [(own, False)], set()

@@ -1521,13 +1521,20 @@ def test_fig_areas() -> None:
 
 
 def test_fig_training() -> None:
-    """fig-09-train: the printed numbers."""
+    """fig-09-train: the printed numbers, on the processor that stored them.
+
+    On another the last digit differs, a sign flips, and a run at a large step takes another path:
+    then within five errors of a difference, once in 10^5 such tests if they were normal.
+    """
     (ax,) = still(PATH, "fig-09-train")
     drawn = [k for k in lines(ax) if len(k[0]) == 7]
     for curve, cell in zip(drawn, ("soft_runs = {tau", "hard_runs = {tau"), strict=True):
         rows = trained(printed(containing(PATH, cell)))
-        expected = [rows[f"{t:.4g}" if t < 1 else f"{t:.1f}"][0] for t in curve[0]]
-        assert curve[1] == pytest.approx(expected, abs=6e-5)
+        expected = np.array([rows[f"{t:.4g}" if t < 1 else f"{t:.1f}"][:2] for t in curve[0]])
+        allowed = 5 * np.sqrt(2) * expected[:, 1] + 3e-4
+        assert (np.abs(curve[1] - expected[:, 0]) < allowed).all()
+        # a curve that belongs to the other estimator, or to other temperatures, is seen
+        assert (np.abs(curve[1][::-1] - expected[:, 0]) > allowed).any()
 
 
 def test_what_the_threads_say_is_quoted_with_their_places() -> None:
