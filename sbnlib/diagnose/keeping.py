@@ -41,7 +41,7 @@ def settled(device: torch.device) -> Iterator[None]:
 
     Code may change this and leave it so, above all where it fails or is cut off.
     """
-    kinds = {"cpu", device.type}
+    kinds = {"cpu", device.type} - {"meta"}
     settings: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_num_threads, torch.set_num_threads),
@@ -99,9 +99,14 @@ class Kept:
 
     Lists, dicts and sets among the attributes are put back with what they held, other objects as
     they are: what is changed inside of them stays so, but for generators of random numbers.
+
+    Args:
+        module: what is kept.
+        home: where the caller's code makes tensors of which it does not say where.
     """
 
-    def __init__(self, module: torch.nn.Module | None) -> None:
+    def __init__(self, module: torch.nn.Module | None, home: torch.device | None = None) -> None:
+        self.home = home or torch.device("cpu")
         parts = [] if module is None else list(module.modules())
         held = [vars(part) for part in parts]
         own = [*parts, *(t for part in parts for t in _tensors(part))]
@@ -112,6 +117,10 @@ class Kept:
         self.contents = [put for put in contents if put is not _nothing]
         self.draws = [_state(value) for attributes in held for value in attributes.values()]
         self.tensors = {id(t): _Copy(t) for part in parts for t in _tensors(part)}.values()
+
+    def at_home(self) -> Any:
+        """What is run in this makes tensors where the caller's code does."""
+        return nullcontext() if self.home.type == "cpu" else torch.device(self.home)
 
     def __enter__(self) -> Kept:
         return self

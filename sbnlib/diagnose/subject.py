@@ -177,7 +177,7 @@ class Function(Subject):
         handed = self._handed(padded.reshape(-1, *self.shape))
         self.kept.back()
         try:
-            with settled(self.device):
+            with settled(self.device), self.kept.at_home():
                 x = self.call(handed)
         except FAULTS as error:
             raise raised(error) from error

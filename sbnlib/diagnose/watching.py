@@ -55,6 +55,10 @@ ARRANGING = (
 )  # fmt: skip
 
 
+#: Of these, those that leave each entry in its place where the shape is the same as before.
+PLAIN = ("View", "UnsafeView", "Reshape", "Expand", "Clone", "Alias", "Contiguous")
+MOVING = (*MIXING, *(name for name in ARRANGING if name not in PLAIN))
+
 #: Functions of which a replay takes the results of the first run, where these come before the unit.
 HEAVY = frozenset((
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
@@ -367,7 +371,7 @@ def run_model(module: torch.nn.Module, inputs: tuple[Any, ...], kept: Kept) -> R
     for parameter in module.parameters():
         record.seen[id(parameter), -1] = Seen(parameter, Place(-2, False, 0))
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with settled(device):
+    with settled(device), kept.at_home():
         record.look(inputs, -3, result=False)
         with torch.autograd.set_detect_anomaly(True, check_nan=False), record:
             out = module(*inputs)
@@ -418,6 +422,7 @@ def units(found: list[Unit], out: Any) -> list[Unit]:
     """
     part = _graph(out)
     chosen: list[Unit] = []
+    found = [unit for unit in found if unit.points is not None or unit.states.node in part]
     for unit in found:
         if unit.alive and not unit.is_made_of(chosen):
             chosen.append(unit)
@@ -532,7 +537,7 @@ def _region(
             continue
         edges[key] = []
         leaf = hasattr(node, "variable")
-        ends = leaf or _named(node, MIXING + ARRANGING) or _shape(node) != tuple(shape)
+        ends = leaf or _named(node, MOVING) or _shape(node) != tuple(shape)
         ends = ends or len(edges) > STEPS or key in dropped
         if ends and key != own:
             continue
@@ -696,7 +701,7 @@ class Replay(Subject):
         if points.place.call == -3:
             inputs = _exchanged(inputs, points.tensor, handed)
         try:
-            with settled(self.device), swap:
+            with settled(self.device), self.kept.at_home(), swap:
                 if self.unit.parameter:
                     own = {self.unit.parameter: handed}
                     out = torch.func.functional_call(self.module, own, inputs)

@@ -317,3 +317,36 @@ def test_code_that_looks_like_a_custom_layer_is_none() -> None:
 
     model = two_layers(lambda self, a: Bin.apply(1.0 * Normalized.apply(a)))
     assert model_codes(model) == [{"deterministic"}]
+
+
+def test_a_relaxed_sample_is_a_unit_of_the_logit() -> None:
+    """Not of the probability, or of the logit and its noise, which lie between."""
+
+    def between(self: nn.Module, a: Tensor) -> Tensor:
+        y = torch.distributions.RelaxedBernoulli(torch.tensor(0.5), logits=a).rsample()
+        return (y > 0.5).float() - y.detach() + y
+
+    (unit,) = diagnose(two_layers(between), rows()).units
+    assert {"random-slope", "law"} <= unit.codes
+    assert repr(unit.forward_noise) == "Logistic(scale=1)"
+    assert unit.mismatch == pytest.approx(1, rel=0.01)
+
+
+def test_tensors_are_made_where_the_caller_makes_them() -> None:
+    made: list[str] = []
+
+    def unit(a: Tensor) -> Tensor:
+        made.append(torch.zeros(1).device.type)
+        return ste(a, torch.tanh(a))
+
+    torch.set_default_device("meta")
+    try:
+        report = diagnose_unit(unit)
+    finally:
+        torch.set_default_device("cpu")
+    assert report.codes == {"deterministic"}
+    assert set(made) == {"meta"}
+
+
+def test_models_without_values() -> None:
+    assert diagnose(mlp().to("meta"), rows().to("meta")).codes == {"raises"}
