@@ -57,7 +57,8 @@ def diagnose_unit(
     A unit is right, as straight-through, if it draws its states with
     :math:`P(x{=}1\mid a) = F(a)` and passes gradients on with the slope :math:`2F'(a)` (in bits
     :math:`F'(a)`). The unit is run at some thousand points, 20 000 times at each of 21 of them and
-    of 4 in the tails, and its slope is integrated; see :class:`UnitReport` for what is told. Nothing of the code is read.
+    of 4 in the tails, and its slope is integrated; see :class:`UnitReport` for what is told.
+    Nothing of the code is read.
 
     Args:
         unit: a function of a tensor of pre-activations, a subclass of ``torch.autograd.Function``,
