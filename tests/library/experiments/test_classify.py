@@ -338,14 +338,21 @@ STORED = MEASUREMENTS / "classify-digits.json"
 
 
 def test_stored_digits_file_can_be_repeated():
-    """One row of the book's file, trained again here, to the three digits the book prints."""
+    """One row of the book's file, trained again here.
+
+    On a processor of another kind a float32 sum is rounded otherwise, a sign flips, and it is
+    another training: so to within 0.02, 2.5 standard errors of an accuracy of 0.975 on 359 images,
+    and twice here to the last digit.
+    """
     stored = measurement.read(STORED)
     assert stored["kind"] == "classify" and all(stored["checks"].values())
     assert stored["command"] == Config().command
     row = part(stored, "final", "sbn")[0]
     again = classify.train(Config(), "sbn", row["lr"], row["init_gain"], row["seed"])
     for prediction, accuracy in again["test"].items():
-        assert accuracy == pytest.approx(row["test"][prediction], abs=2e-3)
+        assert accuracy == pytest.approx(row["test"][prediction], abs=0.02)
+    once_more = classify.train(Config(), "sbn", row["lr"], row["init_gain"], row["seed"])
+    assert once_more["test"] == again["test"]
 
 
 @pytest.mark.parametrize("name", registry.ESTIMATORS)
