@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,9 @@ LEVELS = 16
 
 #: Gradients that are sent in: what comes back must be in proportion.
 FLOWS = (1e-3, 1.0, 30.0, -1.0)
+
+#: The same as powers of 2, of which products are exact in any precision.
+EXACT = (2.0**-10, 1.0, 32.0, -1.0)
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Examination:
         even, nonnegative, one_sign: of the slope; None where it is not told.
         frequencies: points, share of the way from the left state to the right, its error.
         draws: at each of these points.
+        tails: the same as frequencies, beyond these points.
         line: the member of the line that a slope with two values a point is.
         channels: whether its channels are different functions, of which the first was asked.
         eval_sampled, eval_slope: whether it draws in evaluation mode, and how far, relative to its
@@ -80,6 +85,7 @@ class Examination:
     one_sign: bool | None = None
     frequencies: tuple[Tensor, Tensor, Tensor] | None = None
     draws: int = DRAWS
+    tails: tuple[Tensor, Tensor, Tensor] | None = None
     forward_law: Law | None = None
     slope_law: Law | None = None
     z: float | None = None
@@ -120,6 +126,7 @@ class Examination:
     def noise(self) -> Noise | None:
         """The law from which the forward pass draws and of which the slope is the density."""
         fits = self.z is not None and self.z <= MOST_Z and self.reach == (0.0, 1.0)
+        fits = fits and (self.mismatch or 0.0) > 0
         return self.slope_law.noise if fits and self.slope_law else None
 
 
@@ -156,22 +163,34 @@ def _look(found: Examination) -> None:
         raise RefusedError("not-finite", "its values are NaN or infinite")
     if g is not None and not g.isfinite().double().mean() > 0.9:
         raise RefusedError("not-finite", "its slope is NaN or infinite")
+    _check_entries(subject, a, x, g)
+    found.sampled = _draws(subject)
+    while _places_differ(found):
+        subject.narrow()
+    found.channels = subject.positions is not None
+
+
+def _check_entries(subject: Subject, a: Tensor, x: Tensor, g: Tensor | None) -> None:
+    """Refuses what lets entries depend on others, as far as it does the same once more.
+
+    It does not if it draws from a generator of its own.
+    """
+    y, h = subject.run(a)
+    every = torch.ones(_FEW, dtype=torch.bool)
+    again, slope_again = _same(x, y), _same_slope(g, h, every)
     for k in (0, -1):
         b = a.clone()
         b[k] = 50.0
         others = torch.arange(_FEW) != k % _FEW
         y, h = subject.run(b)
-        if not (_same(x[others], y[others]) and _same_slope(g, h, others)):
+        coupled = again and not _same(x[others], y[others])
+        if coupled or slope_again and not _same_slope(g, h, others):
             raise RefusedError("not-elementwise", "what it does with one entry depends on others")
-    if g is not None:
+    if g is not None and slope_again:
         half = (torch.arange(_FEW) % 2).double()
         _, h = subject.run(a, half)
         if h is None or not _same(h, g * half):
             raise RefusedError("not-elementwise", "the gradient of one entry reaches others")
-    found.sampled = _draws(subject)
-    if not found.sampled and subject.size > 1 and _channels_differ(subject):
-        subject.only_first_channel()
-        found.channels = True
 
 
 def _draws(subject: Subject) -> bool:
@@ -189,12 +208,23 @@ def _draws(subject: Subject) -> bool:
     return False
 
 
-def _channels_differ(subject: Subject) -> bool:
-    """Whether it does something else with the same points when they stand elsewhere."""
+def _places_differ(found: Examination) -> bool:
+    """Whether it does something else with the same points when they stand elsewhere.
+
+    Of what it draws, the slope is compared alone, if it does not depend on chance.
+    """
+    subject = found.subject
     points = torch.linspace(-2.9, 3.1, 61, dtype=torch.float64)
-    at = torch.arange(min(max(subject.size, 122), 4096))
-    (x, g), (y, h) = (subject.run(points[(at + k) % 61]) for k in (0, 29))
-    return not (_same(x[29:], y[:-29]) and (g is None or h is None or _same(g[29:], h[:-29])))
+    at = torch.arange(min(max(subject.size, 122), 1 << 20))
+    x, g = subject.run(points[at % 61])
+    if found.sampled and not _same_slope(g, subject.run(points[at % 61], seed=1)[1], at):
+        g = None
+    for k in (1, 29):
+        y, h = subject.run(points[(at + k) % 61])
+        moved = not found.sampled and not _same(x[k:], y[:-k], 1e-6)
+        if moved or g is not None and h is not None and not _same(g[k:], h[:-k], 1e-6):
+            return True
+    return False
 
 
 def _same(a: Tensor, b: Tensor, tolerance: float = 0.0) -> bool:
@@ -284,16 +314,27 @@ def _in_float32(found: Examination, grid: Tensor) -> tuple[float, float]:
     return _misses(groups, states) if groups else (0.0, 0.0)
 
 
+#: States that are asked far out at each end.
+_FAR = 256
+
+#: A probability of the other state, far out, beyond that of a law with a heavy tail.
+_KEPT = 0.03
+
+
 def _ask_threshold(found: Examination) -> None:
     """Where the state changes, and which states are far out."""
     reach = found.subject.reach
-    far = torch.tensor([-reach, reach], dtype=torch.float64).repeat_interleave(32)
-    x = _snapped(found, found.subject.run(far)[0])
-    found.ends = float(x[:32].mode().values), float(x[32:].mode().values)
-    if found.sampled:
-        _ask_frequencies(found)
-    else:
+    far = torch.tensor([-reach, reach], dtype=torch.float64).repeat_interleave(_FAR)
+    left, right = _snapped(found, found.subject.run(far)[0]).split(_FAR)
+    found.ends = float(left.mode().values), float(right.mode().values)
+    if not found.sampled:
         _ask_jumps(found)
+        return
+    usual = min(float((x == x.mode().values).double().mean()) for x in (left, right))
+    if usual < 1 - _KEPT and left.mean() != right.mean():  # no state is that of an end
+        outer = found.states[0], found.states[-1]
+        found.ends = outer if left.mean() < right.mean() else outer[::-1]
+    _ask_frequencies(found)
 
 
 def _snapped(found: Examination, x: Tensor) -> Tensor:
@@ -324,13 +365,13 @@ def _ask_frequencies(found: Examination) -> None:
     """How often it gives which state, at points across the change."""
     coarse = around(0.0, per_decade=12, linear=120)
     found.shared = "all entries" if _is_shared(found, coarse) else ""
-    share = _shares(found, coarse, 200)[0]
     _ask_reach(found)
+    draws, share = 200, _shares(found, coarse, 200)[0]
     for _ in range(9):
-        low, high = _range(coarse, _stretched(found, share))
+        low, high = _range(found, coarse, share, draws)
         narrower = (high - low) < 0.5 * float(coarse[-1] - coarse[0])
         coarse = torch.linspace(low, high, POINTS, dtype=torch.float64)
-        share = _shares(found, coarse, 2000)[0]
+        draws, share = 2000, _shares(found, coarse, 2000)[0]
         if not narrower:
             break
     share = _stretched(found, share)
@@ -340,11 +381,10 @@ def _ask_frequencies(found: Examination) -> None:
         points = found.subject.rounded(coarse)
         found.draws = _affordable(found.subject, points, DRAWS)
         found.frequencies = points, *_shares(found, points, DRAWS)
+        ends = torch.stack([points[0], points[-1]]) - found.threshold
+        beyond = found.subject.rounded(found.threshold + torch.cat([1.5 * ends, 3 * ends]))
+        found.tails = beyond, *_shares(found, beyond, found.draws)
         _centre(found)
-
-
-#: A probability of the other state, far out, beyond that of a law with a heavy tail.
-_KEPT = 0.03
 
 
 def _ask_reach(found: Examination) -> None:
@@ -414,11 +454,19 @@ def _affordable(subject: Subject, a: Tensor, draws: int) -> int:
     return min(draws, max(16, subject.most // len(a)))
 
 
-def _range(a: Tensor, share: Tensor) -> tuple[float, float]:
-    """From just before the share leaves 0 to just after it has reached 1."""
-    begun, left = (share > 0.03).nonzero()[:, 0], (share < 0.97).nonzero()[:, 0]
+def _range(found: Examination, a: Tensor, share: Tensor, draws: int) -> tuple[float, float]:
+    """From just before the share leaves 0 to just after it has reached 1.
+
+    It has left where two neighbours say so: a single one may by chance.
+    """
+    low, high = found.reach
+    chance = max(low * (1 - low), high * (1 - high)) / _affordable(found.subject, a, draws)
+    share = _stretched(found, share)
+    room = 0.03 + 4 * math.sqrt(chance) / ((high - low) or 1.0)
+    begun, left = share > room, share < 1 - room
+    begun, left = ((side[1:] & side[:-1]).nonzero()[:, 0] for side in (begun, left))
     first = int(begun[0]) if len(begun) else 0
-    last = int(left[-1]) if len(left) else len(a) - 1
+    last = int(left[-1]) + 1 if len(left) else len(a) - 1
     first, last = min(first, last), max(first, last)
     return float(a[max(first - 1, 0)]), float(a[min(last + 1, len(a) - 1)])
 
@@ -436,18 +484,14 @@ def _ask_slope(found: Examination) -> None:
     subject = found.subject
     centre = found.threshold
     a = subject.rounded(around(*sorted({0.0, centre}))).unique()
-    sent = [subject.run(a, flow, seed=5)[1] for flow in FLOWS]
+    sent = [subject.run(a, flow, seed=5)[1] for flow in EXACT]
     flows = [g.nan_to_num() for g in sent if g is not None]
-    if len(flows) < len(FLOWS) or not any(bool(g.any()) for g in flows):
+    if len(flows) < len(EXACT) or not any(bool(g.any()) for g in flows):
         return
-    _ask_flow(found, flows)
-    some = torch.cat(
-        [
-            centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
-            around(centre, per_decade=4, linear=2),
-            a[flows[1].abs().argsort()[-40:]],
-        ]
-    )
+    if not all(_proportional(g / flow, flows[1]) for g, flow in zip(flows, EXACT, strict=True)):
+        _ask_answers(found, a)
+    some = torch.cat([centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
+                      around(centre, per_decade=4, linear=2), a[flows[1].abs().argsort()[-40:]]])
     _ask_kind(found, subject.rounded(some))
     if found.kind is None:
         return
@@ -463,17 +507,27 @@ def _ask_slope(found: Examination) -> None:
         if found.frequencies is not None:
             grid = torch.cat([grid, found.frequencies[0]])
         grid = subject.rounded(grid).unique()
-        found.slope = Slope(grid, *_mean_slope(found, grid), centre)
+        h, se = _mean_slope(found, grid)
+        found.slope = Slope(*_refined_mean(found, grid, h, se), centre)
     _ask_shape(found)
 
 
-def _ask_flow(found: Examination, flows: list[Tensor]) -> None:
-    """Whether twice the gradient in is twice the gradient out."""
-    ratios = [g / flow for g, flow in zip(flows, FLOWS, strict=True)]
-    linear = all(_same(r, ratios[1], found.subject.rounding) for r in ratios)
-    size = [float(r.abs().max()) for r in ratios]
-    if not linear:
-        found.answers, found.flow = tuple(size), FLOWS[0]
+def _proportional(g: Tensor, h: Tensor) -> bool:
+    """Whether slopes at two sizes of the incoming gradient are one, but for rounding.
+
+    In half precision, which a unit may use inside, small ones keep few digits.
+    """
+    some = h[h != 0].abs()
+    typical = float(some.median()) if len(some) else 0.0
+    room = 0.02 * torch.maximum(g.abs(), h.abs()) + 1e-3 * typical
+    return bool(((g - h).abs() <= room).all())
+
+
+def _ask_answers(found: Examination, a: Tensor) -> None:
+    sent = [(flow, found.subject.run(a, flow, seed=5)[1]) for flow in FLOWS]
+    found.answers = tuple(0.0 if g is None else float((g / flow).nan_to_num().abs().max())
+                          for flow, g in sent)  # fmt: skip
+    found.flow = FLOWS[0]
 
 
 def _single(found: Examination, a: Tensor) -> Tensor:
@@ -515,6 +569,24 @@ def _mean_slope(found: Examination, a: Tensor, draws: int = 1600) -> tuple[Tenso
     return g.mean(dim=0), g.std(dim=0) / math.sqrt(draws)
 
 
+def _refined_mean(
+    found: Examination, a: Tensor, h: Tensor, se: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Twice more points where the mean slope jumps by more than its noise."""
+    for _ in range(2):
+        step = (h[1:] - h[:-1]).abs() - 6 * (se[1:] + se[:-1])
+        at = ((step > 0.1 * h.abs().max()) & (a[1:] - a[:-1] > 1e-3)).nonzero()[:, 0]
+        if not 0 < len(at) <= 40:
+            break
+        share = torch.arange(1, 10, dtype=a.dtype) / 10
+        new = found.subject.rounded((a[at, None] + share * (a[at + 1] - a[at])[:, None]).flatten())
+        parts = zip((a, h, se), (new, *_mean_slope(found, new)), strict=True)
+        a, h, se = (torch.cat(pair) for pair in parts)
+        a, order = a.sort()
+        h, se = h[order], se[order]
+    return a, h, se
+
+
 def _ask_shape(found: Examination) -> None:
     """Signs, evenness, and the law of which the slope is the density."""
     slope = found.slope
@@ -542,8 +614,9 @@ def _ask_shape(found: Examination) -> None:
 
 def _is_even(found: Examination, centre: float) -> bool:
     """Whether slopes at fresh points on both sides are equal, up to a thousandth of the whole."""
-    size = torch.cat([torch.linspace(0.0137, 5.9, 173), torch.logspace(-5, 3, 97)]).double()
-    size = size.sort().values
+    # Not at round numbers, where boxes end: of [-1, 1) one end is open
+    size = torch.cat([torch.linspace(0.0137, 5.9, 173), 1.0137 * torch.logspace(-5, 3, 97)])
+    size = size.double().sort().values
     sides, noise = [], torch.zeros_like(size)
     for s in (1, -1):
         a = found.subject.rounded(centre + s * size)
@@ -563,42 +636,58 @@ def _ask_law(found: Examination) -> None:
     """The forward pass held against half the integral of the slope."""
     if found.frequencies is None:
         return
-    points = found.frequencies[0]
-    slope = found.slope
+    slope, law = found.slope, None
     if slope is not None and found.one_sign and slope.total and math.isfinite(slope.total):
-        law = interpolated(slope.a, slope.collected / slope.total, points)
-        noise = interpolated(slope.a, slope.collected_se / abs(slope.total), points)
-        low, high = found.reach
-        found.z = float(_scores(found, low + (high - low) * law, noise).abs().max())
+        found.z = _worst(found, *_implied(found, slope))
         if found.z <= MOST_Z:
             if found.reach != (0.0, 1.0):  # the mean state follows the slope, but as no noise does
                 found.slope_law = None
-            found.forward_law = found.slope_law
+            law = found.forward_law = found.slope_law
             if found.kind == "of a":
                 found.threshold = slope.centre
-    if found.forward_law is None:
+    if law is None and found.reach == (0.0, 1.0):
         _fit_forward(found)
     if found.kind == "of a and x" and found.forward_law is not None and len(found.states) == 2:
         _ask_line(found, found.forward_law)
 
 
-def _scores(found: Examination, p: Tensor, more: Tensor | float = 0.0) -> Tensor:
-    """By how many standard errors shares are off probabilities."""
-    assert found.frequencies is not None
-    _, share, se = found.frequencies
-    expected = (p * (1 - p)).clamp_min(1 / found.draws) / found.draws
-    more = torch.as_tensor(more)
-    return (share - p) / (torch.maximum(se.square(), expected) + more.square()).sqrt()
+Curve = Callable[[Tensor], Tensor]
+
+
+def _implied(found: Examination, slope: Slope) -> tuple[Curve, Curve]:
+    """The shares that the slope implies, and their standard errors."""
+    low, high = found.reach
+    law, noise = slope.collected / slope.total, slope.collected_se / abs(slope.total)
+    return (lambda a: low + (high - low) * interpolated(slope.a, law, a),
+            lambda a: interpolated(slope.a, noise, a))  # fmt: skip
+
+
+def _worst(found: Examination, share: Curve, se: Curve = torch.zeros_like) -> float:
+    """By how many standard errors the shares are off at one of the points, or in the tails."""
+    assert found.frequencies is not None and found.tails is not None
+    return max(
+        float(_score(those, share(those[0]), found.draws, se(those[0])).abs().max())
+        for those in (found.frequencies, found.tails)
+    )
+
+
+def _score(those: tuple[Tensor, Tensor, Tensor], p: Tensor, draws: int, more: Tensor) -> Tensor:
+    _, share, se = those
+    expected = (p * (1 - p)).clamp_min(1 / draws) / draws
+    return (share - p) / (torch.maximum(se, expected.sqrt()).square() + more.square()).sqrt()
 
 
 def _fit_forward(found: Examination) -> None:
+    """The law that fits the points best, if it fits them and the tails."""
     assert found.frequencies is not None
-    points, share, _ = found.frequencies
-    rising, a = _rising(share, points)
-    half = _half(rising, a)
-    if half > 0 and found.reach == (0.0, 1.0):
-        noise = fitted(points, lambda p: _scores(found, p), found.threshold, half, MOST_Z)
-        found.forward_law = None if noise is None else Law(noise, found.threshold)
+    those, zero = found.frequencies, torch.zeros(())
+    half = _half(*_rising(those[1], those[0]))
+    if half <= 0:
+        return
+    noise = fitted(those[0], lambda p: _score(those, p, found.draws, zero), found.threshold, half,
+                   MOST_Z)  # fmt: skip
+    law = None if noise is None else Law(noise, found.threshold)
+    found.forward_law = law if law is not None and _worst(found, law.cdf) <= MOST_Z else None
 
 
 def _ask_line(found: Examination, law: Law) -> None:

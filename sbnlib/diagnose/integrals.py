@@ -78,7 +78,10 @@ class Slope:
     def total(self) -> float:
         """The integral over the line; inf where it does not settle within what was asked."""
         tails = self._tail(-1) + self._tail(1)
-        return float(self.parts.sum()) + tails if math.isfinite(tails) else math.inf
+        if not math.isfinite(tails):
+            return math.inf
+        total = float(self.parts.sum()) + tails
+        return total if abs(total) > 1e-6 * float(self.parts.abs().sum()) else 0.0
 
     @property
     def collected_se(self) -> Tensor:

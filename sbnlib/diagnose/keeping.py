@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import sys
 from collections import deque
@@ -23,7 +24,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     python, numbers = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":  # torch.manual_seed would note it down for each other kind
+                torch.cuda.manual_seed(seed)
             random.seed(seed)
             numpy.random.seed(seed)
             yield
@@ -38,7 +41,7 @@ def settled(device: torch.device) -> Iterator[None]:
 
     Code may change this and leave it so, above all where it fails or is cut off.
     """
-    kinds = {"cpu", device.type}
+    kinds = {"cpu", device.type} - {"meta"}
     settings: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
         (torch.get_default_dtype, torch.set_default_dtype),
         (torch.get_num_threads, torch.set_num_threads),
@@ -87,22 +90,37 @@ def mode(module: torch.nn.Module | None, *, training: bool) -> Iterator[None]:
             part.training = was
 
 
+#: What each module has; hooks are rarely changed by a forward pass, and there are many.
+_HOOKS = vars(torch.nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
+
+
 class Kept:
     """What a module holds: tensors, gradients, modes, and attributes of its own.
 
     Lists, dicts and sets among the attributes are put back with what they held, other objects as
     they are: what is changed inside of them stays so, but for generators of random numbers.
+
+    Args:
+        module: what is kept.
+        home: where the caller's code makes tensors of which it does not say where.
     """
 
-    def __init__(self, module: torch.nn.Module | None) -> None:
+    def __init__(self, module: torch.nn.Module | None, home: torch.device | None = None) -> None:
+        self.home = home or torch.device("cpu")
         parts = [] if module is None else list(module.modules())
         held = [vars(part) for part in parts]
         own = [*parts, *(t for part in parts for t in _tensors(part))]
         self.modes = [(part, part.training) for part in parts]
         self.attributes = [(vars(one), dict(vars(one))) for one in own]
-        self.contents = [_content(value) for attributes in held for value in attributes.values()]
+        contents = [_content(value) for own in held for name, value in own.items()
+                    if name not in _HOOKS]  # fmt: skip
+        self.contents = [put for put in contents if put is not _nothing]
         self.draws = [_state(value) for attributes in held for value in attributes.values()]
         self.tensors = {id(t): _Copy(t) for part in parts for t in _tensors(part)}.values()
+
+    def at_home(self) -> Any:
+        """What is run in this makes tensors where the caller's code does."""
+        return nullcontext() if self.home.type == "cpu" else torch.device(self.home)
 
     def __enter__(self) -> Kept:
         return self
@@ -118,13 +136,12 @@ class Kept:
 
     def back(self) -> None:
         """Put attributes and tensors back as another run should find them, but not the modes."""
-        for attributes, before in self.attributes:
-            now = {"training": attributes["training"]} if "training" in attributes else {}
-            if any(attributes.get(k, self) is not v for k, v in before.items() if k not in now) or (
-                len(attributes) != len(before)
-            ):
-                attributes.clear()
-                attributes.update(before | now)
+        for now, before in self.attributes:
+            if "training" in now:
+                before["training"] = now["training"]
+            if not _identical(now, before):
+                now.clear()
+                now.update(before)
         for put in self.contents:
             put()
         for copy in self.tensors:
@@ -170,6 +187,12 @@ class _Copy:
             self.grad.data.copy_(self.slope)
 
 
+def _identical(one: Any, other: Any) -> bool:
+    """Whether two lists, dicts or sets hold the same objects in the same order."""
+    items = (v.values() if isinstance(v, dict) else v for v in (one, other))
+    return len(one) == len(other) and all(map(operator.is_, *items))
+
+
 def _content(value: Any) -> Callable[[], None]:
     """What puts the items of a list, dict or set back."""
     if not isinstance(value, list | dict | set | deque):
@@ -177,9 +200,10 @@ def _content(value: Any) -> Callable[[], None]:
     items = value.copy()
 
     def put() -> None:
-        if len(value) or len(items):
-            value.clear()
-            (value.extend if isinstance(value, list | deque) else value.update)(items)
+        if _identical(value, items):
+            return
+        value.clear()
+        (value.extend if isinstance(value, list | deque) else value.update)(items)
 
     return put
 

@@ -33,6 +33,7 @@ class Subject(ABC):
         device, dtype: of the points that it is run at.
         size: how many points it takes at a time; 1 if any number.
         most: to how many points a question may be put.
+        positions: the entries that are asked, of those that it takes at a time; None for all.
         changes_input: whether a run has changed its argument in place.
         given: the dtype of the states.
         kept: what is put back before each run, so that all runs find the same.
@@ -44,6 +45,7 @@ class Subject(ABC):
     given = torch.float64
     size = 1
     most = 1 << 24
+    positions: Tensor | None = None
     kept = Kept(None)
 
     @property
@@ -75,9 +77,18 @@ class Subject(ABC):
         """The unit as one that takes a batch of rows, and how many; 0 if it takes none."""
         return self, 0
 
-    def only_first_channel(self) -> None:
-        """From now on, run the first channel alone."""
+    def narrow(self) -> None:
+        """From now on, ask fewer of its entries: those of the first channel, or a part of these."""
         raise RefusedError("not-elementwise", "what it does depends on where an entry stands")
+
+    def _keep_first(self, index: Tensor, axis: int) -> None:
+        """Asks the first channel; if that is done already, the first entry of each row; or one."""
+        rows = index.flatten(axis)
+        choices = (index.select(axis, 0), rows.select(axis, 0), index.flatten()[:1])
+        fewer = [c.flatten() for c in choices if c.numel() < self.size]
+        if not fewer:
+            raise RefusedError("not-elementwise", "what it does depends on where an entry stands")
+        self.positions, self.size = fewer[0].to(self.device), len(fewer[0])
 
     @property
     def reach(self) -> float:
@@ -153,23 +164,39 @@ class Function(Subject):
     device: torch.device
     dtype: torch.dtype
     kept: Kept = field(default_factory=lambda: Kept(None))
+    positions: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.size = torch.Size(self.shape).numel()
 
     def states(self, a: Tensor) -> Tensor:
-        padded = torch.nn.functional.pad(a, (0, -len(a) % self.size))
+        padded = torch.nn.functional.pad(a, (0, -len(a) % self.size)).reshape(-1, self.size)
+        if self.positions is not None:
+            whole = padded.new_zeros(len(padded), torch.Size(self.shape).numel())
+            padded = whole.index_copy(1, self.positions, padded)
         handed = self._handed(padded.reshape(-1, *self.shape))
         self.kept.back()
         try:
-            with settled(self.device):
+            with settled(self.device), self.kept.at_home():
                 x = self.call(handed)
         except FAULTS as error:
             raise raised(error) from error
-        return self._check(padded, handed, x).reshape(-1)[: len(a)]
+        x = self._check(padded.reshape(-1), handed, x).reshape(padded.shape)
+        asked = x if self.positions is None else x[:, self.positions]
+        return asked.reshape(-1)[: len(a)]
+
+    def narrow(self) -> None:
+        if not self.shape:
+            super().narrow()
+        self._keep_first(torch.arange(torch.Size(self.shape).numel()).reshape(self.shape), 0)
+
+    def whole(self) -> Function:
+        """With all of its entries."""
+        return replace(self, positions=None)
 
     def as_batch(self) -> tuple[Subject, int]:
-        return replace(self, shape=(32,)), 32
+        any_shape = self.positions is None and self.size == 1
+        return (replace(self, shape=(32,)), 32) if any_shape else (self, 0)
 
     @property
     def has_mode(self) -> bool:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ Key = tuple[int, int]
 #: A candidate has at least so many entries, and at most so many values among the first of them.
 LEAST, MOST_VALUES, LOOKED_AT = 8, 16, 4096
 
+#: A unit is sought in the last so many steps before its states; recurrent networks have more.
+STEPS = 200
+
 #: Steps that mix entries, by the beginning of their names in the graph: a unit does not go on
 #: beyond them.
 MIXING = (
@@ -49,6 +53,59 @@ ARRANGING = (
     "View", "UnsafeView", "Reshape", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand",
     "Slice", "Select", "AsStrided", "Clone", "ToCopy", "Alias", "Contiguous", "Unfold", "Movedim",
 )  # fmt: skip
+
+
+#: Of these, those that leave each entry in its place where the shape is the same as before.
+PLAIN = ("View", "UnsafeView", "Reshape", "Expand", "Clone", "Alias", "Contiguous")
+MOVING = (*MIXING, *(name for name in ARRANGING if name not in PLAIN))
+
+#: Functions of which a replay takes the results of the first run, where these come before the unit.
+HEAVY = frozenset((
+    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "batch_norm", "layer_norm", "group_norm", "scaled_dot_product_attention",
+    "multi_head_attention_forward", "cdist",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a heavy function gave in the first run.
+
+    Attributes:
+        func, shapes: the function, and what it was called with.
+        out, version: its result, and how often that had been changed in place.
+    """
+
+    func: Callable[..., Any]
+    shapes: tuple[torch.Size, ...]
+    out: Tensor
+    version: int
+
+    def fits(self, func: Callable[..., Any], arguments: Any) -> bool:
+        same = func is self.func and self.out._version == self.version
+        return same and tuple(t.shape for t in tensors(arguments)) == self.shapes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of a model met.
+
+    Attributes:
+        out: what the model returned.
+        seen: every tensor with a graph.
+        products: of heavy functions, by the number of the call.
+        used: the first call with a parameter, or with a tensor that the model was given.
+        overwritten: those that had many values before, and few when they were seen again.
+        dropped: what dropouts left: what comes in front of them is no unit's.
+    """
+
+    out: Any
+    seen: dict[Key, Seen]
+    products: dict[int, Product]
+    used: dict[Key, int]
+    overwritten: dict[Key, Seen]
+    dropped: set[Key]
 
 
 @dataclass(frozen=True)
@@ -78,6 +135,7 @@ class Seen:
         number: which of the results of the step it is.
         few: whether it had two values or a few, as those of a unit.
         inside: whether it was seen without a graph about it, as in an autograd Function.
+        drops: whether it is what a dropout left.
         module: the kind and the path of the module in whose forward it was seen.
     """
 
@@ -87,6 +145,7 @@ class Seen:
     number: int = 0
     few: bool = False
     inside: bool = False
+    drops: bool = False
     module: tuple[str, str] = ("", "")
 
     @property
@@ -110,6 +169,7 @@ class Unit:
         nearer: what lies between, from below, and may be what it is a function of.
         edges: the elementwise steps from the states down.
         alive: whether the gradient reaches the points.
+        products: of the run in which it was seen, those that do not depend on the points.
     """
 
     states: Seen
@@ -119,6 +179,7 @@ class Unit:
     nearer: list[Seen] = field(default_factory=list)
     edges: dict[Key, list[Key]] = field(default_factory=dict)
     alive: bool = True
+    products: dict[int, Product] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -165,6 +226,10 @@ class _Record(TorchFunctionMode):
 
     names: dict[int, str]
     seen: dict[Key, Seen] = field(default_factory=dict)
+    products: dict[int, Product] = field(default_factory=dict)
+    used: dict[Key, int] = field(default_factory=dict)
+    overwritten: dict[Key, Seen] = field(default_factory=dict)
+    dropped: set[Key] = field(default_factory=set)
     calls: int = 0
 
     def __post_init__(self) -> None:
@@ -179,19 +244,42 @@ class _Record(TorchFunctionMode):
         call, self.calls = self.calls, self.calls + 1
         self.look((args, kwargs), call, result=False)
         out = func(*args, **kwargs)
-        self.look(out, call, result=True)
+        self.look(out, call, result=True, drops="dropout" in func.__name__)
+        if func.__name__ in HEAVY and isinstance(out, Tensor):
+            shapes = tuple(t.shape for t in tensors((args, kwargs)))
+            self.products[call] = Product(func, shapes, out, out._version)
         return out
 
-    def look(self, value: Any, call: int, *, result: bool) -> None:
+    def look(self, value: Any, call: int, *, result: bool, drops: bool = False) -> None:
         for index, tensor in enumerate(tensors(value)):
-            key, inside = key_of(tensor), not torch.is_grad_enabled()
-            known = self.seen.get(key) if key is not None else None
-            if key is not None and (known is None or known.inside > inside):
+            key, place = key_of(tensor), Place(call, result, index)
+            if key is None:
+                continue
+            if drops:
+                self.dropped.add(key)
+            known, inside = self.seen.get(key), not torch.is_grad_enabled()
+            if known is None or known.inside > inside:
+                self.seen[key] = self._seen(tensor, place, inside, drops)
+            else:
                 with torch._C.DisableTorchFunction():
-                    few = has_few_values(tensor)
-                place, number = Place(call, result, index), tensor.output_nr
-                self.seen[key] = Seen(tensor, place, tensor.grad_fn, number, few, inside,
-                                      _module(self.names))  # fmt: skip
+                    self._look_again(known, tensor, place)
+
+    def _seen(self, tensor: Tensor, place: Place, inside: bool, drops: bool = False) -> Seen:
+        with torch._C.DisableTorchFunction():
+            few = has_few_values(tensor)
+            return Seen(tensor, place, tensor.grad_fn, tensor.output_nr, few, inside, drops,
+                        _module(self.names))  # fmt: skip
+
+    def _look_again(self, known: Seen, tensor: Tensor, place: Place) -> None:
+        """Sees that a tensor was overwritten, as in ``x.data = x.sign()``, which leaves no step."""
+        if known.place.call < -1:
+            self.used.setdefault(known.key, place.call)
+        if known.few or known.key in self.overwritten or place.result:
+            return
+        if len(set(tensor.detach().reshape(-1)[:32].tolist())) <= MOST_VALUES:
+            again = self._seen(tensor, place, known.inside)
+            if again.few:
+                self.overwritten[known.key] = again
 
 
 def _is_look(func: Callable[..., Any]) -> bool:
@@ -241,6 +329,8 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 def _line(node: Any) -> str:
     """The line of the user's code that made a step; of a cell, which has no file, its number."""
+    if node is None:  # a parameter that was overwritten
+        return ""
     stack = "".join(node.metadata.get("traceback_", ())).rpartition(_BEGUN)[2]
     frames = list(_FRAME.finditer(stack))
     theirs = [f for f in frames if not f[1].startswith(_NOT_THEIRS)]
@@ -273,45 +363,54 @@ def without_checkpoints() -> Iterator[None]:
         vars(checkpoint).update(kept)
 
 
-def run_model(
-    module: torch.nn.Module, inputs: tuple[Any, ...], kept: Kept
-) -> tuple[Any, dict[Key, Seen]]:
-    """Run the model once, and keep what it meets: its output, and every tensor with a graph."""
+def run_model(module: torch.nn.Module, inputs: tuple[Any, ...], kept: Kept) -> Run:
+    """Run the model once, and keep what it meets."""
     kept.back()
     names = {id(part): name for name, part in module.named_modules()}
     record = _Record(names)
     for parameter in module.parameters():
         record.seen[id(parameter), -1] = Seen(parameter, Place(-2, False, 0))
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    with settled(device):
+    with settled(device), kept.at_home():
         record.look(inputs, -3, result=False)
         with torch.autograd.set_detect_anomaly(True, check_nan=False), record:
             out = module(*inputs)
         record.look(out, -1, result=True)
-    return out, record.seen
+    return Run(out, record.seen, record.products, record.used, record.overwritten,
+               record.dropped)  # fmt: skip
 
 
 # ---- which of them are units ---------------------------------------------------------------------
 
 
-def candidates(module: torch.nn.Module, seen: dict[Key, Seen]) -> list[Unit]:
+def candidates(module: torch.nn.Module, run: Run) -> list[Unit]:
     """What may be a unit among what a run met, in the order in which it was seen."""
-    parameters = {id(p): name for name, p in module.named_parameters()}
     found = []
-    for key, one in seen.items():
-        if one.node is None or not one.few or _named(one.node, ARRANGING + MIXING):
+    for one in (*run.seen.values(), *run.overwritten.values()):
+        own = one.node is None or _named(one.node, ARRANGING + MIXING)
+        again = one.key in run.overwritten and one is run.overwritten[one.key]
+        if not one.few or one.drops or own and not again:
             continue
-        sources, edges = _sources(one, seen)
-        points = seen[sources[0]] if sources else None
-        if points is not None and (points.few or points.key == key):
+        sources, edges = ([one.key], {one.key: []}) if own else _sources(one, run)
+        points = run.seen[sources[0]] if sources else None
+        if points is not None and (points.few or points.key == one.key and not again):
             continue
-        parameter = "" if points is None else parameters.get(id(points.tensor), "")
-        name = _label(one.node) or " ".join(filter(None, one.module)) or type(module).__name__
-        nearer = [seen[k] for k in sources[1:] if not seen[k].few]
-        unit = Unit(one, points, parameter, name, nearer, edges)
-        unit.alive = points is None or _has_slope(unit)
-        found.append(unit)
+        nearer = [run.seen[k] for k in sources[1:] if not run.seen[k].few]
+        found.append(_candidate(module, run, Unit(one, points, "", "", nearer, edges)))
     return found
+
+
+def _candidate(module: torch.nn.Module, run: Run, unit: Unit) -> Unit:
+    """A unit with its name, and what is known of the model before it."""
+    node, points = unit.states.node, unit.points
+    unit.name = _label(node) or " ".join(filter(None, unit.states.module)) or type(module).__name__
+    if points is not None:
+        parameters = {id(p): name for name, p in module.named_parameters()}
+        unit.parameter = parameters.get(id(points.tensor), "")
+        begins = run.used.get(points.key, points.place.call + points.place.result)
+        unit.products = {k: v for k, v in run.products.items() if k < begins}
+        unit.alive = _has_slope(unit)
+    return unit
 
 
 def units(found: list[Unit], out: Any) -> list[Unit]:
@@ -323,6 +422,7 @@ def units(found: list[Unit], out: Any) -> list[Unit]:
     """
     part = _graph(out)
     chosen: list[Unit] = []
+    found = [unit for unit in found if unit.points is not None or unit.states.node in part]
     for unit in found:
         if unit.alive and not unit.is_made_of(chosen):
             chosen.append(unit)
@@ -376,7 +476,11 @@ def _named(node: Any, beginnings: tuple[str, ...]) -> bool:
     """Whether a step of torch's own has such a name; of a user's own nothing is known."""
     if _is_custom(node):
         return False
-    name = type(node).__name__.partition("Backward")[0]
+    return _is_among(type(node).__name__.partition("Backward")[0], beginnings)
+
+
+@cache
+def _is_among(name: str, beginnings: tuple[str, ...]) -> bool:
     if name in ("Maximum", "Minimum"):
         return False
     return any(name == b or b in MIXING and name.startswith(b) for b in beginnings)
@@ -397,18 +501,19 @@ def _shape(node: Any) -> tuple[int, ...] | None:
         return None
 
 
-def _sources(one: Seen, seen: dict[Key, Seen]) -> tuple[list[Key], dict[Key, list[Key]]]:
+def _sources(one: Seen, run: Run) -> tuple[list[Key], dict[Key, list[Key]]]:
     """The tensors seen through which all ways down lead, elementwise, from below; and the ways.
 
     Empty if there is none; the tensor itself where ways part at once, or where they lead to nothing
     but parameters of another shape.
     """
     for with_parameters in (True, False):
-        edges = _region(one, with_parameters)
-        found = [key for key in reversed(_dominators(one.key, edges)) if _usable(key, one, seen)]
+        edges = _region(one, run.dropped, with_parameters)
+        every = reversed(_dominators(one.key, edges))
+        found = [key for key in every if _usable(key, one, run.seen)]
         if found:
             return found, edges
-    edges = _region(one, True)
+    edges = _region(one, run.dropped, True)
     inner = any(not edges[key] for key in edges if key[1] >= 0)
     return ([] if inner and len(edges[one.key]) <= 1 else [one.key]), edges
 
@@ -420,7 +525,9 @@ def _usable(key: Key, one: Seen, seen: dict[Key, Seen]) -> bool:
     return fits and key != one.key
 
 
-def _region(one: Seen, with_parameters: bool) -> dict[Key, list[Key]]:
+def _region(
+    one: Seen, dropped: set[Key], with_parameters: bool
+) -> dict[Key, list[Key]]:
     """The elementwise steps below a tensor: what each step's output is made of."""
     edges: dict[Key, list[Key]] = {}
     own, shape = one.key, one.tensor.shape
@@ -430,7 +537,8 @@ def _region(one: Seen, with_parameters: bool) -> dict[Key, list[Key]]:
             continue
         edges[key] = []
         leaf = hasattr(node, "variable")
-        ends = leaf or _named(node, MIXING + ARRANGING) or _shape(node) != tuple(shape)
+        ends = leaf or _named(node, MOVING) or _shape(node) != tuple(shape)
+        ends = ends or len(edges) > STEPS or key in dropped
         if ends and key != own:
             continue
         for below, number in node.next_functions:
@@ -489,6 +597,7 @@ class _Swap(TorchFunctionMode):
     points: Place | None
     states: Place
     handed: Tensor
+    products: dict[int, Product]
     calls: int = 0
     first: Tensor | None = None
     reached: Tensor | None = None
@@ -509,7 +618,9 @@ class _Swap(TorchFunctionMode):
         if self.first is not None:
             args, kwargs = _exchanged((args, kwargs), self.first, self.handed)
         self._reach(call, False, (args, kwargs))
-        out = func(*args, **kwargs)
+        known = self.products.get(call)
+        fits = known is not None and known.fits(func, (args, kwargs))
+        out = known.out.clone() if known is not None and fits else func(*args, **kwargs)
         if self.points is not None and self.points.result and self.points.call == call:
             out = _exchanged(out, list(tensors(out))[self.points.index], self.handed)
         self._reach(call, True, out)
@@ -586,11 +697,11 @@ class Replay(Subject):
         assert points is not None
         self.kept.back()
         place = None if self.unit.parameter else points.place
-        swap, inputs = _Swap(place, states, handed), self.inputs
+        swap, inputs = _Swap(place, states, handed, self.unit.products), self.inputs
         if points.place.call == -3:
             inputs = _exchanged(inputs, points.tensor, handed)
         try:
-            with settled(self.device), swap:
+            with settled(self.device), self.kept.at_home(), swap:
                 if self.unit.parameter:
                     own = {self.unit.parameter: handed}
                     out = torch.func.functional_call(self.module, own, inputs)
@@ -606,6 +717,14 @@ class Replay(Subject):
         if swap.reached is None:
             raise RefusedError("raises", "run again, the model takes another way")
         return swap.reached
+
+    def run(
+        self, a: Tensor, flow: Tensor | float = 1.0, *, seed: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        x, g = super().run(a, flow, seed=seed)
+        if g is None and self.unit.alive:
+            raise RefusedError("raises", "run again, the model does not take other points for it")
+        return x, g
 
     @property
     def has_mode(self) -> bool:
@@ -626,9 +745,10 @@ class Replay(Subject):
         is_batch = self.positions is None and not self.unit.parameter and len(self.shape) > 1
         return self, self.shape[0] if is_batch else 0
 
-    def only_first_channel(self) -> None:
-        """Ask the first channel alone (axis 1, or the last of two)."""
-        axis = 1 if len(self.shape) > 1 else 0
+    def narrow(self) -> None:
+        """To the first channel (axis 1, or 0 of a weight), then to the first entry of each row."""
         index = torch.arange(self.shape.numel()).reshape(self.shape)
-        self.positions = index.select(axis, 0).flatten().to(self.device)
-        self.size, self.most = len(self.positions), RUNS * len(self.positions)
+        self._keep_first(index, 1 if len(self.shape) > 1 and not self.unit.parameter else 0)
+        if self.size < LEAST:
+            super().narrow()
+        self.most = RUNS * self.size
