@@ -65,6 +65,9 @@ def imported(module: str, name: str) -> Any:
 
 
 def _module(name: str) -> Any:
+    if name.endswith(".py"):
+        module = name.removesuffix(".py").replace("/", ".")
+        raise ImportError(f"{name} is a file: give the module's name, {module}")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)

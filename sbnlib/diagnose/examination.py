@@ -105,10 +105,26 @@ class Examination:
         return None if self.slope is None else self.slope.total
 
     @property
+    def has_levels(self) -> bool:
+        """Whether there are more states than two."""
+        return len(self.states) > 2
+
+    @property
+    def way(self) -> float:
+        """From the mean state far to the left to that far to the right; the right integral."""
+        return (self.jump or 0.0) * (self.reach[1] - self.reach[0])
+
+    @property
     def mismatch(self) -> float | None:
         """The integral over the way of the mean state: straight-through's is 1."""
-        way = (self.jump or 0.0) * (self.reach[1] - self.reach[0])
-        return self.integral / way if self.integral is not None and way else None
+        return self.integral / self.way if self.integral is not None and self.way else None
+
+    @property
+    def mismatch_se(self) -> float:
+        """Its standard error; 0 where the slope is a function of a."""
+        if self.slope is None or not self.way:
+            return 0.0
+        return float(self.slope.collected_se[-1]) / abs(self.way)
 
     @property
     def quartile(self) -> float | None:
@@ -126,7 +142,7 @@ class Examination:
     def noise(self) -> Noise | None:
         """The law from which the forward pass draws and of which the slope is the density."""
         fits = self.z is not None and self.z <= MOST_Z and self.reach == (0.0, 1.0)
-        fits = fits and (self.mismatch or 0.0) > 0
+        fits = fits and (self.mismatch or 0.0) > 0 and not self.has_levels
         return self.slope_law.noise if fits and self.slope_law else None
 
 
@@ -359,6 +375,10 @@ def _ask_jumps(found: Examination) -> None:
     places = (left + right) / 2
     middle = float(places.min() + places.max()) / 2
     found.threshold = rounded(middle, max(1e-9, 2e-7 * abs(middle)), 6)
+    if found.threshold and found.jumps == 1:
+        there = found.subject.run(torch.full((64,), found.threshold, dtype=torch.float64))[0]
+        given = {_nearest(float(x), found.states) for x in there}
+        found.stray = tuple(sorted({*found.stray, *given.difference(found.states)}))
 
 
 def _ask_frequencies(found: Examination) -> None:
@@ -490,8 +510,13 @@ def _ask_slope(found: Examination) -> None:
         return
     if not all(_proportional(g / flow, flows[1]) for g, flow in zip(flows, EXACT, strict=True)):
         _ask_answers(found, a)
-    some = torch.cat([centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
-                      around(centre, per_decade=4, linear=2), a[flows[1].abs().argsort()[-40:]]])
+    some = torch.cat(
+        [
+            centre + torch.linspace(-4, 4, 81, dtype=torch.float64),
+            around(centre, per_decade=4, linear=2),
+            a[flows[1].abs().argsort()[-40:]],
+        ]
+    )
     _ask_kind(found, subject.rounded(some))
     if found.kind is None:
         return
@@ -606,8 +631,7 @@ def _ask_shape(found: Examination) -> None:
         worst = float((slope.collected_se / abs(total)).max())
         within = 2e-3 if found.kind == "of a" else 0.02
         noise = recognised(slope.a, law, centre, 3e-3 + 4 * worst, within)
-        wrong_way = total < 0 < (found.jump or 1.0)
-        found.slope_law = None if noise is None or wrong_way else Law(noise, centre)
+        found.slope_law = None if noise is None else Law(noise, centre)
     found.even = _is_even(found, centre)
     found.slope = Slope(slope.a, slope.h, slope.se, centre)
 

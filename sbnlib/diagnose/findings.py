@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sbnlib.diagnose.examination import FLOWS, MOST_Z, Examination
 
-__all__ = ["Finding", "coding", "findings", "number", "why_no_noise"]
+__all__ = ["Finding", "coding", "findings", "is_off", "number", "why_no_noise"]
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,17 @@ class Finding:
         code: its name, the same in every report.
         wrong: whether it is a fault, or something that one should know.
         words: what was found, in a sentence.
+        advice: what to do about it, in another; "" where there is nothing to do.
     """
 
     code: str
     wrong: bool
     words: str
+    advice: str = ""
 
     def __str__(self) -> str:
-        return f"{'✗' if self.wrong else '·'} {self.words}"
+        mark = "✗" if self.wrong else "·"
+        return f"{mark} {self.code}: {self.words} {self.advice}".rstrip()
 
 
 def number(value: float) -> str:
@@ -42,7 +45,11 @@ def coding(found: Examination) -> str | None:
     known: dict[tuple[float, ...], str] = {(-1.0, 1.0): "±1", (0.0, 1.0): "0/1"}
     if not found.states:
         return None
-    return known.get(found.states) or ", ".join(f"{x:.3g}" for x in found.states)
+    for digits in range(3, 10):  # as many as tell them apart
+        texts = [f"{x:.{digits}g}" for x in found.states]
+        if len(set(texts)) == len(texts):
+            break
+    return known.get(found.states) or ", ".join(texts)
 
 
 def findings(found: Examination) -> tuple[Finding, ...]:
@@ -53,10 +60,14 @@ def findings(found: Examination) -> tuple[Finding, ...]:
 
 def _refusal(found: Examination) -> Iterator[Finding]:
     if found.refused is not None:
-        yield Finding(found.refused.code, True, f"{_capital(found.refused.words)}.")
+        words = f"{_capital(found.refused.words)}."
+        yield Finding(found.refused.code, True, words, found.refused.advice)
     if found.subject.changes_input:
-        yield Finding("changes-input", True, "It changes its argument in place: what else uses the "
-                      "pre-activation gets the states.")  # fmt: skip
+        yield Finding(
+            "changes-input", True,
+            "It changes its argument in place: what else uses the pre-activation gets the states.",
+            "Work on a copy.",
+        )  # fmt: skip
 
 
 def _capital(words: str) -> str:
@@ -67,39 +78,48 @@ def _forward(found: Examination) -> Iterator[Finding]:
     if found.stray:
         given = ", ".join(map(number, found.stray))
         at = "0" if not found.threshold else f"its threshold, {number(found.threshold)},"
-        yield Finding("third-state", True, f"At {at} it gives {given}, which is no state: "
-                      "torch.where(a >= 0, …) gives none such.")  # fmt: skip
+        yield Finding("third-state", True, f"At {at} it gives {given}, which is no state.",
+                      "Use torch.where(a >= 0, …) in the place of torch.sign.")  # fmt: skip
     worst, share = found.off
     if worst:
         yield Finding("not-exact", True, f"{100 * share:.2g} % of its values miss the states, by "
-                      f"up to {worst:.1g}; are brackets missing, as in x + (m − m.detach())?"
-                      )  # fmt: skip
+                      f"up to {worst:.1g}.",
+                      "Are brackets missing, as in x + (m − m.detach())?")  # fmt: skip
     if found.refused is None and found.sampled is False:
         if len(found.states) == 2 and found.jumps != 1:
             yield Finding("not-monotone", True, f"The state changes {found.jumps} times from left "
                           "to right, not once.")  # fmt: skip
         yield Finding("deterministic", False, "The forward pass draws nothing: the state is a "
-                      "function of the pre-activation.")  # fmt: skip
+                      "function of the pre-activation, so that no noise belongs to it."
+                      )  # fmt: skip
     if found.shared:
         yield Finding("shared-draw", True, f"One draw serves {found.shared}: states that should "
-                      "be independent rise and fall together.")  # fmt: skip
+                      "be independent rise and fall together.",
+                      "Draw for each entry, as torch.rand_like(a) does.")  # fmt: skip
     if found.channels:
         yield Finding("channels", False, "Its channels are different functions; what is said here "
                       "is said of the first.")  # fmt: skip
-    if len(found.states) > 2:
+    if found.has_levels:
         yield Finding("levels", False, f"It has {len(found.states)} states, from "
-                      f"{number(found.states[0])} to {number(found.states[-1])}.")  # fmt: skip
+                      f"{number(found.states[0])} to {number(found.states[-1])}; law and factor "
+                      "are those of all its steps together.")  # fmt: skip
+    if found.refused is None and found.reach != (0.0, 1.0) and not found.has_levels:
+        low, high = found.reach
+        yield Finding("kept", False, "However far out, both states keep a probability, which no "
+                      f"noise leaves them: the mean state goes {number(100 * low)} % of the way "
+                      f"back at the left, {number(100 * (1 - high))} % at the right.")  # fmt: skip
 
 
 def _backward(found: Examination) -> Iterator[Finding]:
     if found.refused is not None:
         return
     if found.kind is None:
-        yield Finding("no-slope", True, "No gradient passes: the slope is 0 everywhere or there is "
-                      "no graph; x + (m − m.detach()) would have that of m.")  # fmt: skip
+        yield Finding("no-slope", True, "No gradient passes: there is no graph, or the slope is 0 "
+                      "wherever it was asked.",
+                      "x + (m − m.detach()) would have the slope of m.")  # fmt: skip
         return
     if found.answers:
-        yield Finding("gradient", True, _answers(found))
+        yield _answers(found)
     if found.kind == "of a and x":
         yield Finding("state-slope", False, f"The slope depends on the state too{_member(found)}.")
     if found.kind == "random":
@@ -111,48 +131,66 @@ def _backward(found: Examination) -> Iterator[Finding]:
     yield from _integral(found)
 
 
-def _answers(found: Examination) -> str:
+def _answers(found: Examination) -> Finding:
     small, large = found.answers[0], found.answers[FLOWS.index(30.0)]
     if large < small:
-        passed = number(30 * large / small)
-        return ("The gradient that comes in is clipped: where 0.001 is passed on as it is, of 30 "
-                f"{passed} are; clip when the backward pass is over.")  # fmt: skip
-    return "What it passes on is not in proportion to the gradient that comes in."
+        words = (f"The gradient that comes in is clipped: of 30 at most {number(30 * large)} "
+                 f"passes, where in proportion to 0.001 it would be {number(30 * small)}."
+                 )  # fmt: skip
+        return Finding("gradient", True, words, "Clip when the backward pass is over.")
+    words = "What it passes on is not in proportion to the gradient that comes in."
+    return Finding("gradient", True, words, "Multiply the gradient, and do nothing else to it.")
 
 
 def _member(found: Examination) -> str:
-    known = {0.0: "as ZGR's and ReinMax's does", -1.0: "as DARN's does", 0.5: "as one half's does"}
+    known = {0.0: "as ZGR's and ReinMax's does", -1.0: "as DARN's does", 0.5: "as ½'s does"}
     if found.line is None:
         return ""
     words = known.get(found.line, "as a member of the line's does")
-    return f", {words} (s = {number(found.line)})"
+    return f", {words} (s = {'½' if found.line == 0.5 else number(found.line)})"
+
+
+def is_off(found: Examination) -> bool:
+    """Whether the factor is not 1: by 1 %, and by five standard errors of a random slope."""
+    c = found.mismatch
+    return c is not None and max(0.01, 5 * found.mismatch_se) < abs(abs(c) - 1) < math.inf
 
 
 def _integral(found: Examination) -> Iterator[Finding]:
     integral, c = found.integral, found.mismatch
     assert integral is not None
     if math.isinf(integral):
-        yield Finding("infinite", True, "The integral of the slope is infinite: it is a multiple "
-                      "of straight-through for no noise.")  # fmt: skip
+        words = ("The slope's integral is infinite, so that it is a multiple of straight-through "
+                 "for no noise." if found.one_sign else
+                 "The slope's integral does not exist: it has both signs and falls off too slowly."
+                 )  # fmt: skip
+        yield Finding("infinite", True, words,
+                      "Let it fall off as |a|⁻² or faster, or cut it off.")  # fmt: skip
     if found.one_sign is False:
         yield Finding("negative", True, "The slope has both signs: it is the density of no noise.")
     if found.even is False:
         yield Finding("uneven", False, "The slope is not even: the noise would not be symmetric.")
     if c is None:
         return
-    right = number(found.jump or math.nan)
     if c < 0:
         yield Finding("wrong-sign", True, "The slope has the wrong sign: the state "
                       f"{'rises' if (found.jump or 0) > 0 else 'falls'} with the pre-activation, "
-                      "the backward pass says the opposite.")  # fmt: skip
-    if 0.01 < abs(abs(c) - 1) < math.inf:
-        yield Finding("factor", True, f"The gradient is {number(abs(c))} times straight-through's: "
-                      f"the slope's integral is {number(integral)}, right is {right}; after "
-                      f"three layers it is {number(abs(c) ** 3)} times.")  # fmt: skip
+                      "the backward pass says the opposite.",
+                      "Change the sign of the slope.")  # fmt: skip
+    if is_off(found):
+        size = number(abs(c))
+        words = (
+            f"The slope's integral is {number(integral)} where {number(found.way)} is right"
+            if c > 0
+            else f"The slope's integral is {size} times as large as the right one"
+        )
+        yield Finding("factor", True, f"{words}, so that a gradient is multiplied by {size} "
+                      f"({number(abs(c) ** 3)} in three layers).",
+                      f"Divide the slope by {size}.")  # fmt: skip
     if _is_shifted(found):
-        yield Finding("shifted", True, "The slope is centred at "
-                      f"{number(found.slope.centre if found.slope else 0)}, the state changes at "
-                      f"{number(found.threshold)}.")  # fmt: skip
+        centre = number(found.slope.centre if found.slope else 0)
+        yield Finding("shifted", True, f"The slope is centred at {centre}, the state changes at "
+                      f"{number(found.threshold)}.", "Shift one of the two.")  # fmt: skip
 
 
 def _is_shifted(found: Examination) -> bool:
@@ -172,15 +210,20 @@ def _both(found: Examination) -> Iterator[Finding]:
     slope = "a law of its own" if found.slope_law is None else str(found.slope_law)
     yield Finding("law", True, f"The forward pass draws from {forward}, the slope is that of "
                   f"{slope}: at one of the points the two are {number(found.z)} standard errors "
-                  f"apart ({found.draws} draws a point).")  # fmt: skip
+                  f"apart ({found.draws} draws a point). The factor compares with "
+                  "straight-through for the slope's noise.",
+                  "Draw from the noise of the slope, or take the slope from the noise."
+                  )  # fmt: skip
 
 
 def _modes(found: Examination) -> Iterator[Finding]:
     if found.eval_sampled:
-        where = "in evaluation mode too" if found.subject.has_mode else "and knows no modes"
-        yield Finding("samples-in-eval", False, f"It draws {where}.")
+        where = "It draws in evaluation mode too."
+        words = where if found.subject.has_mode else "It draws, and has no evaluation mode."
+        yield Finding("samples-in-eval", False, words)
     if found.eval_slope is not None and found.eval_slope > 1e-3:
-        yield Finding("eval", True, "In evaluation mode the slope is another one.")
+        yield Finding("eval", True, "In evaluation mode the slope is another one.",
+                      "Let the forward pass alone ask for the mode.")  # fmt: skip
 
 
 def why_no_noise(found: Examination) -> str:
@@ -191,12 +234,16 @@ def why_no_noise(found: Examination) -> str:
         return ""
     if found.kind is None:
         return "There is no slope."
-    if found.integral is not None and math.isinf(found.integral):
-        return "The slope has an infinite integral."
     if not found.one_sign:
         return "The slope has both signs."
+    if found.integral is not None and math.isinf(found.integral):
+        return "The slope has an infinite integral."
+    if found.has_levels:
+        return f"It has {len(found.states)} states: the slope's law is that of all steps together."
     if not found.integral:
         return "The integral of the slope is 0."
+    if (found.mismatch or 1.0) < 0:
+        return "The slope has the wrong sign."
     if not found.sampled:
         return "The forward pass draws nothing."
     if found.shared:

@@ -19,11 +19,15 @@ FAULTS = (Exception, SystemExit)
 
 
 class RefusedError(Exception):
-    """A unit cannot be run, or does not give what a unit gives; ``code`` is that of the finding."""
+    """A unit cannot be run, or does not give what a unit gives.
 
-    def __init__(self, code: str, words: str) -> None:
+    Attributes:
+        code, words, advice: of the finding; words without a capital and a full stop.
+    """
+
+    def __init__(self, code: str, words: str, advice: str = "") -> None:
         super().__init__(words)
-        self.code, self.words = code, words
+        self.code, self.words, self.advice = code, words, advice
 
 
 class Subject(ABC):
@@ -130,8 +134,9 @@ class Subject(ABC):
     def _check(self, a: Tensor, handed: Tensor, x: object) -> Tensor:
         if not isinstance(x, Tensor):
             raise RefusedError("no-tensor", f"it returns {_article(type(x).__name__)}, no tensor")
-        if x.layout is not torch.strided or x.is_complex() or x.is_meta:
-            kind = "complex" if x.is_complex() else "sparse" if not x.is_meta else "empty"
+        if x.layout is not torch.strided or x.is_complex() or x.is_meta or x.is_quantized:
+            kinds = {"complex": x.is_complex(), "empty": x.is_meta, "quantized": x.is_quantized}
+            kind = next((kind for kind, is_so in kinds.items() if is_so), "sparse")
             raise RefusedError("no-tensor", f"it returns {_article(kind)} tensor, which no unit is")
         if x.shape != handed.shape:
             raise RefusedError("shape", f"from {tuple(handed.shape)} it makes {tuple(x.shape)}")

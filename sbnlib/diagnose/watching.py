@@ -137,6 +137,7 @@ class Seen:
         inside: whether it was seen without a graph about it, as in an autograd Function.
         drops: whether it is what a dropout left.
         module: the kind and the path of the module in whose forward it was seen.
+        function: the name of the function in which it was seen, if another than forward.
     """
 
     tensor: Tensor
@@ -147,6 +148,7 @@ class Seen:
     inside: bool = False
     drops: bool = False
     module: tuple[str, str] = ("", "")
+    function: str = ""
 
     @property
     def key(self) -> Key:
@@ -165,7 +167,7 @@ class Unit:
     Attributes:
         states, points: what it gave and what it was given; None if the latter could not be seen.
         parameter: the name of the parameter that the points are, if they are one.
-        name: of the code: an autograd Function, or the module.
+        name: of the code: an autograd Function, a function, or the module.
         nearer: what lies between, from below, and may be what it is a function of.
         edges: the elementwise steps from the states down.
         alive: whether the gradient reaches the points.
@@ -268,7 +270,7 @@ class _Record(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             few = has_few_values(tensor)
             return Seen(tensor, place, tensor.grad_fn, tensor.output_nr, few, inside, drops,
-                        _module(self.names))  # fmt: skip
+                        *_code(self.names))  # fmt: skip
 
     def _look_again(self, known: Seen, tensor: Tensor, place: Place) -> None:
         """Sees that a tensor was overwritten, as in ``x.data = x.sign()``, which leaves no step."""
@@ -311,20 +313,26 @@ def key_of(tensor: Tensor) -> Key | None:
     return id(tensor.grad_fn), tensor.output_nr
 
 
-def _module(names: dict[int, str]) -> tuple[str, str]:
-    """The kind and the path of the module in whose forward a tensor is seen."""
-    frame: Any = sys._getframe(2)
-    while frame is not None:
-        its = frame.f_locals.get("self")
-        if isinstance(its, torch.nn.Module) and id(its) in names:
-            return type(its).__name__, names[id(its)]
-        frame = frame.f_back
-    return "", ""
-
-
 _BEGUN = ", in run_model\n"
 _NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<frozen")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _code(names: dict[int, str]) -> tuple[tuple[str, str], str]:
+    """The kind and path of the module in whose forward a tensor is seen, and the function in it."""
+    frame: Any = sys._getframe(2)
+    function = ""
+    while frame is not None:
+        code = frame.f_code
+        theirs = not code.co_filename.startswith(_NOT_THEIRS)
+        if theirs and not function and code.co_name.isidentifier():
+            function = code.co_name
+        its = frame.f_locals.get("self")
+        if isinstance(its, torch.nn.Module) and id(its) in names:
+            function = "" if function == "forward" else function
+            return (type(its).__name__, names[id(its)]), function
+        frame = frame.f_back
+    return ("", ""), ""
 
 
 def _line(node: Any) -> str:
@@ -338,7 +346,7 @@ def _line(node: Any) -> str:
         return ""
     path, number = theirs[-1].groups()
     if path.startswith("<") or "ipykernel" in path:
-        return f"line {number}"
+        return f"line {number} of the cell" if "ipykernel" in path else f"line {number}"
     return f"{Path(path).name}:{number}"
 
 
@@ -403,7 +411,8 @@ def candidates(module: torch.nn.Module, run: Run) -> list[Unit]:
 def _candidate(module: torch.nn.Module, run: Run, unit: Unit) -> Unit:
     """A unit with its name, and what is known of the model before it."""
     node, points = unit.states.node, unit.points
-    unit.name = _label(node) or " ".join(filter(None, unit.states.module)) or type(module).__name__
+    of_module = " ".join(filter(None, unit.states.module)) or type(module).__name__
+    unit.name = _label(node) or unit.states.function or of_module
     if points is not None:
         parameters = {id(p): name for name, p in module.named_parameters()}
         unit.parameter = parameters.get(id(points.tensor), "")
@@ -525,9 +534,7 @@ def _usable(key: Key, one: Seen, seen: dict[Key, Seen]) -> bool:
     return fits and key != one.key
 
 
-def _region(
-    one: Seen, dropped: set[Key], with_parameters: bool
-) -> dict[Key, list[Key]]:
+def _region(one: Seen, dropped: set[Key], with_parameters: bool) -> dict[Key, list[Key]]:
     """The elementwise steps below a tensor: what each step's output is made of."""
     edges: dict[Key, list[Key]] = {}
     own, shape = one.key, one.tensor.shape

@@ -580,7 +580,7 @@ def wrong_way(a: Tensor) -> Tensor:
 
 
 probe("sign-flipped", lambda: SignFlipped.apply, f"{FIXED} wrong-sign",
-      signs(slope_noise=None, nonnegative=False, integral=-2.0, mismatch=-1.0), "met in code",
+      signs(slope_noise=Uniform(), nonnegative=False, integral=-2.0, mismatch=-1.0), "met in code",
       h=lambda a: -box(a), kinks=(-1, 0, 1))  # fmt: skip
 # The integral is 2, the highest state comes first: c = 2/(-1 - 1)
 probe("comparison-flipped", lambda: wrong_way, f"{FIXED} wrong-sign",

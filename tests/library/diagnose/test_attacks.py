@@ -297,3 +297,22 @@ def test_a_model_that_fails_when_it_is_run_again() -> None:
 
     (unit,) = diagnose(Once(), inputs()).units
     assert unit.codes == {"raises"}
+
+
+def test_a_model_without_parameters() -> None:
+    class Bare(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Bin.apply(x)
+
+    torch.manual_seed(0)
+    x = torch.randn(16, 20)
+    report = diagnose(Bare(), x)
+    assert [unit.codes for unit in report.units] == [{"deterministic"}]
+    assert report.codes == {"deterministic"} and not report.findings and not x.requires_grad
+
+
+def test_a_quantized_tensor_is_no_state() -> None:
+    def unit(a: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(a.float(), 0.1, 0, torch.qint8)
+
+    assert diagnose_unit(unit).codes == {"no-tensor"}
