@@ -148,7 +148,7 @@ def test_how_sure_it_says_it_is() -> None:
     for part in (0.004, 0.006):
         wave = np.pi * part
         report = sloped(
-            lambda a, k=wave: (a.abs() < 1) + k * ((0 < a) & (a < 1)) * (6.2832 * a).sin()
+            lambda a, k=wave: (a.abs() < 1) + k * ((a > 0) & (a < 1)) * (6.2832 * a).sin()
         )
         assert ("uneven" in report.codes) == (part > 0.005)
 
