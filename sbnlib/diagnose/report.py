@@ -57,8 +57,8 @@ class UnitReport:
         dead: the share of the units that are clipped on all rows of the data.
         gain: :math:`\mathbb{E}h^2` for states of distance 2, over the data, or over a standard
             normal :math:`a`. The unit multiplies the mean square of a gradient by it, for states 0
-            and 1 by a quarter of it; the weights below multiply once more, by the number of units
-            above times the variance of a weight. The right logistic unit has 0.18.
+            and 1 by a quarter of it; the weights below multiply once more, by the width of the
+            layer times the variance of a weight. The right logistic unit has 0.18.
         compounding: the factor of c after 1, 3 and 10 layers; in a model the product of c along the
             longest chain of units from this one to the loss.
         cosine: of the unit's mean gradient in all weights and biases to the exact one, in the three
