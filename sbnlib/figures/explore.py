@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -91,14 +92,20 @@ def explore(
 
 
 def device() -> torch.device:
-    """Where a live figure computes: the fastest device there is; the CPU for stored outputs."""
+    """Where a live figure computes: a CUDA device if there is one; the CPU for stored outputs.
+
+    The next :func:`explore` says on which device it draws, and in what time, if it is not the CPU.
+    """
     import torch
 
-    if _stored():
+    if _stored() or not torch.cuda.is_available():
         return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    _asked.append(torch.cuda.get_device_name())
+    return torch.device("cuda")
+
+
+#: The devices that were given out and not yet named by a figure.
+_asked: list[str] = []
 
 
 # ---------------------------------------------------------------------------------- the grid
@@ -342,10 +349,15 @@ def _widgets(
         )
         for n, s in sliders.items()
     }
-    picture = w.HTML()
+    picture, note = w.HTML(), w.HTML()
+    name = _asked[-1] if _asked else ""
+    _asked.clear()
 
     def update(_: object = None) -> None:
+        begun = time.perf_counter()
         fig = _drawn(draw, {n: c.value for n, c in controls.items()})
+        taken = 1e3 * (time.perf_counter() - begun)
+        note.value = f"Drawn on {escape(name)}, in {taken:.0f} ms."
         frame, _image = style.still(fig, fmt)
         style.close(fig)
         css = style.PNG_CSS if fmt == "png" else ""
@@ -355,7 +367,8 @@ def _widgets(
         control.observe(update, names="value")
     update()
     words = [w.HTMLMath(style.mathematics(caption))] if caption else []
-    return w.VBox([picture, *controls.values(), *words, *_answer(controls, answer)])
+    notes = [note] if name else []
+    return w.VBox([picture, *controls.values(), *notes, *words, *_answer(controls, answer)])
 
 
 def _answer(controls: Mapping[str, Any], answer: str | None) -> list[Any]:

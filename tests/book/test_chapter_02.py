@@ -25,6 +25,7 @@ from chapters import (
     containing,
     curves,
     define,
+    drawing,
     printed,
     run,
     tagged,
@@ -981,6 +982,11 @@ def test_fig_segment(by_hand: dict, sigma: float, m: int) -> None:
             x, y = 2 * cdf((w @ x + c) / sigma) - 1, np.where(w @ y + c >= 0, 1.0, -1.0)
         assert field[j] == pytest.approx(cdf(x.sum()), abs=1e-12)
         assert flat[j] == pytest.approx(cdf(y.sum()), abs=1e-12)
+
+
+def test_only_a_gpu_draws_more_than_is_stored() -> None:
+    space = drawing(PAGE, "segment").__globals__
+    assert space["where"].type == "cpu" and space["counts"][-1] == 512 == len(space["uniforms"])
 
 
 @pytest.mark.parametrize("M", [3, 1000])

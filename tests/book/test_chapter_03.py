@@ -1250,13 +1250,31 @@ def test_fig_closing_in(m: int, scale: float) -> None:
         dashes = lines[0][1].reshape(17, 3)  # from, to, a gap
         assert dashes[:, 0] == pytest.approx(truth, abs=1e-9)
         assert dashes[:, 1] == pytest.approx(truth, abs=1e-9)
-    rows = drawing(PATH, "closing_in").__globals__["runs"][scale][2][:m].numpy()
+    rows = drawing(PATH, "closing_in").__globals__["runs"][scale][3][:m].numpy()
     se = rows.std(0, ddof=1) / np.sqrt(m)
     bars = left[1][1].reshape(17, 3)
     assert left[2][1] == pytest.approx(rows.mean(0))
     assert bars[:, 1] - bars[:, 0] == pytest.approx(2 * se, abs=1e-12)
     if scale == 1:
         assert right[2][1] == pytest.approx(np.log10(rows.var(0, ddof=1)))
+
+
+def test_fig_closing_in_with_more_samples_than_are_stored() -> None:
+    """What a GPU draws for each frame, here on the CPU."""
+    space = drawing(PATH, "closing_in").__globals__
+    m, scale = 40_000, 1.0
+    mean, variance, fourth = (v.numpy() for v in space["of_samples"](scale, m))
+    g, (truth, spread) = exact(scale), moments("ST", scale)
+    length = np.sqrt(g @ g)
+    se = np.sqrt(spread / m) / length
+    assert np.abs(mean - truth / length).max() < 5 * se.max()
+    assert (np.abs(mean - truth / length) < 5 * se + 1e-12).all()
+    error = np.sqrt((fourth - variance**2).clip(0) / m)
+    assert (np.abs(variance - spread / length**2) < 5 * error + 1e-12).all()
+    # the fourth moment, from those that are stored
+    rows = space["runs"][scale][3].numpy()
+    stored = ((rows - rows.mean(0)) ** 4).mean(0)
+    assert fourth == pytest.approx(stored, rel=0.25, abs=1e-12)
 
 
 @pytest.mark.parametrize(("B", "scale"), [(8, 1.0), (4000, 0.4)])

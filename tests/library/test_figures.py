@@ -4,9 +4,11 @@ import gzip
 import itertools
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("agg")
@@ -281,8 +283,32 @@ def test_numbers_as_the_reader_sees_them(values, texts):
     assert figures.Slider(values).texts() == texts
 
 
-def test_stored_figures_compute_on_the_cpu():
+def test_stored_figures_compute_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("SBN_FIGURES", "static")
     assert figures.device().type == "cpu"
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """A running notebook with a GPU, as far as a figure can tell."""
+    monkeypatch.delenv("SBN_FIGURES", raising=False)
+    monkeypatch.setattr(sys.modules["sbnlib.figures.explore"], "_live", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA <H200>")
+
+
+def test_a_live_figure_says_on_which_device_it_draws(live):
+    assert figures.device().type == "cuda"
+    box = figures.explore(draw, ALT, shift=[0, 1])
+    (note,) = [c for c in box.children if "Drawn on" in str(getattr(c, "value", ""))]
+    assert re.fullmatch(r"Drawn on NVIDIA &lt;H200&gt;, in \d+ ms\.", note.value)
+    note.value = ""
+    box.children[1].index = 0  # a frame later it says so again
+    assert note.value.startswith("Drawn on")
+    # the next figure asked for none, and has nothing to say
+    other = figures.explore(draw, ALT, shift=[0, 1])
+    assert not any("Drawn" in str(getattr(c, "value", "")) for c in other.children)
 
 
 # -------------------------------------------------------------------------------------- errors
