@@ -32,9 +32,11 @@ def cosines(found: Examination) -> dict[str, float] | None:
     lies as far out as of the problems' own noise, logistic at scale 1; the exact gradient is that
     with the law, so stretched, as the noise.
 
-    None for what is no unit of two states with a slope.
+    None for what is no unit of two states with a slope, or where one draw serves many.
     """
     if found.refused or found.kind is None or len(found.states) != 2 or not found.jump:
+        return None
+    if found.shared:
         return None
     from sbnlib.map.problem_set import problems
 

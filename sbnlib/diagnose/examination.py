@@ -333,8 +333,9 @@ def _in_float32(found: Examination, grid: Tensor) -> tuple[float, float]:
 #: States that are asked far out at each end.
 _FAR = 256
 
-#: A probability of the other state, far out, beyond that of a law with a heavy tail.
-_KEPT = 0.03
+#: A probability of the other state, far out, beyond that of a law with a heavy tail; the same where
+#: half precision does not reach far.
+_KEPT, _KEPT_NEAR = 1e-3, 0.03
 
 
 def _ask_threshold(found: Examination) -> None:
@@ -347,10 +348,12 @@ def _ask_threshold(found: Examination) -> None:
         _ask_jumps(found)
         return
     usual = min(float((x == x.mode().values).double().mean()) for x in (left, right))
-    if usual < 1 - _KEPT and left.mean() != right.mean():  # no state is that of an end
+    if usual < 1 - _KEPT_NEAR and left.mean() != right.mean():  # no state is that of an end
         outer = found.states[0], found.states[-1]
         found.ends = outer if left.mean() < right.mean() else outer[::-1]
     _ask_frequencies(found)
+    if found.shared:  # the draws at all points are one
+        found.threshold, found.forward_centre = 0.0, None
 
 
 def _snapped(found: Examination, x: Tensor) -> Tensor:
@@ -404,14 +407,15 @@ def _ask_frequencies(found: Examination) -> None:
         ends = torch.stack([points[0], points[-1]]) - found.threshold
         beyond = found.subject.rounded(found.threshold + torch.cat([1.5 * ends, 3 * ends]))
         found.tails = beyond, *_shares(found, beyond, found.draws)
-        _centre(found)
+        _ask_centre(found)
 
 
 def _ask_reach(found: Examination) -> None:
     """How often it gives the usual state far to the left, and far to the right."""
     far = torch.tensor([-1.0, 1.0], dtype=torch.float64) * found.subject.reach
-    share, _ = _shares(found, far, 2000)
-    if found.jump and bool(((share - torch.tensor([0.0, 1.0])).abs() > _KEPT).any()):
+    share, _ = _shares(found, far, DRAWS)
+    most = _KEPT if found.subject.reach > 1e6 else _KEPT_NEAR
+    if found.jump and bool(((share - torch.tensor([0.0, 1.0])).abs() > most).any()):
         share, _ = _shares(found, far, 10 * DRAWS)
         found.reach = float(share[0]), float(share[1])
 
@@ -451,8 +455,23 @@ def _shared_along(found: Examination, points: Tensor) -> str:
     return "all rows" if bool((x == x[:, :1]).all()) else ""
 
 
-def _centre(found: Examination) -> None:
-    """0 for the centre, where the frequencies do not tell it from 0."""
+def _ask_centre(found: Examination) -> None:
+    """Where half are on, by a line through the shares about there, as exactly as they tell.
+
+    0 where they do not tell it from 0.
+    """
+    assert found.frequencies is not None
+    half = _half(*_rising(_stretched(found, found.frequencies[1]), found.frequencies[0]))
+    if half > 0:
+        a = found.threshold + half * torch.linspace(-0.5, 0.5, 5, dtype=torch.float64)
+        a = found.subject.rounded(a)
+        share, se = _shares(found, a, DRAWS)
+        share, off = _stretched(found, share) - 0.5, a - a.mean()
+        steep = float((off * share).sum() / off.square().sum())
+        if steep > 0:
+            centre = float(a.mean()) - float(share.mean()) / steep
+            within = 2 * float(se.square().sum().sqrt()) / len(a) / steep
+            found.threshold = found.forward_centre = rounded(centre, within)
     zero = found.subject.rounded(torch.zeros(1, dtype=torch.float64))
     share, se = _shares(found, zero, DRAWS)
     if abs(float(_stretched(found, share)) - 0.5) < 4 * float(se):
@@ -532,7 +551,7 @@ def _ask_slope(found: Examination) -> None:
         if found.frequencies is not None:
             grid = torch.cat([grid, found.frequencies[0]])
         grid = subject.rounded(grid).unique()
-        h, se = _mean_slope(found, grid)
+        h, se = _mean_slope_across(found, grid)
         found.slope = Slope(*_refined_mean(found, grid, h, se), centre)
     _ask_shape(found)
 
@@ -550,6 +569,10 @@ def _proportional(g: Tensor, h: Tensor) -> bool:
 
 def _ask_answers(found: Examination, a: Tensor) -> None:
     sent = [(flow, found.subject.run(a, flow, seed=5)[1]) for flow in FLOWS]
+    shapes = [None if g is None else g.nan_to_num() / flow for flow, g in sent]
+    known = [g for g in shapes if g is not None]
+    if len(known) == len(FLOWS) and all(_proportional(g, known[1]) for g in known):
+        return
     found.answers = tuple(0.0 if g is None else float((g / flow).nan_to_num().abs().max())
                           for flow, g in sent)  # fmt: skip
     found.flow = FLOWS[0]
@@ -582,6 +605,16 @@ def _spread(g: Tensor) -> float:
     low = g.nan_to_num(nan=math.inf).amin(dim=0)
     known = high.isfinite() & low.isfinite()
     return float((high - low)[known].max()) if known.any() else 0.0
+
+
+def _mean_slope_across(found: Examination, a: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean slope; as exactly as the frequencies are known, where they were asked."""
+    h, se = _mean_slope(found, a)
+    if found.frequencies is not None:
+        asked = found.frequencies[0]
+        inside = (a >= asked[0]) & (a <= asked[-1])
+        h[inside], se[inside] = _mean_slope(found, a[inside], DRAWS)
+    return h, se
 
 
 def _mean_slope(found: Examination, a: Tensor, draws: int = 1600) -> tuple[Tensor, Tensor]:
@@ -637,7 +670,7 @@ def _ask_shape(found: Examination) -> None:
 
 
 def _is_even(found: Examination, centre: float) -> bool:
-    """Whether slopes at fresh points on both sides are equal, up to a thousandth of the whole."""
+    """Whether slopes at fresh points on both sides are equal, up to half a percent of the whole."""
     # Not at round numbers, where boxes end: of [-1, 1) one end is open
     size = torch.cat([torch.linspace(0.0137, 5.9, 173), 1.0137 * torch.logspace(-5, 3, 97)])
     size = size.double().sort().values
@@ -666,11 +699,13 @@ def _ask_law(found: Examination) -> None:
         if found.z <= MOST_Z:
             if found.reach != (0.0, 1.0):  # the mean state follows the slope, but as no noise does
                 found.slope_law = None
-            law = found.forward_law = found.slope_law
             if found.kind == "of a":
+                law = found.forward_law = found.slope_law
                 found.threshold = slope.centre
     if law is None and found.reach == (0.0, 1.0):
         _fit_forward(found)
+        if found.z is not None and found.z <= MOST_Z:
+            _trust_forward(found)
     if found.kind == "of a and x" and found.forward_law is not None and len(found.states) == 2:
         _ask_line(found, found.forward_law)
 
@@ -712,6 +747,15 @@ def _fit_forward(found: Examination) -> None:
                    MOST_Z)  # fmt: skip
     law = None if noise is None else Law(noise, found.threshold)
     found.forward_law = law if law is not None and _worst(found, law.cdf) <= MOST_Z else None
+
+
+def _trust_forward(found: Examination) -> None:
+    """The forward pass names the law of a random slope, which is known less well, if it can be."""
+    law, slope = found.forward_law, found.slope
+    if law is not None and slope is not None and found.kind != "of a":
+        share, se = _implied(found, slope)
+        off = (law.cdf(slope.a) - share(slope.a)).abs() - 4 * se(slope.a)
+        found.slope_law = law if float(off.max()) <= 3e-3 else found.slope_law
 
 
 def _ask_line(found: Examination, law: Law) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sbnlib.diagnose.examination import FLOWS, MOST_Z, Examination
 
-__all__ = ["Finding", "coding", "findings", "is_off", "number", "why_no_noise"]
+__all__ = ["ADVICE", "Finding", "coding", "findings", "is_off", "number", "why_no_noise"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,16 @@ class Finding:
     def __str__(self) -> str:
         mark = "✗" if self.wrong else "·"
         return f"{mark} {self.code}: {self.words} {self.advice}".rstrip()
+
+
+#: What to do about a refusal that says nothing of it.
+ADVICE = {
+    "changes-input": "Work on a copy.",
+    "not-elementwise": "Take a scale, a norm or a choice among entries out of the unit.",
+    "not-finite": "Look at what is divided by 0, or at a logarithm of 0.",
+    "no-tensor": "Return the states as a tensor.",
+    "shape": "Return as many states as there are pre-activations.",
+}
 
 
 def number(value: float) -> str:
@@ -61,7 +71,8 @@ def findings(found: Examination) -> tuple[Finding, ...]:
 def _refusal(found: Examination) -> Iterator[Finding]:
     if found.refused is not None:
         words = f"{_capital(found.refused.words)}."
-        yield Finding(found.refused.code, True, words, found.refused.advice)
+        advice = found.refused.advice or ADVICE.get(found.refused.code, "")
+        yield Finding(found.refused.code, True, words, advice)
     if found.subject.changes_input:
         yield Finding(
             "changes-input", True,
@@ -79,7 +90,8 @@ def _forward(found: Examination) -> Iterator[Finding]:
         given = ", ".join(map(number, found.stray))
         at = "0" if not found.threshold else f"its threshold, {number(found.threshold)},"
         yield Finding("third-state", True, f"At {at} it gives {given}, which is no state.",
-                      "Use torch.where(a >= 0, …) in the place of torch.sign.")  # fmt: skip
+                      f"Use torch.where(a >= {number(found.threshold)}, …) in the place of "
+                      "torch.sign.")  # fmt: skip
     worst, share = found.off
     if worst:
         yield Finding("not-exact", True, f"{100 * share:.2g} % of its values miss the states, by "
@@ -88,7 +100,8 @@ def _forward(found: Examination) -> Iterator[Finding]:
     if found.refused is None and found.sampled is False:
         if len(found.states) == 2 and found.jumps != 1:
             yield Finding("not-monotone", True, f"The state changes {found.jumps} times from left "
-                          "to right, not once.")  # fmt: skip
+                          "to right, not once.",
+                          "Make two units of it, or one threshold.")  # fmt: skip
         yield Finding("deterministic", False, "The forward pass draws nothing: the state is a "
                       "function of the pre-activation, so that no noise belongs to it."
                       )  # fmt: skip
@@ -106,8 +119,9 @@ def _forward(found: Examination) -> Iterator[Finding]:
     if found.refused is None and found.reach != (0.0, 1.0) and not found.has_levels:
         low, high = found.reach
         yield Finding("kept", False, "However far out, both states keep a probability, which no "
-                      f"noise leaves them: the mean state goes {number(100 * low)} % of the way "
-                      f"back at the left, {number(100 * (1 - high))} % at the right.")  # fmt: skip
+                      f"noise leaves them: the mean state stops {number(100 * low)} % of the "
+                      "distance short of the state at the left, and "
+                      f"{number(100 * (1 - high))} % short of that at the right.")  # fmt: skip
 
 
 def _backward(found: Examination) -> Iterator[Finding]:
@@ -116,7 +130,8 @@ def _backward(found: Examination) -> Iterator[Finding]:
     if found.kind is None:
         yield Finding("no-slope", True, "No gradient passes: there is no graph, or the slope is 0 "
                       "wherever it was asked.",
-                      "x + (m − m.detach()) would have the slope of m.")  # fmt: skip
+                      "x + (m − m.detach()) would have that of m, such as the mean state "
+                      "m = torch.tanh(a / 2).")  # fmt: skip
         return
     if found.answers:
         yield _answers(found)
@@ -160,14 +175,15 @@ def _integral(found: Examination) -> Iterator[Finding]:
     integral, c = found.integral, found.mismatch
     assert integral is not None
     if math.isinf(integral):
-        words = ("The slope's integral is infinite, so that it is a multiple of straight-through "
-                 "for no noise." if found.one_sign else
+        words = ("The slope's integral is infinite, so that it is no multiple of straight-through, "
+                 "whatever the noise." if found.one_sign else
                  "The slope's integral does not exist: it has both signs and falls off too slowly."
                  )  # fmt: skip
         yield Finding("infinite", True, words,
                       "Let it fall off as |a|⁻² or faster, or cut it off.")  # fmt: skip
     if found.one_sign is False:
-        yield Finding("negative", True, "The slope has both signs: it is the density of no noise.")
+        yield Finding("negative", True, "The slope has both signs, as no noise's density has.",
+                      "Take a slope of one sign.")  # fmt: skip
     if found.even is False:
         yield Finding("uneven", False, "The slope is not even: the noise would not be symmetric.")
     if c is None:
@@ -184,9 +200,10 @@ def _integral(found: Examination) -> Iterator[Finding]:
             if c > 0
             else f"The slope's integral is {size} times as large as the right one"
         )
-        yield Finding("factor", True, f"{words}, so that a gradient is multiplied by {size} "
-                      f"({number(abs(c) ** 3)} in three layers).",
-                      f"Divide the slope by {size}.")  # fmt: skip
+        at = " of 0.001" if found.answers else ""
+        advice = "" if found.answers else f"Divide the slope by {size}."
+        yield Finding("factor", True, f"{words}, so that a gradient{at} is multiplied by {size} "
+                      f"({number(abs(c) ** 3)} in three layers).", advice)  # fmt: skip
     if _is_shifted(found):
         centre = number(found.slope.centre if found.slope else 0)
         yield Finding("shifted", True, f"The slope is centred at {centre}, the state changes at "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ DECADES = (-10, 7)
 #: that of a slope which falls off as |a|^-1.05.
 SETTLES = 0.945
 
-#: A pole whose square holds this share of the next decade in each decade has an infinite one.
-SQUARE_SETTLES = 0.6
+#: A pole each of whose decades holds this share of the next one outward has an infinite integral:
+#: that of a slope which grows faster than |a|^-0.95.
+POLE_SETTLES = 0.89
 
 
 def around(*centres: float, per_decade: int = 60, linear: int = 600) -> Tensor:
@@ -34,11 +36,16 @@ def around(*centres: float, per_decade: int = 60, linear: int = 600) -> Tensor:
 def refined(
     a: Tensor, h: Tensor, ask: Callable[[Tensor], Tensor], rounds: int = 3, parts: int = 20
 ) -> tuple[Tensor, Tensor]:
-    """More points where the slope jumps, so that its integral is right there too."""
+    """More points where the slope jumps, so that its integral is right there too.
+
+    A jump is one of the largest slope, or beside a pole one of the slope there.
+    """
     for _ in range(rounds):
-        step = (h[1:] - h[:-1]).abs() > 0.02 * h.abs().max()
-        wide = (a[1:] - a[:-1]) > 1e-9 * (1 + a[1:].abs())
-        at = (step & wide).nonzero()[:, 0]
+        step, gap = (h[1:] - h[:-1]).abs(), a[1:] - a[:-1]
+        there = torch.maximum(h[1:].abs(), h[:-1].abs())
+        felt = (step > 0.2 * there) & (step * gap > 1e-5 * (there * gap).sum())
+        wide = gap > 1e-9 * (1 + a[1:].abs())
+        at = (((step > 0.02 * h.abs().max()) | felt) & wide).nonzero()[:, 0]
         if not 0 < len(at) <= 400:
             break
         share = torch.arange(1, parts, dtype=a.dtype) / parts
@@ -63,10 +70,25 @@ class Slope:
     se: Tensor
     centre: float
 
-    @property
+    @cached_property
     def parts(self) -> Tensor:
-        """The integral over each interval between neighbours."""
-        return (self.a[1:] - self.a[:-1]) * (self.h[1:] + self.h[:-1]) / 2
+        """The integral over each interval between neighbours; about a pole, from how it grows."""
+        parts = (self.a[1:] - self.a[:-1]) * (self.h[1:] + self.h[:-1]) / 2
+        if self.has_pole():
+            right = int(torch.searchsorted(self.a, self.centre, right=True))
+            left = int(torch.searchsorted(self.a, self.centre)) - 1
+            parts[left:right] = 0
+            parts[left] = sum(self._core(side, parts) for side in (-1, 1))
+        return parts
+
+    def _core(self, side: int, parts: Tensor) -> float:
+        """What lies between a pole and the first point, as of a power of the distance."""
+        low = DECADES[0]
+        inner, outer = (float(parts[self._inside(side, k, k + 1)].sum()) for k in (low, low + 1))
+        ratio = inner / outer if outer else 0.0
+        if ratio > POLE_SETTLES:
+            return math.copysign(math.inf, inner)
+        return inner * ratio / (1 - ratio)
 
     @property
     def collected(self) -> Tensor:
@@ -81,6 +103,8 @@ class Slope:
         if not math.isfinite(tails):
             return math.inf
         total = float(self.parts.sum()) + tails
+        if not math.isfinite(total):
+            return math.inf
         return total if abs(total) > 1e-6 * float(self.parts.abs().sum()) else 0.0
 
     @property
@@ -125,12 +149,7 @@ class Slope:
         """E h(a)^2 for a standard normal a; inf at a pole that is not square integrable."""
         density = torch.exp(-self.a.square() / 2) / math.sqrt(2 * math.pi)
         square = Slope(self.a, self.h.square() * density, self.se, self.centre)
-        low = DECADES[0]
-        inner = [sum(square._between(s, k, k + 1) for s in (-1, 1)) for k in (low, low + 1)]
-        whole = float(square.parts.sum())
-        if inner[0] > 1e-6 * whole and inner[0] > SQUARE_SETTLES * inner[1]:
-            return math.inf
-        return whole
+        return float(square.parts.sum())
 
     def has_pole(self) -> bool:
         """Whether the slope still grows in the last decade before its centre."""

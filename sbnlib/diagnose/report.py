@@ -38,7 +38,8 @@ class UnitReport:
         forward_noise: the law from which the states are drawn, if it is one of the six.
         slope_noise: the law of which h is the density up to a factor, if it is one of the six.
         scale: of the slope's law.
-        threshold: where the state changes; the median, where it is drawn.
+        threshold: where the state changes; the median, where it is drawn, to about 3 % of the
+            distance between the quartiles. None where one draw serves many.
         integral: :math:`\int h`; inf where it still grows at 1e7, as that of a slope which falls
             off slower than :math:`|a|^{-1.05}`, and where it does not exist.
         mismatch: :math:`c = \int h` over the distance of the outer states, the factor against
@@ -62,11 +63,13 @@ class UnitReport:
         compounding: the factor of c after 1, 3 and 10 layers; in a model the product of c along the
             longest chain of units from this one to the loss.
         cosine: of the unit's mean gradient in all weights and biases to the exact one, in the three
-            base networks of sbn-map-1, by the name of the loss. Their noise is that of the forward
-            pass, of a deterministic unit that of the slope, stretched to the quartiles of the
-            problems' own; or else that. Straight-through for logistic noise itself has 0.93
-            (digits), 0.95 (xor) and 0.98 (smooth): its bias, chapters 6 and 7.
+            base networks of sbn-map-1, by the name of the loss; None for weights. The noise of the
+            networks is that of the forward pass, of a deterministic unit that of the slope, or else
+            the problems' own; it is stretched to the quartiles of the latter. Straight-through for
+            logistic noise itself has 0.93 (digits), 0.95 (xor) and 0.98 (smooth): its bias,
+            chapters 6 and 7. A wrong unit may have a larger one than a right unit.
         passed: in a model, what the unit multiplies the mean square of the loss's gradient by.
+        examination: what the above was read from, with the points, draws and slopes; not in JSON.
     """
 
     name: str
@@ -143,15 +146,21 @@ class UnitReport:
             words = "" if compounding is None else f"{number(compounding)} to the loss"
         coding = self.coding and self.coding.replace("-", "−")
         states = coding and f"{coding}, {self.forward}"
-        laws = ((self.slope_noise, "of the slope"), (self.forward_noise, "of the forward pass"))
-        implied = "; ".join(f"{law!r} {what}" for law, what in laws if law is not None)
+        found = self.examination
+        laws = () if found is None else ((found.slope_law, "of the slope"),
+                                         (found.forward_law, "of the forward pass"))  # fmt: skip
+        implied = "; ".join(f"{law} {what}" for law, what in laws if law is not None)
         clipped = (
             None
             if self.clipped is None
-            else (f"{100 * self.clipped:.3g} %, {100 * (self.dead or 0):.3g} % of the units always")
+            else (
+                f"{100 * self.clipped:.3g} % of the pre-activations, "
+                f"{100 * (self.dead or 0):.3g} % of the units on all rows"
+            )
         )
         rows = [
-            ("states", states), ("noise", repr(self.noise) if self.noise else implied or None),
+            ("states", states),
+            ("noise", str(laws[0][0]) if self.noise and laws else implied or None),
             ("integral", _told(self.integral)), ("factor", _told(self.mismatch)),
             ("compounding", words), ("gain", _told(self.gain)), ("passed", _told(self.passed)),
             ("clipped", clipped), ("cosine", cosine),
@@ -224,7 +233,7 @@ class ModelReport:
         return json.dumps(own, indent=1, ensure_ascii=False) + "\n"
 
     def chart(self) -> Figure:
-        """The chart of each unit, side by side; ``sbnlib[figures]``."""
+        """The chart of each unit, one below the other; ``sbnlib[figures]``."""
         return chart(self.units)
 
     def __str__(self) -> str:

@@ -131,7 +131,7 @@ VERDICTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "uniforms of eight bits": (
         given(lambda a: torch.where(torch.rand(a.shape, dtype=torch.bfloat16) < torch.sigmoid(a),
                                     1.0, -1.0), logistic), f"{S} law"),
-    "flips one in a hundred": (given(rare_flips, box), f"{S} law"),
+    "flips one in a hundred": (given(rare_flips, box), f"{S} kept factor"),
     "own generator": (own_generator, S),
     "the same dither each time": (by_position, "not-elementwise"),
     "odd slope": (given(hard_sign, lambda a: a * box(a)), f"{D} factor negative uneven"),
