@@ -122,8 +122,7 @@ class UnitReport:
         lines = textwrap.wrap(f"{self._head}: {self.verdict}", 76, subsequent_indent="  ",
                               break_on_hyphens=False)  # fmt: skip
         for finding in self.findings:
-            lines += textwrap.wrap(str(finding), 76, initial_indent="  ",
-                                   subsequent_indent="    ", break_on_hyphens=False)  # fmt: skip
+            lines += _wrapped(finding, "  ")
         return "\n".join([*lines, *_table(self._numbers())])
 
     @property
@@ -145,11 +144,9 @@ class UnitReport:
         states = coding and f"{coding}, {self.forward}"
         laws = ((self.slope_noise, "of the slope"), (self.forward_noise, "of the forward pass"))
         implied = "; ".join(f"{law!r} {what}" for law, what in laws if law is not None)
-        clipped = (
-            None
-            if self.clipped is None
-            else (f"{100 * self.clipped:.3g} %, {100 * (self.dead or 0):.3g} % of the units always")
-        )
+        clipped = None if self.clipped is None else f"{100 * self.clipped:.3g} %"
+        if clipped and self.dead is not None:
+            clipped += f", {100 * self.dead:.3g} % of the units always"
         rows = [
             ("states", states), ("noise", repr(self.noise) if self.noise else implied or None),
             ("integral", _told(self.integral)), ("factor", _told(self.mismatch)),
@@ -157,6 +154,11 @@ class UnitReport:
             ("clipped", clipped), ("cosine", cosine),
         ]  # fmt: skip
         return [(name, text) for name, text in rows if text]
+
+
+def _wrapped(finding: Finding, indent: str = "") -> list[str]:
+    return textwrap.wrap(str(finding), 76, initial_indent=indent,
+                         subsequent_indent=f"{indent}  ", break_on_hyphens=False)  # fmt: skip
 
 
 def _told(value: float | None) -> str | None:
@@ -231,7 +233,8 @@ class ModelReport:
         count = len(self.units)
         head = f"{count or 'No'} binary unit{'s'[: count != 1]} found."
         limits = textwrap.wrap("Not seen: " + " ".join(self.limits), 76)
-        parts = [head, *map(str, self.findings), *self._each(), "\n".join(limits)]
+        own = ["\n".join(_wrapped(finding)) for finding in self.findings]
+        parts = [head, *own, *self._each(), "\n".join(limits)]
         return "\n\n".join(parts)
 
     def _each(self) -> list[str]:
