@@ -327,6 +327,15 @@ def test_a_factor_of_a_unit_that_is_never_sure() -> None:
     assert numbers == pytest.approx([2, 1.8, 1 / 0.9, 1 / 0.9**3], rel=0.02)
 
 
+@pytest.mark.parametrize(("height", "spread", "is_told"), [(1.0, 20.0, False), (1.5, 5.0, True)])
+def test_factors_of_slopes_that_are_random(height: float, spread: float, is_told: bool) -> None:
+    """Of a box that is 20 times noisier than high the mean's error is 6 %: 1 is not ruled out."""
+    unit = with_slope(hard_sign, lambda a: height * box(a) * (1 + spread * torch.randn_like(a)))
+    report = diagnose_unit(unit)
+    assert abs(report.mismatch - 1) > 0.01  # which of a slope that is not random would be told
+    assert report.codes == {D, "random-slope", *(["factor"] if is_told else [])}
+
+
 @pytest.mark.parametrize(
     ("unit", "passes", "right"),
     [
