@@ -31,6 +31,7 @@ from sbnlib import diagnose, diagnose_unit
 from sbnlib.diagnose import __main__ as command
 from sbnlib.diagnose.integrals import around
 from sbnlib.diagnose.report import ModelReport, UnitReport
+from sbnlib.noise import Logistic
 
 Unit = Callable[[Tensor], Tensor]
 
@@ -477,6 +478,12 @@ def test_shares_of_the_data() -> None:
     assert "66.7 %, 0 % of the units always" in str(case("clipped"))
 
 
+def test_a_thousandth_of_the_largest_slope_is_not_below_it() -> None:
+    unit = with_slope(hard_sign, lambda a: 1000 * box(a) + (1 - box(a)) * (a < 3))
+    report = diagnose_unit(unit, data=torch.tensor([[0.5], [2.0], [-2.0], [4.0]]))
+    assert (report.clipped, report.dead) == (0.25, 0.0)
+
+
 @pytest.mark.parametrize(("at", "told"), [(0.0, "0"), (0.5, "0.5"), (-2.0, "−2")])
 def test_poles(at: float, told: str) -> None:
     unit = with_slope(lambda a: hard_sign(a - at),
@@ -528,6 +535,18 @@ def test_laws_without_a_name() -> None:
     assert report.verdict == (
         "The states are drawn from another law, the slope is straight-through for a law of its own."
     )
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.1, Logistic), (0.5, type(None))])
+def test_laws_are_named_within_three_thousandths(share: float, kind: type) -> None:
+    """A share of Gaussian 1.7, which is 0.0095 from the logistic law: 0.001 and 0.005 off."""
+
+    def m(a: Tensor) -> Tensor:
+        return 2 * share * torch.special.ndtr(a / 1.7) + 2 * (1 - share) * torch.sigmoid(a)
+
+    report = diagnose_unit(lambda a: ste(hard_sign(a), m(a)))
+    assert type(report.slope_noise) is kind
+    assert ("a law of its own" in report.verdict) == (share == 0.5)
 
 
 @pytest.mark.parametrize(
