@@ -319,7 +319,7 @@ def _on_data(report: UnitReport, g: Tensor) -> UnitReport:
     found = report.examination
     assert found is not None and found.slope is not None
     size = g.detach().double().cpu().abs().reshape(len(g), -1)
-    closed = size <= CLIPPED * _peak(found)
+    closed = size < CLIPPED * _peak(found)
     clipped, dead = float(closed.double().mean()), float(closed.all(dim=0).double().mean())
     distance = None if found.channels else found.jump
     gain = float(size.square().mean()) * (2 / distance) ** 2 if distance else None

@@ -227,13 +227,13 @@ def _draws(subject: Subject) -> bool:
 def _places_differ(found: Examination) -> bool:
     """Whether it does something else with the same points when they stand elsewhere.
 
-    Of what it draws, the slope is compared alone, if it does not depend on chance.
+    Of what it draws, the slope is compared alone; and a slope only if it does not depend on chance.
     """
     subject = found.subject
     points = torch.linspace(-2.9, 3.1, 61, dtype=torch.float64)
     at = torch.arange(min(max(subject.size, 122), 1 << 20))
     x, g = subject.run(points[at % 61])
-    if found.sampled and not _same_slope(g, subject.run(points[at % 61], seed=1)[1], at):
+    if not _same_slope(g, subject.run(points[at % 61], seed=1)[1], at):
         g = None
     for k in (1, 29):
         y, h = subject.run(points[(at + k) % 61])

@@ -261,6 +261,8 @@ def why_no_noise(found: Examination) -> str:
         return "The integral of the slope is 0."
     if (found.mismatch or 1.0) < 0:
         return "The slope has the wrong sign."
+    if not found.way:
+        return "The states at both ends are one."
     if not found.sampled:
         return "The forward pass draws nothing."
     if found.shared:

@@ -55,7 +55,7 @@ class UnitReport:
         depends_on_gradient: whether what is passed on is not in proportion to what comes in.
         samples_in_eval: whether it draws in evaluation mode.
         clipped: the share of the data with a slope below a thousandth of its largest.
-        dead: the share of the units that are clipped on all rows of the data.
+        dead: the share of the units that are clipped on all rows of the data; None for weights.
         gain: :math:`\mathbb{E}h^2` for states of distance 2, over the data, or over a standard
             normal :math:`a`. The unit multiplies the mean square of a gradient by it, for states 0
             and 1 by a quarter of it; the weights below multiply once more, by the width of the
@@ -125,8 +125,7 @@ class UnitReport:
         lines = textwrap.wrap(f"{self._head}: {self.verdict}", 76, subsequent_indent="  ",
                               break_on_hyphens=False)  # fmt: skip
         for finding in self.findings:
-            lines += textwrap.wrap(str(finding), 76, initial_indent="  ",
-                                   subsequent_indent="    ", break_on_hyphens=False)  # fmt: skip
+            lines += _wrapped(finding, "  ")
         return "\n".join([*lines, *_table(self._numbers())])
 
     @property
@@ -150,14 +149,12 @@ class UnitReport:
         laws = () if found is None else ((found.slope_law, "of the slope"),
                                          (found.forward_law, "of the forward pass"))  # fmt: skip
         implied = "; ".join(f"{law} {what}" for law, what in laws if law is not None)
-        clipped = (
-            None
-            if self.clipped is None
-            else (
-                f"{100 * self.clipped:.3g} % of the pre-activations, "
-                f"{100 * (self.dead or 0):.3g} % of the units on all rows"
-            )
-        )
+        clipped = None
+        if self.clipped is not None:
+            what = "weights" if self.dead is None else "pre-activations"
+            clipped = f"{100 * self.clipped:.3g} % of the {what}"
+        if clipped and self.dead is not None:
+            clipped += f", {100 * self.dead:.3g} % of the units on all rows"
         rows = [
             ("states", states),
             ("noise", str(laws[0][0]) if self.noise and laws else implied or None),
@@ -166,6 +163,11 @@ class UnitReport:
             ("clipped", clipped), ("cosine", cosine),
         ]  # fmt: skip
         return [(name, text) for name, text in rows if text]
+
+
+def _wrapped(finding: Finding, indent: str = "") -> list[str]:
+    return textwrap.wrap(str(finding), 76, initial_indent=indent,
+                         subsequent_indent=f"{indent}  ", break_on_hyphens=False)  # fmt: skip
 
 
 def _told(value: float | None) -> str | None:
@@ -240,7 +242,8 @@ class ModelReport:
         count = len(self.units)
         head = f"{count or 'No'} binary unit{'s'[: count != 1]} found."
         limits = textwrap.wrap("Not seen: " + " ".join(self.limits), 76)
-        parts = [head, *map(str, self.findings), *self._each(), "\n".join(limits)]
+        own = ["\n".join(_wrapped(finding)) for finding in self.findings]
+        parts = [head, *own, *self._each(), "\n".join(limits)]
         return "\n\n".join(parts)
 
     def _each(self) -> list[str]:

@@ -134,6 +134,31 @@ def test_factors_compound(name: str) -> None:
             assert unit.compounding == pytest.approx(wanted.compounding, rel=3 * LOOSE)
 
 
+@pytest.mark.parametrize("bits", [False, True])
+def test_what_is_passed(bits: bool) -> None:
+    """Of a gradient u, which is the loss's weight of a state, h u: mean (h u)^2 over mean u^2."""
+    torch.manual_seed(0)
+    layer, x, u = nn.Linear(20, 16), torch.randn(64, 20), torch.linspace(-1, 3, 16)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.layer(x)
+            m = torch.tanh(a) / (2 if bits else 1)
+            return torch.where(a >= 0, 1.0, 0.0 if bits else -1.0) + (m - m.detach())
+
+    (unit,) = diagnose(Net(), x, lambda states: (states * u).sum(1)).units
+    h = np.cosh(layer(x).detach().double().numpy()) ** -2 / (2 if bits else 1)
+    weights = u.double().numpy()
+    assert unit.passed == pytest.approx(((h * weights) ** 2).mean() / (weights**2).mean(), rel=1e-4)
+    assert unit.gain == pytest.approx((h**2).mean() * (4 if bits else 1), rel=1e-4)
+    (without,) = diagnose(Net(), x).units
+    assert without.passed is None
+
+
 @pytest.mark.parametrize("name", ["tanh", "dropout"])
 def test_nets_without_units(name: str) -> None:
     report = seen(name).report

@@ -21,7 +21,7 @@ from scipy import integrate, special, stats
 from torch import Tensor
 
 from sbnlib import diagnose_unit
-from sbnlib.diagnose import doctor
+from sbnlib.diagnose import cosines, doctor
 
 Array = np.ndarray
 Unit = Callable[[Tensor], Tensor]
@@ -401,6 +401,22 @@ def step(a: Array) -> Array:
 
 
 LOG3 = math.log(3)  # the upper quartile of the problems' own noise
+
+
+def test_noise_does_not_turn_a_mean_away() -> None:
+    """16 gradients about (3, 4, 0 ...) of 200, whose mean has half of its length squared as noise.
+
+    Its cosine to the first axis would be 0.6/sqrt(1.5) = 0.49, that of what it estimates is 0.6.
+    """
+    stream = torch.Generator().manual_seed(0)
+    mean, axis = torch.zeros(2, 200, dtype=torch.float64)
+    mean[:2], axis[0] = torch.tensor([3.0, 4.0]), 2.0
+    spread = math.sqrt(0.5 * 25 * 16 / 200)
+    found = []
+    for _ in range(200):
+        noise = spread * torch.randn(16, 200, generator=stream, dtype=torch.float64)
+        found.append(cosines._angle(mean + noise, axis))
+    assert np.mean(found) == pytest.approx(0.6, abs=0.02)
 
 
 def test_cosines_of_a_sign_with_the_slope_of_hardtanh() -> None:
