@@ -80,7 +80,8 @@ def draw_kernel(
         z = at_scale_1(z, inverse, scale)
     up = is_rare(u, z, LAW) ^ (a >= 0)
     if PACKED:
-        bits = tl.reshape((up & (unit < count)).to(tl.int32), [BLOCK // 8, 8])
+        up = up & (a == a) & (unit < count)
+        bits = tl.reshape(up.to(tl.int32), [BLOCK // 8, 8])
         byte = tl.sum(bits << (7 - tl.arange(0, 8))[None, :], axis=1)
         place = tl.program_id(0) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
         tl.store(out_pointer + place, byte.to(tl.uint8), mask=place * 8 < count)
@@ -117,7 +118,7 @@ def at_scale_1(z, inverse, scale):
 
 @triton.jit
 def is_rare(u, z, LAW: tl.constexpr):
-    """u < F(-z), for z >= 0; False for NaN."""
+    """u < F(-z), for z >= 0."""
     if LAW == "Logistic":
         rare = u + u * tl.exp(z) < 1
     elif LAW == "Uniform":
@@ -126,7 +127,7 @@ def is_rare(u, z, LAW: tl.constexpr):
         rest = tl.maximum(1 - z, 0)
         rare = 2 * u < rest * rest
     elif LAW == "Gaussian":
-        rare = 2 * u < erfc(z * 0.7071067811865476)
+        rare = 2 * u < twice_the_gaussian_tail(z)
     elif LAW == "Cauchy":
         rare = u < arctan_of_inverse(z) * 0.3183098861837907
     else:
@@ -136,9 +137,12 @@ def is_rare(u, z, LAW: tl.constexpr):
 
 
 @triton.jit
-def erfc(z):
-    """erfc(z) for z >= 0 to a relative 1.2e-7, before rounding: Press et al. 1992, section 6.2."""
-    t = 1 / (1 + 0.5 * z)
+def twice_the_gaussian_tail(z):
+    """erfc(z/sqrt(2)), z >= 0, to a relative 1.2e-7 before rounding: Press et al. 1992, sec. 6.2.
+
+    z is squared as it is: a rounding before would be multiplied by the square.
+    """
+    t = 1 / (1 + z * 0.3535533905932738)
     p = -0.82215223 + t * 0.17087277
     p = 1.48851587 + t * p
     p = -1.13520398 + t * p
@@ -147,7 +151,7 @@ def erfc(z):
     p = 0.09678418 + t * p
     p = 0.37409196 + t * p
     p = 1.00002368 + t * p
-    return t * tl.exp(-1.26551223 + t * p - z * z)
+    return t * tl.exp(-1.26551223 + t * p - 0.5 * z * z)
 
 
 @triton.jit

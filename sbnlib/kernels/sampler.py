@@ -172,8 +172,8 @@ def _(info: Any, in_dims: tuple[int | None, ...], a: Tensor, key: Tensor, *setti
         raise RuntimeError("randomness must be 'different' in a vmap over binary units that are "
                            f"drawn, got {info.randomness!r}")  # fmt: skip
     a_dim, key_dim = in_dims[:2]
-    rows = a.expand(info.batch_size, *a.shape) if a_dim is None else a.movedim(a_dim, 0)
-    return draw(rows, key if key_dim is None else key.select(key_dim, 0), *settings), 0
+    one = key if key_dim is None else key.select(key_dim, 0)
+    return draw(_rows(info, a, a_dim), one, *settings), 0
 
 
 @torch.library.custom_op("sbnlib::slope", mutates_args=())
@@ -190,6 +190,17 @@ def slope(a: Tensor, gradient: Tensor, law: str, scale: float, backend: str) -> 
 @slope.register_fake
 def _(a: Tensor, *_: Any) -> Tensor:
     return torch.empty(a.shape, dtype=a.dtype, device=a.device)
+
+
+@slope.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], a: Tensor, gradient: Tensor, *law: Any) -> Any:
+    rows = (_rows(info, t, dim) for t, dim in zip((a, gradient), in_dims, strict=False))
+    return slope(*rows, *law), 0
+
+
+def _rows(info: Any, values: Tensor, dim: int | None) -> Tensor:
+    """The axis of a vmap in front, also where all rows are the same."""
+    return values.expand(info.batch_size, *values.shape) if dim is None else values.movedim(dim, 0)
 
 
 def _empty(a: Tensor, dtype: torch.dtype) -> Tensor:
@@ -320,8 +331,11 @@ def _check_key(seed: Tensor, a: Tensor) -> None:
 
 
 def _transformed() -> bool:
-    """Whether a transform of torch.func is at work, also while torch.compile traces one."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether a transform of torch.func is at work, also while torch.compile traces one.
+
+    There, what stands for None is not None, but has no attribute either.
+    """
+    return hasattr(torch._C._functorch.peek_interpreter_stack(), "key")
 
 
 def _dtype(out: object, a: Tensor) -> torch.dtype:
