@@ -284,11 +284,14 @@ def _settings(
 
 
 def _backend(backend: str | None, device: torch.device) -> str:
-    if backend is None:
-        return "triton" if device.type == "cuda" and _HAS_TRITON else "reference"
-    if backend not in BACKENDS:
+    if backend not in (None, *BACKENDS):
         raise ValueError(f"backend must be one of {BACKENDS} or None, got {backend!r}")
-    return backend
+    return backend or backend_for(device)
+
+
+def backend_for(device: torch.device) -> str:
+    """The backend where none is asked for."""
+    return "triton" if device.type == "cuda" and _HAS_TRITON else "reference"
 
 
 def _key(seed: int | Tensor | None, generator: torch.Generator | None, a: Tensor) -> Tensor:
