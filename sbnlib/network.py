@@ -52,8 +52,8 @@ class SBN(torch.nn.Module):
         noise: the injected noise of every unit, or its name for scale 1; default ``Logistic()``.
         estimator: the chain-rule estimator of every unit, or its name in the registry; default
             straight-through.
-        sampler: where every unit's draws come from, ``"torch"`` or ``"fused"``; see
-            :class:`sbnlib.nn.Sign`.
+        sampler: where the draws of a forward pass come from, ``"torch"`` or ``"fused"``; see
+            :class:`sbnlib.nn.Sign`. Estimators that draw by themselves draw as ever.
 
     ``forward(inputs)`` maps ``(..., B, n_0)`` to the last layer's states ``(..., B, n_K)``.
 

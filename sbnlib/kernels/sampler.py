@@ -54,7 +54,7 @@ def sample(
             ``a``'s device, which is not looked at. Without it one is drawn.
         offset: the place of the first unit in the stream of the seed, a multiple of 4: n units with
             ``offset=k`` are units k to k + n - 1 of any longer draw.
-        generator: where a seed is drawn from; default torch's global one.
+        generator: source of a seed, on the device of ``a``; default torch's global one.
         out: what to put out: a dtype, ``a``'s own (the default) or ``torch.int8``; or ``"packed"``,
             uint8 with 8 units of the last axis in a byte, +1 as 1 and the first unit in the highest
             bit, as ``numpy.packbits`` has it; or a tensor of such a dtype to be filled.
