@@ -43,9 +43,7 @@ def draw(
         )  # fmt: skip
 
 
-def slope(
-    out: Tensor, a: Tensor, gradient: Tensor, noise: Noise, *, block: int = 1024
-) -> None:  # fmt: skip
+def slope(out: Tensor, a: Tensor, gradient: Tensor, noise: Noise, *, block: int = 1024) -> None:
     """:func:`sbnlib.kernels.reference.slope`, in blocks of ``block`` units, a power of 2."""
     with _on(a.device):
         slope_kernel[(triton.cdiv(len(a), block),)](

@@ -59,9 +59,7 @@ def words(seed: Tensor, counter: int, count: int, each: int) -> Tensor:
     return torch.stack(found, dim=1).view(-1, each)[:count]
 
 
-def draw(
-    out: Tensor, a: Tensor, seed: Tensor, counter: int, noise: Noise, each: int
-) -> None:  # fmt: skip
+def draw(out: Tensor, a: Tensor, seed: Tensor, counter: int, noise: Noise, each: int) -> None:
     """Fill ``out`` with the states of ``a``, both ``(n,)``, or with their bits, ``(n/8,)`` bytes.
 
     With s = sign(a), s(0) = +1, a state is -s where u < F(-abs(a)) and s elsewhere. u is of the

@@ -42,9 +42,10 @@ def sample(
     .. math:: x = s\,(1 - 2\,[u < F(-|a|)]), \qquad s = \operatorname{sign}(a),
               \qquad u = 2^{-32}\,\mathrm{hi} + 2^{-64}\,\mathrm{lo}
 
-    What is drawn is the rarer state, so both tails have the relative accuracy of float32. hi and lo
-    are two words that Philox4x32-10 makes of the seed and of the unit's place in its stream. Where
-    s = -1 their complements are taken: so of one seed a larger ``a`` has no smaller state.
+    What is drawn is the rarer state, so rare +1 and rare -1 alike have their probability as float32
+    knows F: to a relative 1e-7 near 1/2 and some 1e-6 at 1e-8. hi and lo are two words that
+    Philox4x32-10 makes of the seed and of the unit's place in its stream. Where s = -1 their
+    complements are taken: so of one seed a larger ``a`` has no smaller state.
 
     Args:
         a: pre-activations, any shape; float32, bfloat16 or float16. Places are counted in the order
@@ -270,12 +271,12 @@ def _settings(
     noise = check_unit(a, noise)
     if a.dtype not in DTYPES:
         raise TypeError(f"a must be float32, bfloat16 or float16 for the fused sampler, got "
-                        f"{a.dtype}; sample_sign takes it")  # fmt: skip
+                        f"{a.dtype}; sampler='torch' takes it, and sample_sign")  # fmt: skip
     law = type(noise).__name__
     if NOISES.get(law.lower()) is not type(noise):
         known = ", ".join(n.__name__ for n in NOISES.values())
         raise ValueError(f"noise must be one of {known} for the fused sampler, got {noise!r}; "
-                         "sample_sign takes any law")  # fmt: skip
+                         "sampler='torch' takes any law, and sample_sign")  # fmt: skip
     if bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, got {bits!r}")
     if not _is_whole(offset) or not 0 <= offset < 2**62 or offset % 4:

@@ -310,6 +310,13 @@ def test_nothing_takes_it_by_itself() -> None:
     assert "sampler" not in repr(Sign()) and "sampler='fused'" in repr(Sign(sampler="fused"))
 
 
+def test_a_unit_that_was_saved_before_there_was_a_choice_draws_as_ever() -> None:
+    unit, a = Sign(), logits(50)
+    del vars(unit)["sampler"]
+    one, two = (torch.Generator().manual_seed(5) for _ in range(2))
+    assert torch.equal(unit(a, generator=one), sbnlib.sample_sign(a, "logistic", generator=two))
+
+
 def test_a_network_takes_it_and_a_step_of_training_runs() -> None:
     torch.manual_seed(0)
     net = SBN(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3), sampler="fused")
@@ -353,6 +360,8 @@ def sample(a: torch.Tensor = THREE, noise: object = "logistic", **options: objec
 
 @pytest.mark.parametrize(("call", "error", "said"), [
     (lambda: sample(torch.zeros(3).double()), TypeError, "a must be float32, bfloat16 or float16"),
+    (lambda: Sign(sampler="fused")(torch.zeros(3).double()), TypeError, "sampler='torch' takes it"),
+    (lambda: Sign(Own(), sampler="fused")(THREE), ValueError, "sampler='torch' takes any law"),
     (lambda: sample(torch.zeros(3).long()), TypeError, "a must be a floating-point tensor"),
     (lambda: sample(torch.tensor([float("nan")])), ValueError, "a must be finite"),
     (lambda: sample(noise="levy"), ValueError, "noise must be one of"),
