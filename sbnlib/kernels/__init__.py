@@ -2,9 +2,9 @@
 
 :func:`sample` draws binary units from an explicit seed and a place in its stream, and
 :func:`straight_through` adds the gradient 2f(a), recomputed in the backward pass. On a CUDA device
-with Triton (the extra ``sbnlib[gpu]``) each is one kernel that moves no byte more than it reads and
-writes; elsewhere, and wherever Triton is missing, a reference in plain torch gives the same states:
-slower, and bit for bit the same but where two ways of computing F round to two sides of a draw.
+with Triton (the extra ``sbnlib[gpu]``) each is one kernel that reads and writes every number once;
+elsewhere, and wherever Triton is missing, a reference in plain torch gives the same states: slower,
+and bit for bit the same but where two ways of computing F round to two sides of a draw.
 
 It is a second way to draw, beside :func:`sbnlib.sample_sign` and its ``torch.Generator``, whose
 streams stay as they are. A unit or a network takes it with ``sampler="fused"``::
