@@ -1,7 +1,7 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
-Imports point one way: noise, contracts -> units -> estimators -> registry -> nn, network ->
-inference, exact, accuracy -> figures, data -> depth, map -> diagnose -> optim -> experiments. A
+Imports point one way: noise, contracts -> kernels -> units -> estimators -> registry -> nn, network
+-> inference, exact, accuracy -> figures, data -> depth, map -> diagnose -> optim -> experiments. A
 test holds the arrows.
 """
 

@@ -52,11 +52,13 @@ class SBN(torch.nn.Module):
         noise: the injected noise of every unit, or its name for scale 1; default ``Logistic()``.
         estimator: the chain-rule estimator of every unit, or its name in the registry; default
             straight-through.
+        sampler: where the draws of a forward pass come from, ``"torch"`` or ``"fused"``; see
+            :class:`sbnlib.nn.Sign`. Estimators that draw by themselves draw as ever.
 
     ``forward(inputs)`` maps ``(..., B, n_0)`` to the last layer's states ``(..., B, n_K)``.
 
     Raises:
-        ValueError: no layer given, or an unknown name of a noise or an estimator.
+        ValueError: no layer given, or an unknown name of a noise, an estimator or a sampler.
         TypeError: a layer is not a module, noise is not a noise model.
     """
 
@@ -65,6 +67,7 @@ class SBN(torch.nn.Module):
         *layers: torch.nn.Module,
         noise: Noise | str | None = None,
         estimator: ChainRule | str = straight_through,
+        sampler: str = "torch",
     ) -> None:
         super().__init__()
         if not layers:
@@ -73,7 +76,7 @@ class SBN(torch.nn.Module):
             if not isinstance(layer, torch.nn.Module):
                 raise TypeError(f"layers must be torch modules, got {layer!r}")
         self.layers = torch.nn.ModuleList(layers)
-        self.sign = Sign(noise, estimator)
+        self.sign = Sign(noise, estimator, sampler=sampler)
 
     # What is the units' can be asked for, and set, at the network
 
@@ -89,8 +92,12 @@ class SBN(torch.nn.Module):
     def mode(self) -> str:
         return self.sign.mode
 
+    @property
+    def sampler(self) -> str:
+        return self.sign.sampler
+
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("noise", "estimator", "mode"):
+        if name in ("noise", "estimator", "mode", "sampler"):
             setattr(self.sign, name, value)
         else:
             super().__setattr__(name, value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
+from sbnlib import kernels
 from sbnlib.contracts import (
     ChainRule,
     check_ends_with,
@@ -26,7 +27,7 @@ from sbnlib.noise import NOISES, Logistic, Noise, as_noise, widened
 from sbnlib.registry import as_chain_rule
 from sbnlib.units import by_words, deterministic_sign, flipped_by_words, mean_state, sample_sign
 
-__all__ = ["MODES", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"]
+__all__ = ["MODES", "SAMPLERS", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"]
 
 
 def __dir__() -> list[str]:  # what completion offers
@@ -35,6 +36,9 @@ def __dir__() -> list[str]:  # what completion offers
 
 #: What a unit can put out: a draw, its most probable state, its mean.
 MODES = ("sample", "sign", "mean")
+
+#: Where a unit's draws come from: a ``torch.Generator``, or the counters of :mod:`sbnlib.kernels`.
+SAMPLERS = ("torch", "fused")
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -53,6 +57,10 @@ class Sign(torch.nn.Module):
         estimator: a chain-rule estimator, or its name in the registry; default
             :func:`sbnlib.straight_through`. One that is a module brings its parameters along.
         mode: what it puts out where a call does not say; see :func:`sbnlib.set_mode`.
+        sampler: ``"torch"``, draws of :func:`sbnlib.sample_sign`; or ``"fused"``, draws of
+            :func:`sbnlib.kernels.sample`, on a CUDA device with Triton one pass over memory,
+            forward and backward, and on a CPU slower. The generator, or torch's global one, then
+            gives a seed to each call; uniforms ``u`` that are handed in are used as ever.
 
     ``forward(a)`` gives, by its mode,
 
@@ -66,16 +74,20 @@ class Sign(torch.nn.Module):
 
     _estimator: ChainRule
     _estimate: Callable[..., Tensor]
+    #: Of a unit that was saved before it had one, too.
+    sampler: str = "torch"
 
     def __init__(
         self,
         noise: Noise | str | None = None,
         estimator: ChainRule | str = straight_through,
         mode: str = "sample",
+        sampler: str = "torch",
     ) -> None:
         super().__init__()
         check_mode(mode)
         self.mode = mode
+        self.sampler = sampler
         self.noise = Logistic() if noise is None else as_noise(noise)
         self.estimator = as_chain_rule(estimator)
 
@@ -95,12 +107,15 @@ class Sign(torch.nn.Module):
         if name == "estimator":  # torch would file a module and pass the property by
             object.__setattr__(self, name, value)
         else:
+            if name == "sampler":
+                check_sampler(value)
             value = as_noise(value) if name == "noise" else value
             super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         mode = "" if self.mode == "sample" else f", mode={self.mode!r}"
-        return f"{self.noise!r}, {name_of(self.estimator)}{mode}"
+        sampler = "" if self.sampler == "torch" else f", sampler={self.sampler!r}"
+        return f"{self.noise!r}, {name_of(self.estimator)}{mode}{sampler}"
 
     def forward(
         self,
@@ -130,7 +145,11 @@ class Sign(torch.nn.Module):
         estimate = self._estimate
         if estimator is not None:
             estimate = with_generator(as_chain_rule(estimator))
-        if x is None and mode == "sample":
+        if x is None and mode == "sample" and u is None and self.sampler == "fused":
+            if estimate == _STRAIGHT_THROUGH:
+                return kernels.straight_through(a, self.noise, generator=generator)
+            x = kernels.sample(a, self.noise, generator=generator)
+        elif x is None and mode == "sample":
             if u is None and estimate == _STRAIGHT_THROUGH and type(self.noise) is Logistic:
                 check_unit(a, self.noise)
                 if by_words(a):
@@ -174,6 +193,11 @@ class _Unit(torch.autograd.Function):
 def check_mode(mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+
+
+def check_sampler(sampler: object) -> None:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {SAMPLERS}, got {sampler!r}")
 
 
 def _check_used(mode: str, x: Tensor | None, u: Tensor | None) -> None:

@@ -212,6 +212,13 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         "straight_through": _RATIO
         | {"how": "text", "direction": "text", "bytes_an_element": "count"},
         "straight_through, not compiled": {"how": "text", "error": "text"},
+        "fused sampler": {"backend": "text"},
+        "fused parity": {"noise": "text", "draws": "count", "flips": "count", "limit": "number"},
+        "fused tails": {"logit": "number", "draws": "count", "found": "count"}
+        | {"expected": "number", "least": "count", "most": "count"},
+        "fused beyond int32": {"units": "count"},
+        "fused beyond int32, left out": {"units": "count", "left_out": "text"},
+        "fused": _RATIO | {"what": "text", "bytes_an_element": "count"},
         "measure": _TIMED
         | _AGAINST_CPU
         | {"estimator": "text", "samples": "count", "largest_z": "number", "limit": "number"}
@@ -234,7 +241,7 @@ def part_of(row: Row) -> str:
         return f"{part}, twin"
     if part == "straight_through" and "error" in row:
         return f"{part}, not compiled"
-    if part == "exact_gradient" and "left_out" in row:
+    if part in ("exact_gradient", "fused beyond int32") and "left_out" in row:
         return f"{part}, left out"
     return part
 
@@ -675,7 +682,8 @@ def _chosen(parts: Mapping[str, list[Row]], method: str) -> str:
 
 
 def gpu(parts: Mapping[str, list[Row]]) -> Drawing:
-    tables = (_ceilings, _over_a_copy, _law, _rare, _statistics, _exact_sums, _estimators)
+    tables = (_ceilings, _over_a_copy, _law, _rare, _fused, _fused_states, _fused_tails,
+              _statistics, _exact_sums, _estimators)  # fmt: skip
     made = [table for make in tables if (table := make(parts)).rows]
     return Drawing(made, _machine(parts), _left_out(parts))
 
@@ -686,6 +694,10 @@ def _machine(parts: Mapping[str, list[Row]]) -> dict[str, str]:
         driver = [f"driver {row['driver']}"] if "driver" in row else []
         words = [*driver, f"CUDA {row['cuda']}", f"torch {row['torch']}"]
         facts = {"Machine": ", ".join(words), "CPU beside it": row["cpu"]}
+    for row in parts["fused sampler"]:
+        facts["Fused sampler"] = row["backend"]
+    for row in parts["fused beyond int32"]:
+        facts["Its longest draw"] = f"{count(row['units'])} units"
     seconds = sum(row["seconds"] for row in parts["section"])
     return facts | ({"Whole run": duration(seconds)} if seconds else {})
 
@@ -698,6 +710,8 @@ def _left_out(parts: Mapping[str, list[Row]]) -> list[str]:
              f"{r['error']}" for r in parts["straight_through, not compiled"]]  # fmt: skip
     narrow = [f"Exact sums with n = {r['units']}: left out, because it {r['left_out']}."
               for r in parts["exact_gradient, left out"]]  # fmt: skip
+    narrow += [f"A fused draw of {count(r['units'])} units: left out, because it {r['left_out']}."
+               for r in parts["fused beyond int32, left out"]]  # fmt: skip
     return broken + late + plain + narrow
 
 
@@ -765,6 +779,41 @@ def _rare(parts: Mapping[str, list[Row]]) -> Table:
         ["Draws", "Found", "Expected", "Most allowed"],
         [[count(r["draws"]), str(r["found"]), rounded(r["expected"]), f"{r['limit']:g}"]
          for r in parts["rare events"]],
+    )  # fmt: skip
+
+
+def _fused(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "fused",
+        "The fused sampler, 64 random bits a unit where no other number is named, and its slope, "
+        "against a copy on the device that reads and writes the same bytes.",
+        ["What", "Units", "Bytes a unit", "Time", "The copy", "Ratio", "Spread"],
+        [
+            [r["what"], count(r["elements"]), str(r["bytes_an_element"]), duration(r["seconds"]),
+             duration(r["copy_seconds"]), f"{times(r['ratio'])} the time", _spread(r)]
+            for r in parts["fused"]
+        ],
+    )  # fmt: skip
+
+
+def _fused_states(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "fused-states",
+        "States of the fused sampler that are not those of its reference on the CPU: rounding may "
+        "put F on the two sides of a draw.",
+        ["Noise", "Draws", "Differ", "Most allowed"],
+        [[Cell(r["noise"]), count(r["draws"]), str(r["flips"]), f"{r['limit']:.0f}"]
+         for r in parts["fused parity"]],
+    )  # fmt: skip
+
+
+def _fused_tails(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "fused-tails",
+        "An event of probability 10⁻⁸ drawn by the fused sampler, rare +1 and rare −1.",
+        ["Logit", "Draws", "Found", "Expected", "Least allowed", "Most allowed"],
+        [[rounded(r["logit"]), count(r["draws"]), str(r["found"]), rounded(r["expected"]),
+          str(r["least"]), str(r["most"])] for r in parts["fused tails"]],
     )  # fmt: skip
 
 

@@ -2,10 +2,10 @@
 
     python -m sbnlib.experiments.gpu --budget 480 [--out FILE] [--device cuda] [--commit HASH]
 
-Sections run in order: environment, measured ceilings, the sampler, straight-through, statistics,
-exact sums, every estimator of the registry, compiled straight-through. The measurement file is
-rewritten after each, so that a kill loses one section at most. A section that does not fit into
-what is left of the budget is left out with all after it, and the file says so.
+Sections run in order: environment, measured ceilings, the sampler, straight-through, the fused
+sampler, statistics, exact sums, every estimator of the registry, compiled straight-through. The
+measurement file is rewritten after each, so that a kill loses one section at most. A section that
+does not fit into what is left of the budget is left out with all after it, and the file says so.
 
 A time is the median of several runs, taken twice: the smaller one is reported, with the relative
 difference as ``spread``. Ratios are to a copy of the same bytes in the same run. Frequencies and
@@ -38,14 +38,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sbnlib import kernels, registry
 from sbnlib import noise as noises
-from sbnlib import registry
 from sbnlib.accuracy import CUDA_SHARE, Accuracy, measure
 from sbnlib.contracts import Loss
 from sbnlib.estimators import straight_through
 from sbnlib.exact import exact_gradient
 from sbnlib.experiments import measurement
 from sbnlib.experiments.command import add_option, add_out, refusing, repeat
+from sbnlib.kernels import sampler as fused_sampler
 from sbnlib.network import SBN
 from sbnlib.noise import Logistic, Noise
 from sbnlib.units import sample_sign
@@ -75,11 +76,15 @@ class Sizes:
     compared: tuple[int, ...] = (8, 12)
     timed: tuple[int, ...] = (14, 16, 18)
     patience: float = 0.4  # seconds of runs behind one median
+    parity: int = 1 << 21  # units drawn here and by the reference on the CPU
+    rare: int = 1 << 31  # draws of an event of probability 1e-8
+    beyond: int = (1 << 31) + (1 << 20)  # units of one draw that an int32 cannot count
 
 
 FULL = Sizes()
 #: For the tests, on any machine.
-TINY = Sizes(1 << 20, 64, (1 << 12, 1 << 14), (128, 256), 64, (3, 4), (5,), 0.001)
+TINY = Sizes(1 << 20, 64, (1 << 12, 1 << 14), (128, 256), 64, (3, 4), (5,), 0.001,
+             1 << 12, 1 << 14, 1 << 14)  # fmt: skip
 
 
 @dataclass
@@ -359,6 +364,163 @@ def _slope_is_right(a: Tensor, g: Tensor, found: Tensor) -> bool:
     return torch.allclose(found[part].double(), slope, rtol=2e-6, atol=1e-12)
 
 
+def fused(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """The fused sampler: its states against the reference's, its tails, its place over copies."""
+    backend = fused_sampler.backend_for(device)
+    notes.row("fused sampler", backend=backend)
+    for name in LAWS:
+        _parity(name, device, sizes, notes)
+    _cut_otherwise(backend, device, sizes, notes)
+    _both_tails(device, sizes, notes)
+    _beyond_int32(device, sizes, notes)
+    for what, dtype, out, traffic in FORMS:
+        for bits in (64, 32):
+            _fused_forward(what, bits, _logits(sizes.elements[-1], device).to(dtype),
+                           out or dtype, traffic, sizes, notes)  # fmt: skip
+    _fused_backward(device, sizes, notes)
+
+
+#: Name of the ratio, dtype of the logits and of the states if it is another, bytes moved a unit.
+FORMS = (
+    ("fused forward fp32", torch.float32, None, 8),
+    ("fused forward int8", torch.float32, torch.int8, 5),
+    ("fused forward bf16", torch.bfloat16, None, 4),
+)
+#: Laws of which every operation is exact or rounded alike on every device.
+SAME_EVERYWHERE = ("Uniform", "Triangular")
+
+
+def _parity(name: str, device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """States and gradients here and of the reference on the CPU, far out in the stream."""
+    noise, n = getattr(noises, name)(), sizes.parity
+    a, g = _logits(n, CPU) / 2, torch.rand(n, generator=_generator(CPU, 9))
+    flips = 0
+    for bits in (64, 32):
+        options: dict[str, Any] = {"seed": 2**62 + 3, "offset": 2**34 - n // 2, "bits": bits}
+        here = kernels.sample(a.to(device), noise, **options)
+        there = kernels.sample(a, noise, backend="reference", **options)
+        flips += int((here.cpu() != there).sum())
+    ours, theirs = (_gradient(a.to(where), noise, g.to(where)).cpu() for where in (device, CPU))
+    limit = 0 if name in SAME_EVERYWHERE else 4 + 4e-6 * n
+    notes.row("fused parity", noise=name, draws=2 * n, flips=flips, limit=limit)
+    notes.check(f"fused: states of the reference, {name}", flips <= limit)
+    near = torch.allclose(ours, theirs, rtol=4e-6, atol=4e-7)
+    notes.check(f"fused: gradients of the reference, {name}", near)
+
+
+def _gradient(a: Tensor, noise: Noise, g: Tensor) -> Tensor:
+    a.requires_grad_()
+    return torch.autograd.grad(kernels.straight_through(a, noise, seed=1), a, g)[0]
+
+
+def _cut_otherwise(backend: str, device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """One draw, in pieces of its stream and in blocks of other sizes."""
+    a, key = _logits(sizes.parity, device), torch.tensor(5, device=device)
+    whole = kernels.sample(a, Logistic(), seed=key)
+    size = 4 * (len(a) // 12) + 4
+    pieces = [
+        kernels.sample(part, Logistic(), seed=key, offset=k * size)
+        for k, part in enumerate(a.split(size))
+    ]
+    found = [torch.cat(pieces)]
+    if backend == "triton":
+        from sbnlib.kernels import compiled
+
+        for block in (256, 512, 2048):
+            found.append(torch.full_like(a, math.nan))
+            compiled.draw(found[-1], a, key, 0, Logistic(), 2, block=block)
+    notes.check("fused: the same states however a draw is cut",
+                all(torch.equal(x, whole) for x in found))  # fmt: skip
+
+
+def _both_tails(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """An event of probability 1e-8, rare +1 and rare -1, each within the range of its law."""
+    size = min(sizes.rare, sizes.elements[-1])
+    low, high = poisson_range(1e-8 * sizes.rare, FALSE_ALARM / 4)
+    for logit in (-18.420681, 18.420681):
+        a, found = torch.full((size,), logit, device=device), 0
+        for offset in range(0, sizes.rare, size):
+            x = kernels.sample(a, Logistic(), seed=13, offset=offset, out=torch.int8)
+            found += int((x != int(math.copysign(1, logit))).sum())
+        notes.row("fused tails", logit=logit, draws=sizes.rare, found=found,
+                  expected=1e-8 * sizes.rare, least=low, most=high)  # fmt: skip
+        notes.check(f"fused: rare events in the tail at {logit:.1f}", low <= found <= high)
+
+
+def poisson_range(mean: float, outside: float) -> tuple[int, int]:
+    """What a Poisson count is below with probability ``outside`` at most, and above."""
+    low, high, term, below = 0, None, math.exp(-mean), 0.0
+    for k in range(int(mean + 20 * math.sqrt(mean) + 40)):
+        if below + term <= outside:
+            low = k + 1
+        below += term
+        if high is None and 1 - below <= outside:
+            high = k
+        term *= mean / (k + 1)
+    return low, high if high is not None else k
+
+
+def _beyond_int32(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """The end of a draw of more than 2^31 units is that of its place in the stream."""
+    n = sizes.beyond
+    if device.type == "cuda" and 4 * n > torch.cuda.mem_get_info(device)[0]:
+        notes.row("fused beyond int32", units=n, left_out=f"needs about {4 * n / 2**30:.0f} GiB")
+        return
+    a, key = torch.zeros(n, dtype=torch.bfloat16, device=device), torch.tensor(3, device=device)
+    x = kernels.sample(a, Logistic(), seed=key, out=torch.full_like(a, 77, dtype=torch.int8))
+    part = 4 * (n // 2048)
+    end = kernels.sample(a[-part:], Logistic(), seed=key, offset=n - part, out=torch.int8)
+    certain = bool(((x == 1) | (x == -1)).all())
+    notes.row("fused beyond int32", units=n)
+    notes.check("fused: a draw of more than 2^31 units", certain and torch.equal(x[-part:], end))
+
+
+def _fused_forward(
+    what: str, bits: int, a: Tensor, out: torch.dtype, traffic: int, sizes: Sizes, notes: Notes
+) -> None:
+    """The time of a draw into memory that held something else, over a copy of the same bytes."""
+    key, n = torch.tensor(17, device=a.device), a.numel()
+    x = torch.full_like(a, 77, dtype=out)
+
+    def forward() -> Tensor:
+        return kernels.sample(a, Logistic(), seed=key, bits=bits, out=x)
+
+    forward()
+    name = what if bits == 64 else f"{what}, 32 bits"
+    notes.check(f"{name}: values +-1", bool((x.abs() == 1).all()))
+    _over_a_copy(name, forward, n, traffic, a.device, sizes, notes)
+
+
+def _fused_backward(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    a = _logits(sizes.elements[-1], device).requires_grad_()
+    x = kernels.straight_through(a, Logistic(), seed=torch.tensor(19, device=device))
+    g = torch.empty_like(x).uniform_(-1, 1, generator=_generator(device, 6))
+    torch.full_like(a, math.nan)  # what is allocated next held NaN
+
+    def backward() -> Tensor:
+        return torch.autograd.grad(x, a, g, retain_graph=True)[0]
+
+    notes.check("fused backward fp32: slope 2f(a)", _slope_is_right(a, g, backward()))
+    _over_a_copy("fused backward fp32", backward, a.numel(), 12, device, sizes, notes)
+
+
+def _over_a_copy(
+    name: str,
+    work: Callable[[], object],
+    n: int,
+    traffic: int,
+    device: torch.device,
+    sizes: Sizes,
+    notes: Notes,
+) -> None:
+    copy = _copy(traffic * n, device, sizes.patience)
+    time_ = seconds(work, device, patience=sizes.patience)
+    ratio = time_.seconds / copy.seconds
+    notes.row("fused", what=name, elements=n, **time_.row(), copy_seconds=copy.seconds,
+              bytes_an_element=traffic, ratio=ratio)  # fmt: skip
+    notes.ratios[name] = ratio
+
+
 def statistics_of_st(device: torch.device, sizes: Sizes, notes: Notes) -> None:
     """``measure`` here and on the CPU, with other random numbers."""
     here, there = _problem((2, 6, 6, 6), 1, device), _problem((2, 6, 6, 6), 1, CPU)
@@ -468,6 +630,7 @@ SECTIONS = (
     Section("ceilings", ceilings, 20),
     Section("sampler", sampler, 40),
     Section("straight-through", straight, 20),
+    Section("fused sampler", fused, 50),
     Section("statistics", statistics_of_st, 60),
     Section("exact sums", exact_sums, 70),
     Section("estimators", estimators, 90),

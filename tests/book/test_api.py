@@ -20,6 +20,7 @@ MODULES = [
     "sbnlib",
     "sbnlib.contracts",
     "sbnlib.diagnose",
+    "sbnlib.kernels",
     "sbnlib.nn",
     "sbnlib.optim",
     "sbnlib.registry",

@@ -547,6 +547,38 @@ def test_times_over_a_copy_are_those_of_the_file(built, name):
     assert next(lines, None) is None
 
 
+def test_the_fused_sampler_is_drawn_as_it_was_measured():
+    """No file that is kept has its rows yet, so these are made up."""
+    timed = {"elements": 2**28, "seconds": 3e-4, "spread": 0.002, "copy_seconds": 2e-4,
+             "ratio": 1.5}  # fmt: skip
+    rows = [
+        {"part": "fused sampler", "backend": "triton"},
+        {"part": "fused parity", "noise": "Cauchy", "draws": 4096, "flips": 3, "limit": 20.4},
+        {"part": "fused tails", "logit": -18.42, "draws": 2**31, "found": 20, "expected": 21.47,
+         "least": 3, "most": 48},
+        {"part": "fused beyond int32", "units": 2**31 + 4},
+        {"part": "fused", "what": "fused forward int8", "bytes_an_element": 5} | timed,
+    ]  # fmt: skip
+    content = copy.deepcopy(record(H100))
+    content["rows"] += rows
+    drawing = sbn_tables.draw(content)
+    drawn = {table.name: table for table in drawing.tables}
+    (time_,) = drawn["fused"].rows
+    assert time_[0] == "fused forward int8" and time_[2] == "5" and "1.5" in time_[5]
+    assert drawn["fused-states"].rows[0][2:] == ["3", "20"]
+    assert drawn["fused-tails"].rows[0][2:] == ["20", "21.5", "3", "48"]
+    assert drawing.facts["Fused sampler"] == "triton"
+    assert drawing.facts["Its longest draw"].split() == ["2", "147", "483", "652", "units"]
+    for row in rows:
+        for key in row.keys() - {"part"}:
+            without = {k: v for k, v in row.items() if k != key}
+            with pytest.raises(sbn_tables.Undrawable):
+                sbn_tables.draw(content | {"rows": [*record(H100)["rows"], without]})
+    left = {"part": "fused beyond int32", "units": 2**31, "left_out": "needs about 8 GiB"}
+    notes = sbn_tables.draw(content | {"rows": [*rows, left]}).notes
+    assert "needs about 8 GiB" in " ".join(notes)
+
+
 @every_gpu
 def test_frequencies_are_those_of_the_file(built, name):
     lines = built.table(name, "frequencies")

@@ -6,6 +6,8 @@ new stops here, with the file that it needs.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from discovered import NOISES, OPTIM_FUNCTIONS, OPTIMIZERS, PROXIES, unlisted
 from reference import LAWS
@@ -13,7 +15,7 @@ from slopes import SLOPES
 from torch.optim import Optimizer
 from updates import CASES, MAPS, NO_UPDATE
 
-import sbnlib
+import sbnlib.kernels
 from sbnlib import estimators, registry
 
 CASED = {case.optimizer for case in CASES.values()}
@@ -23,6 +25,14 @@ CASED = {case.optimizer for case in CASES.values()}
 def test_a_noise_has_a_law_in_the_reference_and_is_importable(name: str) -> None:
     assert name in LAWS, f"{name} has no law in tests/support/reference.py"
     assert getattr(sbnlib, name) is NOISES[name], f"{name} is not importable from sbnlib"
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_a_noise_has_a_kernel(name: str) -> None:
+    source = Path(sbnlib.kernels.__file__).with_name("compiled.py").read_text("utf-8")
+    assert source.count(f'LAW == "{name}"') == 2, (
+        f"{name} must have a branch in is_rare and in proxy of sbnlib/kernels/compiled.py"
+    )
 
 
 @pytest.mark.parametrize("name", PROXIES)

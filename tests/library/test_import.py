@@ -12,7 +12,8 @@ import torch
 import sbnlib
 from sbnlib.extras import extra
 
-EXTRAS = ["matplotlib", "ipywidgets", "sklearn", "scipy", "pooch", "lightning", "lightning_fabric"]
+EXTRAS = ["matplotlib", "ipywidgets", "sklearn", "scipy", "pooch", "lightning", "lightning_fabric",
+          "triton"]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 import sbnlib
-from sbnlib import exact_gradient, exact_moments, measure, registry
+from sbnlib import exact_gradient, exact_moments, kernels, measure, registry
 from sbnlib.accuracy import Accuracy, Estimate
 from sbnlib.exact import all_states
 from sbnlib.experiments import gpu, measurement
@@ -91,16 +92,29 @@ def test_the_file_says_where_it_comes_from(whole):
 def test_every_time_has_a_spread_and_every_ratio_is_positive(whole):
     timed = [row for row in whole["rows"] if "seconds" in row and row["part"] != "section"]
     assert {row["part"] for row in timed} == {
-        "copy", "bf16 product", "sample_sign", "straight_through", "measure", "exact_gradient"
+        "copy", "bf16 product", "sample_sign", "straight_through", "fused", "measure",
+        "exact_gradient",
     }  # fmt: skip
     assert all(row["seconds"] > 0 and row["spread"] >= 0 for row in timed)
     assert whole["ratios"] and all(ratio > 0 for ratio in whole["ratios"].values())
 
 
 @needs_the_whole_run
+def test_the_fused_sampler_is_over_a_copy_of_the_bytes_it_moves(whole):
+    moved = {row["what"]: row["bytes_an_element"] for row in parts(whole, "fused")}
+    forward = {"fused forward fp32": 8, "fused forward int8": 5, "fused forward bf16": 4}
+    few = {f"{what}, 32 bits": traffic for what, traffic in forward.items()}
+    assert moved == forward | few | {"fused backward fp32": 12}
+    for row in parts(whole, "fused"):
+        assert whole["ratios"][row["what"]] == row["ratio"]
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
+
+
+@needs_the_whole_run
 def test_every_estimator_and_every_noise_is_checked(whole):
     assert [row["name"] for row in parts(whole, "estimator")] == list(registry.ESTIMATORS)
-    assert {row["noise"] for row in parts(whole, "frequencies")} == set(gpu.LAWS)
+    for part in ("frequencies", "fused parity"):
+        assert {row["noise"] for row in parts(whole, part)} == set(gpu.LAWS)
     laws = {name for name in sbnlib.noise.__all__ if name != "Noise"}
     assert set(gpu.LAWS) == laws
 
@@ -236,6 +250,46 @@ def test_a_slope_without_its_factor_2_is_found(monkeypatch):
 
     failed = checks_of(gpu.straight, monkeypatch, straight_through=half)
     assert failed == ["straight-through: slope 2f(a), eager"]
+
+
+class Wrong:
+    """:mod:`sbnlib.kernels` with a wrong function in place of one."""
+
+    def __init__(self, **wrong):
+        vars(self).update(sample=kernels.sample, straight_through=kernels.straight_through)
+        vars(self).update(wrong)
+
+
+@pytest.mark.parametrize(("wrong", "found"), [
+    (lambda a, noise, backend=None, **o: kernels.sample(a if backend else a + 1e-2, noise, **o),
+     "fused: states of the reference, Cauchy"),
+    (lambda a, noise, offset=0, **o: kernels.sample(a, noise, **o),
+     "fused: the same states however a draw is cut"),
+    (lambda a, noise, offset=0, **o: kernels.sample(a, noise, offset=offset % 2**13, **o),
+     "fused: a draw of more than 2^31 units"),
+    (lambda a, noise, **o: kernels.sample(a.clamp(-5, 5), noise, **o),
+     "fused: rare events in the tail at 18.4"),
+    (lambda a, noise, **o: kernels.sample(a, noise, **o).clamp_(min=0),
+     "fused forward int8: values +-1"),
+], ids=["other logits", "no offset", "offset wraps", "clamped", "zeros"])  # fmt: skip
+def test_a_fused_sampler_that_is_off_is_found(wrong, found, monkeypatch):
+    assert found in checks_of(gpu.fused, monkeypatch, kernels=Wrong(sample=wrong))
+
+
+def test_a_fused_slope_that_is_off_is_found(monkeypatch):
+    def half(a, noise, **options):
+        return kernels.straight_through(a, noise, **options) / 2
+
+    failed = checks_of(gpu.fused, monkeypatch, kernels=Wrong(straight_through=half))
+    assert failed == ["fused backward fp32: slope 2f(a)"]
+
+
+@pytest.mark.parametrize("mean", [1e-4, 0.3, 4.0, 21.47])
+def test_the_range_of_a_count(mean):
+    low, high = gpu.poisson_range(mean, 2.5e-7)
+    law = stats.poisson(mean)
+    assert law.cdf(low - 1) <= 2.5e-7 < law.cdf(low)
+    assert law.sf(high) <= 2.5e-7 < law.sf(high - 1)
 
 
 def test_an_exact_sum_that_is_off_is_found(monkeypatch):
