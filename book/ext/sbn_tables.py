@@ -223,6 +223,8 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         | _AGAINST_CPU
         | {"estimator": "text", "samples": "count", "largest_z": "number", "limit": "number"}
         | {"peak_bytes": "count or null"},
+        "measure, memory": {"samples": "count", "peak_bytes": "count"},
+        "live frame": _TIMED | {"what": "text", "count": "count"},
         "exact_gradient": _TIMED
         | {name: f"{kind} or none" for name, kind in _AGAINST_CPU.items()}
         | {"units": "count", "layers": "count", "peak_bytes": "count or null"}
@@ -683,7 +685,7 @@ def _chosen(parts: Mapping[str, list[Row]], method: str) -> str:
 
 def gpu(parts: Mapping[str, list[Row]]) -> Drawing:
     tables = (_ceilings, _over_a_copy, _law, _rare, _fused, _fused_states, _fused_tails,
-              _statistics, _exact_sums, _estimators)  # fmt: skip
+              _statistics, _live_frames, _exact_sums, _estimators)  # fmt: skip
     made = [table for make in tables if (table := make(parts)).rows]
     return Drawing(made, _machine(parts), _left_out(parts))
 
@@ -698,6 +700,9 @@ def _machine(parts: Mapping[str, list[Row]]) -> dict[str, str]:
         facts["Fused sampler"] = row["backend"]
     for row in parts["fused beyond int32"]:
         facts["Its longest draw"] = f"{count(row['units'])} units"
+    for row in parts["measure, memory"]:
+        memory = f"{size(row['peak_bytes'])} for {count(row['samples'])} samples"
+        facts["Memory of the statistics"] = memory
     seconds = sum(row["seconds"] for row in parts["section"])
     return facts | ({"Whole run": duration(seconds)} if seconds else {})
 
@@ -828,6 +833,17 @@ def _statistics(parts: Mapping[str, list[Row]]) -> Table:
              duration(r["cpu_seconds"]), f"{times(r['ratio'])} as fast", *_z(r), _memory(r)]
             for r in parts["measure"]
         ],
+    )  # fmt: skip
+
+
+def _live_frames(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "frames",
+        "One position of a slider, as the live figures of chapters 2 and 3 compute it on a GPU, "
+        "without the drawing.",
+        ["What", "Of them", "Time", "Spread"],
+        [[r["what"], count(r["count"]), duration(r["seconds"]), _spread(r)]
+         for r in parts["live frame"]],
     )  # fmt: skip
 
 

@@ -3,9 +3,10 @@
     python -m sbnlib.experiments.gpu --budget 480 [--out FILE] [--device cuda] [--commit HASH]
 
 Sections run in order: environment, measured ceilings, the sampler, straight-through, the fused
-sampler, statistics, exact sums, every estimator of the registry, compiled straight-through. The
-measurement file is rewritten after each, so that a kill loses one section at most. A section that
-does not fit into what is left of the budget is left out with all after it, and the file says so.
+sampler, statistics, live frames, exact sums, every estimator of the registry, compiled
+straight-through. The measurement file is rewritten after each, so that a kill loses one section at
+most. A section that does not fit into what is left of the budget is left out with all after it, and
+the file says so.
 
 A time is the median of several runs, taken twice: the smaller one is reported, with the relative
 difference as ``spread``. Ratios are to a copy of the same bytes in the same run. Frequencies and
@@ -40,10 +41,10 @@ from torch import Tensor, nn
 
 from sbnlib import kernels, registry
 from sbnlib import noise as noises
-from sbnlib.accuracy import CUDA_SHARE, Accuracy, measure
+from sbnlib.accuracy import CUDA_SHARE, Accuracy, gradient_samples, measure
 from sbnlib.contracts import Loss
 from sbnlib.estimators import straight_through
-from sbnlib.exact import exact_gradient
+from sbnlib.exact import exact_expectation, exact_gradient
 from sbnlib.experiments import measurement
 from sbnlib.experiments.command import add_option, add_out, refusing, repeat
 from sbnlib.kernels import sampler as fused_sampler
@@ -71,7 +72,9 @@ class Sizes:
     copy_bytes: int = 4 << 30
     gemm: int = 8192
     elements: tuple[int, ...] = (1 << 26, 1 << 28)
-    samples: tuple[int, ...] = (100_000, 1_000_000)
+    samples: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
+    many: int = 100_000_000  # samples for which memory must be that of fewer
+    frame: int = 10_000_000  # samples behind one position of a slider
     estimator_samples: int = 2000
     compared: tuple[int, ...] = (8, 12)
     timed: tuple[int, ...] = (14, 16, 18)
@@ -83,7 +86,7 @@ class Sizes:
 
 FULL = Sizes()
 #: For the tests, on any machine.
-TINY = Sizes(1 << 20, 64, (1 << 12, 1 << 14), (128, 256), 64, (3, 4), (5,), 0.001,
+TINY = Sizes(1 << 20, 64, (1 << 12, 1 << 14), (128, 256), 512, 1000, 64, (3, 4), (5,), 0.001,
              1 << 12, 1 << 14, 1 << 14)  # fmt: skip
 
 
@@ -536,12 +539,28 @@ def statistics_of_st(device: torch.device, sizes: Sizes, notes: Notes) -> None:
         notes.row("measure", estimator="straight_through", samples=m, **time_.row(),
                   cpu_seconds=cpu.seconds, ratio=ratio, largest_z=z, limit=Z_STATISTICS,
                   peak_bytes=peak)  # fmt: skip
-        notes.ratios[f"measure, {m} samples, CPU over device"] = ratio
+        name = f"measure 2-6-6-6 {_power(m)}"
+        notes.ratios[f"{name}, Msamples/s"] = 1e-6 * m / time_.seconds
+        notes.ratios[f"{name}, {_over_the_cpu()}"] = ratio
         notes.check(f"statistics agree with the CPU, {m} samples", z < Z_STATISTICS)
-    if peaks:
+    many = _peak(_measured(here, sizes.many, 13), device)
+    if many is not None:
         total = torch.cuda.get_device_properties(device).total_memory
+        notes.row("measure, memory", samples=sizes.many, peak_bytes=many)
         notes.check("statistics: memory stays within the share of the device that a chunk may take",
-                    max(peaks) <= CUDA_SHARE * total)  # fmt: skip
+                    max(*peaks, many) <= CUDA_SHARE * total)  # fmt: skip
+        notes.check(f"statistics: {_power(sizes.many)} samples take the memory of a tenth of them",
+                    many <= 1.05 * peaks[-1])  # fmt: skip
+
+
+def _power(count: int) -> str:
+    """A power of ten as 1e7."""
+    digits = round(math.log10(count))
+    return f"1e{digits}" if 10**digits == count else str(count)
+
+
+def _over_the_cpu() -> str:
+    return f"over {torch.get_num_threads()} threads"
 
 
 def _measured(
@@ -591,7 +610,7 @@ def _exact_sum(n: int, device: torch.device, sizes: Sizes, notes: Notes) -> None
         cpu = seconds(lambda: exact_gradient(*there), CPU, patience=0)
         values |= {"cpu_seconds": cpu.seconds, "ratio": cpu.seconds / time_.seconds}
         notes.check(f"exact sums agree with the CPU, n = {n}", values["difference"] < TOLERANCE)
-        notes.ratios[f"exact_gradient 5-{n}-{n}-{n}, CPU over device"] = values["ratio"]
+        notes.ratios[f"exact 5-{n}-{n}-{n}, {_over_the_cpu()}"] = values["ratio"]
     notes.row("exact_gradient", units=n, layers=3, **values)
 
 
@@ -599,6 +618,36 @@ def _difference(a: tuple[Tensor, dict[str, Tensor]], b: tuple[Tensor, dict[str, 
     """Largest difference of the value and the gradients, relative to the largest entry of each."""
     pairs = zip((a[0], *a[1].values()), (b[0], *b[1].values()), strict=True)
     return max(float((x.cpu() - y).abs().max() / y.abs().max()) for x, y in pairs)
+
+
+def live_frames(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """What one position of a slider costs: as the live figures of chapters 2 and 3, not drawn."""
+    net, inputs, loss = _problem((2, 3, 2), 41, device)
+    draws, count = _generator(device, 31), sizes.frame
+    exact = exact_expectation(net, inputs, loss).detach()
+
+    def states() -> Tensor:
+        """The mean loss of each of 41 inputs and its error, by so many networks in all."""
+        with torch.no_grad():
+            values = loss(net(inputs.expand(-(-count // 41), 41, 2), generator=draws))
+            return torch.stack([values.mean(0), values.std(0) / math.sqrt(len(values))])
+
+    def gradients() -> Tensor:
+        """Sums of the powers of gradients of straight-through, for four inputs."""
+        total = torch.zeros((), device=device)
+        four = net, inputs[:4], _problem((2, 3, 2), 4, device)[2]
+        for chunk in gradient_samples(*four, "straight_through", count, generator=draws):
+            g = torch.cat([v.flatten(1) for v in chunk.values()], dim=1)
+            total = total + torch.stack([(g**p).sum(dim=0) for p in (1, 2, 4)])
+        return total
+
+    mean, se = states()
+    z = float(((mean - exact) / se).abs().max())
+    notes.check("live frame: the mean is the exact one", z < Z_STATISTICS)
+    for what, work in (("samples", states), ("gradients", gradients)):
+        time_ = seconds(work, device, patience=sizes.patience)
+        notes.row("live frame", what=what, count=count, **time_.row())
+        notes.ratios[f"live frame, {_power(count)} {what}, ms"] = 1e3 * time_.seconds
 
 
 def estimators(device: torch.device, sizes: Sizes, notes: Notes) -> None:
@@ -631,7 +680,8 @@ SECTIONS = (
     Section("sampler", sampler, 40),
     Section("straight-through", straight, 20),
     Section("fused sampler", fused, 50),
-    Section("statistics", statistics_of_st, 60),
+    Section("statistics", statistics_of_st, 90),
+    Section("live frames", live_frames, 10),
     Section("exact sums", exact_sums, 70),
     Section("estimators", estimators, 90),
     Section("compiled straight-through", compiled, 90),

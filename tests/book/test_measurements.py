@@ -579,6 +579,21 @@ def test_the_fused_sampler_is_drawn_as_it_was_measured():
     assert "needs about 8 GiB" in " ".join(notes)
 
 
+def test_live_frames_and_memory_are_drawn_as_they_were_measured():
+    """No file that is kept has these rows yet, so they are made up."""
+    rows = [
+        {"part": "live frame", "what": "gradients", "count": 10**7, "seconds": 0.2, "spread": 0.01},
+        {"part": "measure, memory", "samples": 10**8, "peak_bytes": 3 << 30},
+    ]
+    content = copy.deepcopy(record(H100))
+    content["rows"] += rows
+    drawing = sbn_tables.draw(content)
+    (line,) = next(table.rows for table in drawing.tables if table.name == "frames")
+    assert line[0] == "gradients" and line[1].split() == ["10", "000", "000"]
+    assert line[2].split() == ["200", "ms"]
+    assert drawing.facts["Memory of the statistics"].split()[:2] == ["3.0", "GiB"]
+
+
 @every_gpu
 def test_frequencies_are_those_of_the_file(built, name):
     lines = built.table(name, "frequencies")

@@ -93,7 +93,7 @@ def test_every_time_has_a_spread_and_every_ratio_is_positive(whole):
     timed = [row for row in whole["rows"] if "seconds" in row and row["part"] != "section"]
     assert {row["part"] for row in timed} == {
         "copy", "bf16 product", "sample_sign", "straight_through", "fused", "measure",
-        "exact_gradient",
+        "live frame", "exact_gradient",
     }  # fmt: skip
     assert all(row["seconds"] > 0 and row["spread"] >= 0 for row in timed)
     assert whole["ratios"] and all(ratio > 0 for ratio in whole["ratios"].values())
@@ -108,6 +108,28 @@ def test_the_fused_sampler_is_over_a_copy_of_the_bytes_it_moves(whole):
     for row in parts(whole, "fused"):
         assert whole["ratios"][row["what"]] == row["ratio"]
         assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
+
+
+@needs_the_whole_run
+def test_what_is_claimed_of_a_gpu_has_its_name_among_the_ratios(whole):
+    threads = torch.get_num_threads()
+    rows = {row["samples"]: row for row in parts(whole, "measure")}
+    for m, row in rows.items():
+        name = f"measure 2-6-6-6 {m}"
+        speed = whole["ratios"][f"{name}, Msamples/s"]
+        assert speed == pytest.approx(m / row["seconds"] / 1e6)
+        assert whole["ratios"][f"{name}, over {threads} threads"] == row["ratio"]
+    for row in parts(whole, "exact_gradient"):
+        name = "exact 5-{0}-{0}-{0}".format(row["units"])
+        assert whole["ratios"][f"{name}, over {threads} threads"] == row["ratio"]
+    for row in parts(whole, "live frame"):
+        name = f"live frame, 1e3 {row['what']}, ms"
+        assert whole["ratios"][name] == pytest.approx(1e3 * row["seconds"])
+
+
+@pytest.mark.parametrize(("count", "name"), [(10**7, "1e7"), (10**8, "1e8"), (4096, "4096")])
+def test_powers_of_ten_are_short(count, name):
+    assert gpu._power(count) == name
 
 
 @needs_the_whole_run
