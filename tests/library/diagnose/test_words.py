@@ -344,6 +344,11 @@ def test_factors_of_slopes_that_are_random(height: float, spread: float, is_told
         (clipping(1.0, 0.5, step), "0.5", "15"),
         (clipping(0.1, 4.0), "0.4", "120"),
         (given(hard_sign, lambda grad, a, x: grad.sign() * box(a)), "1", "30000"),
+        (
+            given(hard_sign, lambda grad, a, x: grad * (1 - 0.1 * (grad.abs() > 10)) * box(a)),
+            "27",
+            "30",
+        ),
     ],
 )
 def test_what_is_clipped_of_a_gradient(unit: Unit, passes: str, right: str) -> None:
@@ -353,8 +358,9 @@ def test_what_is_clipped_of_a_gradient(unit: Unit, passes: str, right: str) -> N
     assert found.advice == "Clip when the backward pass is over."
 
 
-def test_gradients_that_are_not_clipped_but_not_in_proportion() -> None:
-    found = finding(diagnose_unit(given(hard_sign, lambda g, a, x: g * g.abs() * box(a))),
+@pytest.mark.parametrize("of_gradient", [lambda g: g * g.abs(), torch.abs, torch.relu])
+def test_gradients_that_are_not_clipped_but_not_in_proportion(of_gradient: Unit) -> None:
+    found = finding(diagnose_unit(given(hard_sign, lambda g, a, x: of_gradient(g) * box(a))),
                     "gradient")  # fmt: skip
     assert "not in proportion" in found.words and "clipped" not in found.words
     assert found.advice == "Multiply the gradient, and do nothing else to it."
@@ -432,6 +438,7 @@ def test_what_is_kept_far_out(low: float, high: float) -> None:
     ("unit", "centre", "threshold"),
     [
         (lambda a: ste(hard_sign(a - 0.5), functional.hardtanh(a)), "0", "0.5"),
+        (lambda a: ste(hard_sign(a - 0.05), functional.hardtanh(a)), "0", "0.05"),
         (lambda a: ste(step(a), a.clamp(0, 1)), "0.5", "0"),
         (lambda a: ste(hard_sign(a + 30), torch.tanh(a - 2)), "2", "−30"),
     ],
@@ -440,6 +447,33 @@ def test_centres_that_lie_apart(unit: Unit, centre: str, threshold: str) -> None
     found = finding(diagnose_unit(unit), "shifted")
     assert found.words == (f"The slope is centred at {centre}, the state changes at {threshold}.")
     assert found.advice == "Shift one of the two."
+
+
+def test_an_uneven_slope_is_not_called_shifted() -> None:
+    """That of an exponential law about the threshold, whose median lies apart from it."""
+    unit = with_slope(hard_sign, lambda a: 2 * torch.exp(-a.clamp(min=0)) * (a > 0))
+    assert diagnose_unit(unit).codes == {D, "uneven"}
+
+
+def test_a_median_that_is_nearly_0_is_told() -> None:
+    """P = 0.475 at 0, which is 7 standard errors below a half."""
+    report = diagnose_unit(lambda a: coin(torch.sigmoid(a - 0.1)))
+    assert report.codes == {S, "no-slope"} and report.threshold == pytest.approx(0.1, abs=0.05)
+
+
+def test_what_a_gradient_does_to_other_entries() -> None:
+    """All of the same size pass as if each went alone."""
+    unit = given(hard_sign, lambda grad, a, x: (grad + grad.mean()) / 2 * box(a))
+    report = diagnose_unit(unit)
+    assert words(report, "not-elementwise") == "The gradient of one entry reaches others."
+
+
+@pytest.mark.parametrize("s", [-1.0, 0.5])
+def test_members_of_the_line_in_bits(s: float) -> None:
+    """Half of the slope, for half of the distance."""
+    report = diagnose_unit(lambda a: (1 + on_the_line(s)(a)) / 2)
+    assert report.line == s and report.coding == "0/1"
+    assert report.mismatch == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize(
