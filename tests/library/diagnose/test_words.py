@@ -425,6 +425,29 @@ def test_levels_are_counted(unit: Unit, count: int, low: str, high: str) -> None
     assert f"{count} states, whose steps have together" in report.verdict
 
 
+def test_levels_of_a_model() -> None:
+    def unit(a: Tensor) -> Tensor:
+        return ste(torch.round(3 * a.clamp(0, 1)) / 3, a.clamp(0, 1))
+
+    (found,) = of_net(unit).units
+    assert found.codes - {"clipped"} == {D, "levels"}
+    assert found.coding == "0, 0.333, 0.667, 1"
+
+
+def test_what_a_model_does_in_place_before_a_unit_is_no_fault() -> None:
+    def unit(a: Tensor) -> Tensor:
+        m = functional.hardtanh(2 * a, inplace=True)
+        return ste(hard_sign(m), m)
+
+    def on_layer(a: Tensor) -> Tensor:
+        m = functional.hardtanh_(a)
+        return ste(hard_sign(m), m)
+
+    for between in (unit, on_layer):
+        (found,) = of_net(between).units
+        assert found.codes == {D} and found.mismatch == pytest.approx(1, rel=1e-3)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.05, 0.9), (0.2, 1.0), (0.0, 0.75)])
 def test_what_is_kept_far_out(low: float, high: float) -> None:
     """Of 200 000 draws: a standard error is a tenth of a percent at the most."""
@@ -557,6 +580,14 @@ def test_how_far_laws_are_apart_in_a_small_layer() -> None:
     said = re.search(rf"([\d.]+) standard errors apart \({draws} draws a point\)",
                      words(unit, "law"))  # fmt: skip
     assert z > 10 and float(said[1]) == pytest.approx(z, abs=5)
+
+
+def test_a_law_that_fits_but_for_its_tail_has_no_name() -> None:
+    """Logistic up to 4, and sure beyond, where at 5.2 one of 180 draws would be the other state."""
+    up = with_slope(lambda a: coin(torch.where(a > 4, 1.0, torch.sigmoid(a))), box)
+    report = diagnose_unit(up)
+    assert report.codes == {S, "law"} and report.forward_noise is None
+    assert report.verdict.startswith("The states are drawn from another law, the slope is ")
 
 
 def test_laws_without_a_name() -> None:
