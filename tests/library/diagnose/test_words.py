@@ -491,6 +491,13 @@ def test_what_a_gradient_does_to_other_entries() -> None:
     assert words(report, "not-elementwise") == "The gradient of one entry reaches others."
 
 
+def test_a_slope_that_depends_on_other_entries() -> None:
+    """The states do not."""
+    report = diagnose_unit(with_slope(hard_sign, lambda a: box(a) * a.abs().mean()))
+    assert report.codes == {"not-elementwise"}
+    assert words(report, "not-elementwise") == "What it does with one entry depends on others."
+
+
 @pytest.mark.parametrize("s", [-1.0, 0.5])
 def test_members_of_the_line_in_bits(s: float) -> None:
     """Half of the slope, for half of the distance."""
@@ -569,6 +576,13 @@ def test_how_far_laws_are_apart() -> None:
     assert words(report, "law").startswith(
         "The forward pass draws from Logistic(scale=1), the slope is that of Uniform(scale=1): at "
     )
+
+
+def test_how_far_laws_are_apart_where_nothing_varies() -> None:
+    """A box draws one state alone beyond 1, where the logistic law has both: by its own spread."""
+    report = diagnose_unit(lambda a: ste(coin(((1 + a) / 2).clamp(0, 1)), torch.tanh(a / 2)))
+    z = standard_errors(report, lambda a: np.clip((1 + a) / 2, 0, 1), special.expit, 20_000)
+    assert z > 50 and report.examination.z == pytest.approx(z, abs=5)
 
 
 def test_how_far_laws_are_apart_in_a_small_layer() -> None:
@@ -825,6 +839,21 @@ def test_no_line_is_wider_than_a_terminal() -> None:
     assert widest(str(diagnose(net, x, MODELS["saturated"].loss))) <= 80
     assert widest(str(diagnose_unit(failing))) <= 80
     assert widest(str(of_net(failing))) <= 80
+
+
+def test_a_unit_is_as_another_only_if_all_is_the_same() -> None:
+    def three(a: Tensor) -> Tensor:
+        b, c, d = a.split(16, 1)
+        plain = [ste(hard_sign(x), functional.hardtanh(x)) for x in (b, c)]
+        return torch.cat([*plain, ste(torch.sign(d), functional.hardtanh(d))], 1)
+
+    report = of_net(three, units=48)
+    first, second, third = report.units
+    assert first.verdict == second.verdict == third.verdict
+    said = str(report).split("\n\n")
+    assert said[1] == str(first) and said[3] == str(third)
+    assert said[2].splitlines()[0] == f"{second.name} ({second.where}): as 1."
+    assert said[2].splitlines()[1:] == str(second).splitlines()[-len(said[2].splitlines()) + 1 :]
 
 
 def test_what_is_not_asked_is_not_told() -> None:
