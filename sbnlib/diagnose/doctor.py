@@ -550,6 +550,7 @@ class _Known:
         found = report.examination
         assert found is not None
         a = around(*sorted({0.0, found.threshold}), per_decade=6, linear=60)
+        a = torch.cat([a, a.new_tensor([0.0, -0.0, found.threshold])])  # a third state, if any
         return _Known(report, a, *found.subject.run(a, found.flow))
 
     def is_like(self, subject: Subject) -> bool:

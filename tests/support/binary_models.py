@@ -339,7 +339,7 @@ SIGN = {"forward": "deterministic", "coding": "±1", "noise": None, "mismatch": 
         "depends_on_gradient": False, "exact_pm1": True}  # fmt: skip
 SPIKE = SIGN | {"coding": "0/1", "slope_noise": Cauchy(1 / math.pi)}
 STEEP = SIGN | {"mismatch": 2.0, "slope_noise": Logistic(0.5)}
-CHANNEL = {k: v for k, v in SIGN.items() if k not in ("coding", "exact_pm1")}
+CHANNEL = {k: v for k, v in SIGN.items() if k not in ("coding", "exact_pm1")} | {"gain": None}
 DRAWN = SIGN | {"forward": "sampled", "samples_in_eval": True}
 
 

@@ -87,6 +87,13 @@ def test_heavy_tails(power: float, integral: float) -> None:
     assert report.integral == pytest.approx(integral, rel=2e-3)
 
 
+def test_two_tails_that_differ() -> None:
+    """(1 + a)^-1.2 to the right, which is 5 in all, and a box of 1 to the left."""
+    report = diagnose_unit(decided(lambda a: torch.where(a > 0, (1 + a.abs()) ** -1.2, a > -1)))
+    assert report.integral == pytest.approx(6, rel=2e-3)
+    assert report.codes == {"deterministic", "factor", "uneven"}
+
+
 # -------------------------------------------------------------------------------- odd probabilities
 
 
@@ -116,6 +123,7 @@ def test_a_drawn_unit_of_three_states() -> None:
     report = diagnose_unit(unit)
     assert report.codes == {"levels", "samples-in-eval"}
     assert report.coding == "-1, 0, 1" and report.mismatch == pytest.approx(1, rel=1e-3)
+    assert report.noise is None and report.why.startswith("It has 3 states")
 
 
 @pytest.mark.parametrize("what", ["all entries", "all units of a row", "all rows"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,24 @@ def test_factors_compound(name: str) -> None:
     for unit, wanted in zip(units, expected_units(MODELS[name], len(units)), strict=True):
         if wanted.compounding is not None:
             assert unit.compounding == pytest.approx(wanted.compounding, rel=3 * LOOSE)
+
+
+def test_a_place_is_that_of_the_innermost_line() -> None:
+    """Where a function of one's own binarizes, its line is told, and not the one that calls it."""
+
+    def binarized(a: Tensor) -> Tensor:
+        return Bin.apply(a)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(20, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return binarized(self.layer(x))
+
+    (unit,) = diagnose(Net(), torch.randn(16, 20)).units
+    assert unit.where == f"{Path(__file__).name}:{binarized.__code__.co_firstlineno + 1}"
 
 
 @pytest.mark.parametrize("bits", [False, True])

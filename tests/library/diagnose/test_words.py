@@ -344,6 +344,11 @@ def test_factors_of_slopes_that_are_random(height: float, spread: float, is_told
         (clipping(1.0, 0.5, step), "0.5", "15"),
         (clipping(0.1, 4.0), "0.4", "120"),
         (given(hard_sign, lambda grad, a, x: grad.sign() * box(a)), "1", "30000"),
+        (
+            given(hard_sign, lambda grad, a, x: grad * (1 - 0.1 * (grad.abs() > 10)) * box(a)),
+            "27",
+            "30",
+        ),
     ],
 )
 def test_what_is_clipped_of_a_gradient(unit: Unit, passes: str, right: str) -> None:
@@ -353,8 +358,9 @@ def test_what_is_clipped_of_a_gradient(unit: Unit, passes: str, right: str) -> N
     assert found.advice == "Clip when the backward pass is over."
 
 
-def test_gradients_that_are_not_clipped_but_not_in_proportion() -> None:
-    found = finding(diagnose_unit(given(hard_sign, lambda g, a, x: g * g.abs() * box(a))),
+@pytest.mark.parametrize("of_gradient", [lambda g: g * g.abs(), torch.abs, torch.relu])
+def test_gradients_that_are_not_clipped_but_not_in_proportion(of_gradient: Unit) -> None:
+    found = finding(diagnose_unit(given(hard_sign, lambda g, a, x: of_gradient(g) * box(a))),
                     "gradient")  # fmt: skip
     assert "not in proportion" in found.words and "clipped" not in found.words
     assert found.advice == "Multiply the gradient, and do nothing else to it."
@@ -419,6 +425,29 @@ def test_levels_are_counted(unit: Unit, count: int, low: str, high: str) -> None
     assert f"{count} states, whose steps have together" in report.verdict
 
 
+def test_levels_of_a_model() -> None:
+    def unit(a: Tensor) -> Tensor:
+        return ste(torch.round(3 * a.clamp(0, 1)) / 3, a.clamp(0, 1))
+
+    (found,) = of_net(unit).units
+    assert found.codes - {"clipped"} == {D, "levels"}
+    assert found.coding == "0, 0.333, 0.667, 1"
+
+
+def test_what_a_model_does_in_place_before_a_unit_is_no_fault() -> None:
+    def unit(a: Tensor) -> Tensor:
+        m = functional.hardtanh(2 * a, inplace=True)
+        return ste(hard_sign(m), m)
+
+    def on_layer(a: Tensor) -> Tensor:
+        m = functional.hardtanh_(a)
+        return ste(hard_sign(m), m)
+
+    for between in (unit, on_layer):
+        (found,) = of_net(between).units
+        assert found.codes == {D} and found.mismatch == pytest.approx(1, rel=1e-3)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.05, 0.9), (0.2, 1.0), (0.0, 0.75)])
 def test_what_is_kept_far_out(low: float, high: float) -> None:
     """Of 200 000 draws: a standard error is a tenth of a percent at the most."""
@@ -432,6 +461,7 @@ def test_what_is_kept_far_out(low: float, high: float) -> None:
     ("unit", "centre", "threshold"),
     [
         (lambda a: ste(hard_sign(a - 0.5), functional.hardtanh(a)), "0", "0.5"),
+        (lambda a: ste(hard_sign(a - 0.05), functional.hardtanh(a)), "0", "0.05"),
         (lambda a: ste(step(a), a.clamp(0, 1)), "0.5", "0"),
         (lambda a: ste(hard_sign(a + 30), torch.tanh(a - 2)), "2", "−30"),
     ],
@@ -440,6 +470,40 @@ def test_centres_that_lie_apart(unit: Unit, centre: str, threshold: str) -> None
     found = finding(diagnose_unit(unit), "shifted")
     assert found.words == (f"The slope is centred at {centre}, the state changes at {threshold}.")
     assert found.advice == "Shift one of the two."
+
+
+def test_an_uneven_slope_is_not_called_shifted() -> None:
+    """That of an exponential law about the threshold, whose median lies apart from it."""
+    unit = with_slope(hard_sign, lambda a: 2 * torch.exp(-a.clamp(min=0)) * (a > 0))
+    assert diagnose_unit(unit).codes == {D, "uneven"}
+
+
+def test_a_median_that_is_nearly_0_is_told() -> None:
+    """P = 0.475 at 0, which is 7 standard errors below a half."""
+    report = diagnose_unit(lambda a: coin(torch.sigmoid(a - 0.1)))
+    assert report.codes == {S, "no-slope"} and report.threshold == pytest.approx(0.1, abs=0.05)
+
+
+def test_what_a_gradient_does_to_other_entries() -> None:
+    """All of the same size pass as if each went alone."""
+    unit = given(hard_sign, lambda grad, a, x: (grad + grad.mean()) / 2 * box(a))
+    report = diagnose_unit(unit)
+    assert words(report, "not-elementwise") == "The gradient of one entry reaches others."
+
+
+def test_a_slope_that_depends_on_other_entries() -> None:
+    """The states do not."""
+    report = diagnose_unit(with_slope(hard_sign, lambda a: box(a) * a.abs().mean()))
+    assert report.codes == {"not-elementwise"}
+    assert words(report, "not-elementwise") == "What it does with one entry depends on others."
+
+
+@pytest.mark.parametrize("s", [-1.0, 0.5])
+def test_members_of_the_line_in_bits(s: float) -> None:
+    """Half of the slope, for half of the distance."""
+    report = diagnose_unit(lambda a: (1 + on_the_line(s)(a)) / 2)
+    assert report.line == s and report.coding == "0/1"
+    assert report.mismatch == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize(
@@ -518,6 +582,13 @@ def test_how_far_laws_are_apart() -> None:
     )
 
 
+def test_how_far_laws_are_apart_where_nothing_varies() -> None:
+    """A box draws one state alone beyond 1, where the logistic law has both: by its own spread."""
+    report = diagnose_unit(lambda a: ste(coin(((1 + a) / 2).clamp(0, 1)), torch.tanh(a / 2)))
+    z = standard_errors(report, lambda a: np.clip((1 + a) / 2, 0, 1), special.expit, 20_000)
+    assert z > 50 and report.examination.z == pytest.approx(z, abs=5)
+
+
 def test_how_far_laws_are_apart_in_a_small_layer() -> None:
     """256 runs of 8 times 12 entries at 21 points: 1170 draws a point."""
     report = of_net(lambda a: ste(coin(torch.sigmoid(a)), functional.hardtanh(a)), 8, 12)
@@ -527,6 +598,14 @@ def test_how_far_laws_are_apart_in_a_small_layer() -> None:
     said = re.search(rf"([\d.]+) standard errors apart \({draws} draws a point\)",
                      words(unit, "law"))  # fmt: skip
     assert z > 10 and float(said[1]) == pytest.approx(z, abs=5)
+
+
+def test_a_law_that_fits_but_for_its_tail_has_no_name() -> None:
+    """Logistic up to 4, and sure beyond, where at 5.2 one of 180 draws would be the other state."""
+    up = with_slope(lambda a: coin(torch.where(a > 4, 1.0, torch.sigmoid(a))), box)
+    report = diagnose_unit(up)
+    assert report.codes == {S, "law"} and report.forward_noise is None
+    assert report.verdict.startswith("The states are drawn from another law, the slope is ")
 
 
 def test_laws_without_a_name() -> None:
@@ -781,6 +860,21 @@ def test_no_line_is_wider_than_a_terminal() -> None:
     assert widest(str(diagnose(net, x, MODELS["saturated"].loss))) <= 80
     assert widest(str(diagnose_unit(failing))) <= 80
     assert widest(str(of_net(failing))) <= 80
+
+
+def test_a_unit_is_as_another_only_if_all_is_the_same() -> None:
+    def three(a: Tensor) -> Tensor:
+        b, c, d = a.split(16, 1)
+        plain = [ste(hard_sign(x), functional.hardtanh(x)) for x in (b, c)]
+        return torch.cat([*plain, ste(torch.sign(d), functional.hardtanh(d))], 1)
+
+    report = of_net(three, units=48)
+    first, second, third = report.units
+    assert first.verdict == second.verdict == third.verdict
+    said = str(report).split("\n\n")
+    assert said[1] == str(first) and said[3] == str(third)
+    assert said[2].splitlines()[0] == f"{second.name} ({second.where}): as 1."
+    assert said[2].splitlines()[1:] == str(second).splitlines()[-len(said[2].splitlines()) + 1 :]
 
 
 def test_what_is_not_asked_is_not_told() -> None:
