@@ -276,7 +276,7 @@ def _ask_states(found: Examination) -> None:
     single = [g for g in groups if len(g) == 1 and not found.sampled]
     groups = [g for g in groups if len(g) > 1 or found.sampled]
     if len(groups) < 2:
-        raise RefusedError("constant", f"it gives {_number(groups[0])} wherever it is asked")
+        raise RefusedError("constant", f"it gives {_number(groups[0]):.3g} wherever it is asked")
     found.states = tuple(_number(g) for g in groups)
     zeros = torch.cat([torch.zeros(32), -torch.zeros(32)]).double()
     at_zero = _grouped(torch.cat([found.subject.run(zeros, seed=s)[0] for s in (0, 1)]) + 0.0)

@@ -589,9 +589,9 @@ def test_live_frames_and_memory_are_drawn_as_they_were_measured():
     content["rows"] += rows
     drawing = sbn_tables.draw(content)
     (line,) = next(table.rows for table in drawing.tables if table.name == "frames")
-    assert line[0] == "gradients" and line[1].split() == ["10", "000", "000"]
+    assert line[0] == "gradients" and line[1] == "10⁷"
     assert line[2].split() == ["200", "ms"]
-    assert drawing.facts["Memory of the statistics"].split()[:2] == ["3.0", "GiB"]
+    assert drawing.facts["Memory of the statistics"].split()[:2] == ["3.22", "GB"]
 
 
 @every_gpu

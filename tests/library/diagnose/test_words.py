@@ -646,7 +646,7 @@ def test_laws_are_named_within_three_thousandths(share: float, kind: type) -> No
         ("no-tensor", "It returns a list, no tensor."),
         ("not-finite", "Its values are NaN or infinite."),
         ("not-elementwise", "What it does with one entry depends on others."),
-        ("constant", "It gives 3.0 wherever it is asked."),
+        ("constant", "It gives 3 wherever it is asked."),
         ("raises", "It raises ValueError: expected three channels."),
         ("no-gradient", "The loss has no graph."),
         ("no-units", "No tensor with a graph has few values: no unit was seen."),
@@ -819,7 +819,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
             "Uniform(scale=1).", "The forward pass draws from another law than the slope's."),
     "raises": ("It could not be examined.", "It raises ValueError: expected three channels."),
     "constant": ("It could not be examined as a binary unit.",
-                 "It gives 3.0 wherever it is asked."),
+                 "It gives 3 wherever it is asked."),
     "not-elementwise": ("It could not be examined as a binary unit.",
                         "What it does with one entry depends on others."),
 }  # fmt: skip
