@@ -588,10 +588,7 @@ def _compounded(reports: list[UnitReport], found: list[Unit]) -> list[UnitReport
 
 
 def _reached(found: list[Unit]) -> list[set[int]]:
-    """For each unit those to whose states the graph leads from its pre-activation.
-
-    It goes no further than these: what lies below them is theirs.
-    """
+    """For each unit those next below: the graph leads from its pre-activation to their states."""
     numbers = {unit.states.node: k for k, unit in enumerate(found)}
     every: list[set[int]] = []
     for unit in found:
@@ -604,8 +601,7 @@ def _reached(found: list[Unit]) -> list[set[int]]:
                 done |= below
                 todo += below
             else:
-                lower = numbers[node]
-                reached |= {lower} | (every[lower] if lower < len(every) else set())
+                reached.add(numbers[node])
         every.append(reached)
     return every
 
