@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbnlib.contracts import check_ends_with, check_uniforms, check_unit, looking_is_free
-from sbnlib.noise import Noise, check_generator, widened
+from sbnlib.noise import Generators, Noise, by_trial, check_generator, widened
 
 __all__ = [
     "by_words",
@@ -122,6 +122,10 @@ def flipped_by_words(
 
 def _words(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
     """32 random bits for each unit, int32."""
+    return by_trial(_own_words, shape, generator)
+
+
+def _own_words(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
     count = math.prod(shape)
     pairs = torch.empty((count + 1) // 2, dtype=torch.int64, device="cpu")  # the fastest way
     return pairs.random_(-(2**63), None, generator=generator).view(torch.int32)[:count].view(shape)
@@ -129,6 +133,10 @@ def _words(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
 
 def _settle_ties(below: Tensor, rest: Tensor, generator: torch.Generator | None) -> None:
     """One more draw for the units, one in 2^31, whose 31 bits do not decide."""
+    if isinstance(generator, Generators):
+        for t, part in enumerate(generator.parts):
+            _settle_ties(below.select(-3, t), rest.select(-3, t), part)
+        return
     ties = below == 0
     left = rest.double().expand(below.shape)[ties]
     v = torch.rand(left.shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -152,7 +160,11 @@ def uniforms(shape: Sequence[int], like: Tensor, generator: torch.Generator | No
     times too often.
     """
     check_generator(generator, like.device)
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+
+    def draw(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+
+    return by_trial(draw, shape, generator)
 
 
 def mean_state(a: Tensor, noise: Noise) -> Tensor:
