@@ -373,7 +373,7 @@ _TO_NETWORK: dict[str, Callable[..., NetworkEstimator]] = {
 
 
 def takes_axes(estimator: NetworkEstimator) -> bool:
-    """Whether it takes inputs ``(..., B, n)`` to a network whose layers do, and returns ``(..., B)``.
+    """Whether it takes inputs ``(..., B, n)`` wherever the layers do, and returns ``(..., B)``.
 
     So do those that :func:`pathwise` and :func:`layerwise` make, which call the layers. PSA reads
     their weights, and of a function of the user's nobody knows.

@@ -126,6 +126,7 @@ class Noise:
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point one, got {dtype}")
         wide = torch.promote_types(dtype, torch.float32)
+
         def draw(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
             return torch.rand(shape, generator=generator, dtype=wide, device=device)
 
@@ -595,6 +596,16 @@ class Generators:
     def __init__(self, parts: Sequence[torch.Generator]) -> None:
         self.parts = tuple(parts)
 
+    def own(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape (..., B, n) of each training's part of (..., T, B, n)."""
+        count = len(self.parts)
+        if len(shape) < 3 or shape[-3] != count:
+            raise ValueError(
+                f"generator of {count} trainings must draw a shape (..., {count}, B, n), got "
+                f"{tuple(shape)}"
+            )
+        return *shape[:-3], *shape[-2:]
+
 
 def by_trial(
     draw: Callable[[Sequence[int], torch.Generator | None], Tensor],
@@ -604,14 +615,8 @@ def by_trial(
     """``draw(shape, generator)``; of :class:`Generators` each draws its slice ``(..., B, n)``."""
     if not isinstance(generator, Generators):
         return draw(shape, generator)
-    parts = generator.parts
-    if len(shape) < 3 or shape[-3] != len(parts):
-        raise ValueError(
-            f"generator must be one of {len(parts)} trainings for a shape (..., {len(parts)}, B, n)"
-            f", got it for {tuple(shape)}"
-        )
-    own = (*shape[:-3], *shape[-2:])
-    return torch.stack([draw(own, part) for part in parts], dim=-3)
+    own = generator.own(shape)
+    return torch.stack([draw(own, part) for part in generator.parts], dim=-3)
 
 
 def _lower(a: Tensor) -> Tensor:

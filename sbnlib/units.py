@@ -120,18 +120,28 @@ def flipped_by_words(
     return signs.view(torch.float32).to(a.dtype)
 
 
-def _words(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+def _words(shape: Sequence[int], generator: torch.Generator | Generators | None) -> Tensor:
     """32 random bits for each unit, int32."""
-    return by_trial(_own_words, shape, generator)
-
-
-def _own_words(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    if isinstance(generator, Generators):
+        return _words_by_trial(shape, generator)
     count = math.prod(shape)
     pairs = torch.empty((count + 1) // 2, dtype=torch.int64, device="cpu")  # the fastest way
     return pairs.random_(-(2**63), None, generator=generator).view(torch.int32)[:count].view(shape)
 
 
-def _settle_ties(below: Tensor, rest: Tensor, generator: torch.Generator | None) -> None:
+def _words_by_trial(shape: Sequence[int], generators: Generators) -> Tensor:
+    """Each training's words drawn in their place."""
+    own = generators.own(shape)
+    count = math.prod(own)
+    pairs = torch.empty(len(generators.parts), (count + 1) // 2, dtype=torch.int64, device="cpu")
+    for row, part in zip(pairs, generators.parts, strict=True):
+        row.random_(-(2**63), None, generator=part)
+    return pairs.view(torch.int32)[:, :count].unflatten(1, own).movedim(0, -3)
+
+
+def _settle_ties(
+    below: Tensor, rest: Tensor, generator: torch.Generator | Generators | None
+) -> None:
     """One more draw for the units, one in 2^31, whose 31 bits do not decide."""
     if isinstance(generator, Generators):
         for t, part in enumerate(generator.parts):

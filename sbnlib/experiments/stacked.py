@@ -81,6 +81,8 @@ def alike(one: Classifier, other: Classifier) -> bool:
 def _is_known(module: nn.Module) -> bool:
     if isinstance(module, nn.BatchNorm1d) and module.momentum is None:
         return False  # a mean over all batches, whose number would be that of one training
+    if any(isinstance(value, Tensor) for value in vars(module).values()):
+        return False  # neither parameter nor buffer: nobody knows what it is
     return type(module) in LAYERS or not list(_own(module))
 
 
@@ -92,9 +94,7 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _options(module: nn.Module) -> dict[str, Any]:
     """All that two modules may differ in, other than the values of their tensors."""
     plain = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
-    return plain | {
-        name: (t.shape, t.dtype, t.device, t.requires_grad) for name, t in _own(module)
-    }
+    return plain | {name: (t.shape, t.dtype, t.device, t.requires_grad) for name, t in _own(module)}
 
 
 # The stack ----------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class _ByTraining(TorchFunctionMode):
         super().__init__()
         self.functions: dict[Any, Callable[..., Any]] = {
             functional.linear: partial(_linear, _Products if exact else _BatchedProducts),
-            functional.batch_norm: _batch_norm,
+            functional.batch_norm: _batch_norms if exact else _batched_batch_norm,
         }
         if exact:
             each = partial(_each, count)
@@ -195,9 +195,7 @@ class _ByTraining(TorchFunctionMode):
             self.functions |= {f: partial(_in_place, partial(each, g)) for f, g in IN_PLACE.items()}
             self.functions[Tensor.mean] = partial(_mean, each)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.functions.get(func, func)(*args, **kwargs or {})
 
 
@@ -297,17 +295,38 @@ class _BatchedProducts(_Products):
         )
 
 
-def _batch_norm(
+#: Running mean and variance, weight and bias, (T, n) each.
+Statistics = Tensor | None
+
+
+def _batch_norms(
     x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    running_mean: Statistics,
+    running_var: Statistics,
+    weight: Statistics = None,
+    bias: Statistics = None,
     **options: Any,
 ) -> Tensor:
-    """``functional.batch_norm``: (T, B, n) as (B, T n), each unit of each training a channel."""
-    own = (t if t is None else t.flatten() for t in (running_mean, running_var, weight, bias))
-    out = functional.batch_norm(x.transpose(0, 1).flatten(1), *own, **options)
+    """``functional.batch_norm`` of (T, B, n), one training after the other."""
+    given = (running_mean, running_var, weight, bias)
+    own = ([None] * len(x) if t is None else t.unbind() for t in given)
+    parts = zip(x.unbind(), *own, strict=True)
+    return torch.stack([functional.batch_norm(*part, **options) for part in parts])
+
+
+def _batched_batch_norm(
+    x: Tensor,
+    running_mean: Statistics,
+    running_var: Statistics,
+    weight: Statistics = None,
+    bias: Statistics = None,
+    **options: Any,
+) -> Tensor:
+    """The same at once, each unit of each training as a channel of (B, T n)."""
+    given = (running_mean, running_var, weight, bias)
+    mean, var, scale, shift = (None if t is None else t.flatten() for t in given)
+    flat = x.transpose(0, 1).flatten(1)
+    out = functional.batch_norm(flat, mean, var, scale, shift, **options)
     return out.unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1).contiguous()
 
 
@@ -396,16 +415,18 @@ class _Adams(_Each):
         beta1, beta2 = group["betas"]
         root = (1 - beta2**self.count) ** 0.5
         rates = [-(o.param_groups[0]["lr"] / (1 - beta1**self.count)) for o in self.optimizers]
-        slices: list[list[Tensor]] = [[], [], []]
+        etas: list[Tensor] = []
+        means: list[Tensor] = []
+        roots: list[Tensor] = []
         for whole, mean, square in zip(self.wholes, *self.moments, strict=True):
             grad = whole.grad
             assert grad is not None  # of a classifier every parameter has one
             mean.lerp_(grad, 1 - beta1)
             square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            under = (square.sqrt() / root).add_(group["eps"])
-            for found, t in zip(slices, (whole, mean, under), strict=True):
-                found += t.unbind()
-        torch._foreach_addcdiv_(*slices, rates * len(self.wholes))
+            etas += whole.unbind()
+            means += mean.unbind()
+            roots += (square.sqrt() / root).add_(group["eps"]).unbind()
+        torch._foreach_addcdiv_(etas, means, roots, rates * len(self.wholes))
 
     def untie(self) -> None:
         super().untie()
