@@ -23,7 +23,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,9 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from sbnlib.experiments.models import Classifier
 from sbnlib.nn import BernoulliLinear
 from sbnlib.noise import Generators
-
-if TYPE_CHECKING:
-    from sbnlib.experiments.training import Classifier
 
 __all__ = ["Forward", "Step", "alike", "as_one", "generators"]
 
