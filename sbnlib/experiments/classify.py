@@ -11,6 +11,9 @@ Predictions of the SBN: ``sign`` (every unit in its most probable state), ``one`
 accuracy is the mean over ten), ``ten`` (class probabilities averaged over ten samples), ``mean``
 (every unit puts out its mean). The twin has one, ``tanh``.
 
+The trials of a search, and the final runs, are trained as one (:mod:`sbnlib.experiments.stacked`);
+local expectation and PSA, a run of which fills the machine, one after the other.
+
 From Python: ``classify.run(Config(...))`` does it all; ``classify.train(config, model, lr, gain,
 seed)`` repeats one line of it.
 """

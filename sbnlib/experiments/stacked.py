@@ -10,11 +10,13 @@ the state of the optimizers. Inside :func:`as_one` the tensors of each training 
 stack's, so that the trainings are what is trained, and there is nothing to copy back.
 
 **Bit for bit.** ``exact`` gives each training the rounding it has alone. Elementwise arithmetic has
-it anyway. A matrix product does not: its order of summation depends on its shapes, so each training
-has a product of its own. Nor do a few functions whose last elements torch computes by another
-routine than those before them, when it works on 8 or 16 at a time: they see each training's slice
-by itself too. Without ``exact`` all trainings share one batched product (``torch.baddbmm``), a
-single launch on a GPU, with another rounding.
+it anyway. A matrix product does not: its order of summation depends on its shape, and on the
+address of its factors modulo 64 bytes. So each training has products of its own, at addresses as
+torch gives them. Nor has a function that torch computes for 8 or 16 elements at a time and, by
+another routine, for the few that are left: :data:`UNEVEN` ones, sums over draws and batch norm
+take each training's slice by itself too. Without ``exact`` all trainings share one batched product
+(``torch.baddbmm``), a single launch on a GPU, with another rounding. Random numbers are each
+training's own either way.
 """
 
 from __future__ import annotations
@@ -67,8 +69,9 @@ def alike(one: Classifier, other: Classifier) -> bool:
     """Whether two classifiers can be trained as one.
 
     They have the same modules with the same options, shapes, dtypes and devices, and the same
-    estimator; modules with parameters are ``nn.Linear``, ``BernoulliLinear`` and ``BatchNorm1d``;
-    and the estimator takes further axes in front of the batch, which PSA does not.
+    estimator; modules with parameters are ``nn.Linear``, ``BernoulliLinear`` and ``BatchNorm1d``,
+    all others take further axes in front of the batch, as ``SBN`` does; and so does the estimator,
+    which PSA does not.
     """
     pairs = itertools.zip_longest(one.modules(), other.modules())
     return one.takes_axes and all(
@@ -385,9 +388,9 @@ def _count(adam: Optimizer, p: Tensor) -> float:
 
 
 class _Adams(_Each):
-    """Adam with a learning rate for each training; all else in one operation for all.
+    """Adam with a learning rate for each training: torch's operations, in its order.
 
-    The last one, eta - lr_t m / sqrt(v), takes each slice with its own factor, in one call.
+    All but the last are of whole stacks; that, eta - lr_t m / sqrt(v), is of slices, in one call.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], of_first: dict[int, Tensor]) -> None:
@@ -411,20 +414,21 @@ class _Adams(_Each):
         self.count += 1
         group = self.optimizers[0].param_groups[0]
         beta1, beta2 = group["betas"]
-        root = (1 - beta2**self.count) ** 0.5
+        correction = (1 - beta2**self.count) ** 0.5
         rates = [-(o.param_groups[0]["lr"] / (1 - beta1**self.count)) for o in self.optimizers]
-        etas: list[Tensor] = []
-        means: list[Tensor] = []
-        roots: list[Tensor] = []
-        for whole, mean, square in zip(self.wholes, *self.moments, strict=True):
-            grad = whole.grad
-            assert grad is not None  # of a classifier every parameter has one
-            mean.lerp_(grad, 1 - beta1)
-            square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            etas += whole.unbind()
-            means += mean.unbind()
-            roots += (square.sqrt() / root).add_(group["eps"]).unbind()
-        torch._foreach_addcdiv_(etas, means, roots, rates * len(self.wholes))
+        means, squares = self.moments
+        grads = [whole.grad for whole in self.wholes if whole.grad is not None]
+        torch._foreach_lerp_(means, grads, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_div_(roots, correction)
+        torch._foreach_add_(roots, group["eps"])
+        etas, up, under = (
+            [part for whole in wholes for part in whole.unbind()]
+            for wholes in (self.wholes, means, roots)
+        )
+        torch._foreach_addcdiv_(etas, up, under, rates * len(self.wholes))
 
     def untie(self) -> None:
         super().untie()
