@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -267,12 +268,18 @@ def pathwise(estimator: ChainRule | str) -> NetworkEstimator:
     return _Pathwise(with_generator(as_chain_rule(estimator)))
 
 
+@dataclass(frozen=True, repr=False)
 class _Pathwise:
-    """What :func:`pathwise` returns; the estimator it is made of can be asked for."""
+    """What :func:`pathwise` returns; the estimator it is made of can be asked for.
 
-    def __init__(self, chain_rule: Callable[..., Tensor]) -> None:
-        self.chain_rule = chain_rule
-        self.__name__ = f"pathwise({name_of(chain_rule)})"
+    Two of the same estimator are equal.
+    """
+
+    chain_rule: Callable[..., Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return f"pathwise({name_of(self.chain_rule)})"
 
     def __repr__(self) -> str:
         return self.__name__
@@ -301,16 +308,21 @@ def layerwise(estimator: LossBased | str) -> NetworkEstimator:
         ValueError: unknown name, or the name of an estimator of another kind.
         TypeError: neither a name nor a function.
     """
-    return _Layerwise(as_loss_based(estimator))
+    given = as_loss_based(estimator)
+    takes_surrogate = takes(given, "surrogate", among_others=False)
+    return _Layerwise(with_generator(given), takes_surrogate)
 
 
+@dataclass(frozen=True, repr=False)
 class _Layerwise:
-    """What :func:`layerwise` returns."""
+    """What :func:`layerwise` returns; two of the same estimator are equal."""
 
-    def __init__(self, given: Callable[..., Tensor]) -> None:
-        self.takes_surrogate = takes(given, "surrogate", among_others=False)
-        self.loss_based = with_generator(given)
-        self.__name__ = f"layerwise({name_of(self.loss_based)})"
+    loss_based: Callable[..., Tensor]
+    takes_surrogate: bool
+
+    @property
+    def __name__(self) -> str:
+        return f"layerwise({name_of(self.loss_based)})"
 
     def __repr__(self) -> str:
         return self.__name__
@@ -338,11 +350,15 @@ class _Layerwise:
         return check_values(total, a.shape[:-1])
 
 
+@dataclass(frozen=True)
 class _Relaxed:
     """A relaxed unit in the form of a chain-rule estimator; the state is not looked at."""
 
-    def __init__(self, relaxation: Callable[..., Tensor]) -> None:
-        self.relaxation, self.__name__ = relaxation, "unit"
+    relaxation: Callable[..., Tensor]
+
+    @property
+    def __name__(self) -> str:
+        return "unit"
 
     def __call__(
         self, a: Tensor, x: Tensor, noise: Noise, *, generator: torch.Generator | None = None
@@ -361,6 +377,15 @@ _TO_NETWORK: dict[str, Callable[..., NetworkEstimator]] = {
     "relaxation": _relaxed,
     "network": with_generator,
 }
+
+
+def takes_axes(estimator: NetworkEstimator) -> bool:
+    """Whether it takes inputs ``(..., B, n)`` wherever the layers do, and returns ``(..., B)``.
+
+    So do those that :func:`pathwise` and :func:`layerwise` make, which call the layers. PSA reads
+    their weights, and of a function of the user's nobody knows.
+    """
+    return isinstance(estimator, (_Pathwise, _Layerwise))
 
 
 def of_kind(kind: str, function: Callable[..., Tensor]) -> NetworkEstimator:

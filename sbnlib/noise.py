@@ -126,7 +126,11 @@ class Noise:
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point one, got {dtype}")
         wide = torch.promote_types(dtype, torch.float32)
-        u = 1 - torch.rand((2, *shape), generator=generator, dtype=wide, device=device)
+
+        def draw(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+            return torch.rand(shape, generator=generator, dtype=wide, device=device)
+
+        u = 1 - by_trial(draw, (2, *shape), generator)
         magnitude = -self.icdf(u[0] / 2).clamp_min(torch.finfo(dtype).min)
         return torch.where(u[1] <= 0.5, magnitude, -magnitude).to(dtype)
 
@@ -563,6 +567,8 @@ def check_generator(generator: object, device: torch.device | str | None) -> Non
     """
     if generator is None or torch.compiler.is_compiling():
         return
+    if isinstance(generator, Generators):
+        generator = generator.parts[0]
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
     there = torch.get_default_device() if device is None else torch.device(device)
@@ -574,6 +580,43 @@ def check_generator(generator: object, device: torch.device | str | None) -> Non
             "generator must not be drawn from in a backward pass, where a checkpointed forward is "
             "run again and would draw other numbers: hand in u, or use torch's global generator"
         )
+
+
+class Generators:
+    """A generator for each of T trainings that are computed as one (see experiments.stacked).
+
+    It stands for a ``torch.Generator`` wherever sbnlib draws numbers for a tensor whose third axis
+    from the end counts the trainings, ``(..., T, B, n)``. Each of them gets the numbers that it
+    would get alone, ``(..., B, n)`` from its own generator.
+
+    Args:
+        parts: the generators, all on one device.
+    """
+
+    def __init__(self, parts: Sequence[torch.Generator]) -> None:
+        self.parts = tuple(parts)
+
+    def own(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape (..., B, n) of each training's part of (..., T, B, n)."""
+        count = len(self.parts)
+        if len(shape) < 3 or shape[-3] != count:
+            raise ValueError(
+                f"generator of {count} trainings must draw a shape (..., {count}, B, n), got "
+                f"{tuple(shape)}"
+            )
+        return *shape[:-3], *shape[-2:]
+
+
+def by_trial(
+    draw: Callable[[Sequence[int], torch.Generator | None], Tensor],
+    shape: Sequence[int],
+    generator: torch.Generator | Generators | None,
+) -> Tensor:
+    """``draw(shape, generator)``; of :class:`Generators` each draws its slice ``(..., B, n)``."""
+    if not isinstance(generator, Generators):
+        return draw(shape, generator)
+    own = generator.own(shape)
+    return torch.stack([draw(own, part) for part in generator.parts], dim=-3)
 
 
 def _lower(a: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbnlib.contracts import check_ends_with, check_uniforms, check_unit, looking_is_free
-from sbnlib.noise import Noise, check_generator, widened
+from sbnlib.noise import Generators, Noise, by_trial, check_generator, widened
 
 __all__ = [
     "by_words",
@@ -120,15 +120,33 @@ def flipped_by_words(
     return signs.view(torch.float32).to(a.dtype)
 
 
-def _words(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+def _words(shape: Sequence[int], generator: torch.Generator | Generators | None) -> Tensor:
     """32 random bits for each unit, int32."""
+    if isinstance(generator, Generators):
+        return _words_by_trial(shape, generator)
     count = math.prod(shape)
     pairs = torch.empty((count + 1) // 2, dtype=torch.int64, device="cpu")  # the fastest way
     return pairs.random_(-(2**63), None, generator=generator).view(torch.int32)[:count].view(shape)
 
 
-def _settle_ties(below: Tensor, rest: Tensor, generator: torch.Generator | None) -> None:
+def _words_by_trial(shape: Sequence[int], generators: Generators) -> Tensor:
+    """Each training's words drawn in their place."""
+    own = generators.own(shape)
+    count = math.prod(own)
+    pairs = torch.empty(len(generators.parts), (count + 1) // 2, dtype=torch.int64, device="cpu")
+    for row, part in zip(pairs, generators.parts, strict=True):
+        row.random_(-(2**63), None, generator=part)
+    return pairs.view(torch.int32)[:, :count].unflatten(1, own).movedim(0, -3)
+
+
+def _settle_ties(
+    below: Tensor, rest: Tensor, generator: torch.Generator | Generators | None
+) -> None:
     """One more draw for the units, one in 2^31, whose 31 bits do not decide."""
+    if isinstance(generator, Generators):
+        for t, part in enumerate(generator.parts):
+            _settle_ties(below.select(-3, t), rest.select(-3, t), part)
+        return
     ties = below == 0
     left = rest.double().expand(below.shape)[ties]
     v = torch.rand(left.shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -152,7 +170,11 @@ def uniforms(shape: Sequence[int], like: Tensor, generator: torch.Generator | No
     times too often.
     """
     check_generator(generator, like.device)
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+
+    def draw(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+
+    return by_trial(draw, shape, generator)
 
 
 def mean_state(a: Tensor, noise: Noise) -> Tensor:

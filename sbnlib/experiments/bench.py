@@ -37,11 +37,13 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from sbnlib import registry
 from sbnlib.accuracy import measure
 from sbnlib.contracts import Loss, NetworkEstimator, check_count, linear_layers
+from sbnlib.data import Split
 from sbnlib.estimators import disarm, local_expectation, reinforce, straight_through, zgr
 from sbnlib.exact import all_states, exact_gradient
 from sbnlib.experiments import measurement
 from sbnlib.experiments.command import add_option, add_out, refusing, repeat
-from sbnlib.experiments.training import Classifier
+from sbnlib.experiments.training import Classifier, Recipe, Training, fit, linear
+from sbnlib.extras import extra
 from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.nn import Sign
 from sbnlib.noise import Logistic
@@ -107,7 +109,8 @@ def take_turns(ours: Side, *others: Side, rounds: int, repeats: int = 1) -> list
 
 
 def _seconds(side: Side) -> float:
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_initialized()
+    clock = time.process_time if alone else time.perf_counter
     start = clock()
     side()
     return clock() - start
@@ -530,6 +533,74 @@ def _one_layer(estimator: str | NetworkEstimator, inputs: int, n: int, batch: in
         return _classifier_step(model, torch.randn(batch, inputs), torch.randint(10, (batch,)))
 
 
+# A search of many trainings -----------------------------------------------------------------------
+
+
+def search(
+    name: str, target: str, *, trainings: int, widths: Sequence[int], batch: int, steps: int,
+    dtype: str, device: str, rounds: int,
+) -> Row:  # fmt: skip
+    """An epoch of trainings with different learning rates, as one and one by one; straight-through.
+
+    On a CPU both sides end with the same weights, bit for bit.
+    """
+    net = f"SBN {'-'.join(map(str, widths))}, batch {batch}, {dtype}"
+    ours, other = f"search of {trainings}, {steps} steps, {net}, {device}", "one by one"
+    if device == "cuda" and not torch.cuda.is_available():
+        return Row(name, ours, other, details={"not run": "there is no CUDA device"})
+    with extra("experiments"):
+        from lightning_fabric import Fabric
+
+    fabric = Fabric(accelerator=device, devices=1)
+    data, together, alone = _search(trainings, widths, batch, steps, dtype, fabric.device)
+
+    def one_by_one() -> None:
+        for training in alone:
+            fit(fabric, [training], data)
+
+    sides = [lambda: fit(fabric, together, data), one_by_one]
+    for side in sides:
+        side()
+    pairs = [[p for t in ts for p in t.model.parameters()] for ts in (together, alone)]
+    difference = _difference(*pairs) if device == "cpu" else None
+    ours_s, other_s = take_turns(*map(_finished, sides), rounds=rounds)
+    return Row(name, ours, other, ours_s, other_s, *_ratios(other_s, ours_s), target=target,
+               difference=difference, details={"rounds": rounds})  # fmt: skip
+
+
+def _search(
+    count: int, widths: Sequence[int], batch: int, steps: int, dtype: str, device: torch.device
+) -> tuple[Split, list[Training], list[Training]]:
+    """Data for so many steps, and the same trainings twice."""
+    kind = {"float32": torch.float32, "float64": torch.float64}[dtype]
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(steps * batch, widths[0], generator=draw, dtype=torch.float64)
+    labels = torch.randint(widths[-1], (steps * batch,), generator=draw)
+
+    def training(seed: int) -> Training:
+        start = torch.Generator().manual_seed(seed)
+        *layers, head = (
+            linear(m, n, 1.0, start, kind) for m, n in zip(widths, widths[1:], strict=False)
+        )
+        model = Classifier(SBN(*layers), head, network_estimator("straight_through")).to(device)
+        adam = torch.optim.Adam(model.parameters(), lr=1e-4 * (1 + seed))
+        return Training(model, [adam], Recipe(seed, epochs=1, batch_size=batch))
+
+    data = Split(inputs.to(device, kind), labels.to(device))
+    return data, [training(k) for k in range(count)], [training(k) for k in range(count)]
+
+
+def _finished(side: Side) -> Side:
+    """The side and what it has left to a GPU to do."""
+
+    def run() -> None:
+        side()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+    return run
+
+
 # Peers, where they are installed (the extra "peers") ----------------------------------------------
 
 
@@ -591,6 +662,7 @@ def peer_storchastic(name: str, *, rounds: int) -> Row:
 
 NET, WIDE = (2, 5, 5, 5), (2, 12, 12, 12)
 ST = {"widths": NET, "num_samples": 100_000}
+SEARCH = {"trainings": 24, "steps": 10}
 
 #: name -> the function that makes the row, its arguments, and those that --quick changes (None:
 #: --quick leaves the row out).
@@ -654,6 +726,23 @@ ROWS: dict[str, tuple[Callable[..., Row], dict[str, Any], dict[str, Any] | None]
     ),
     "peer-reinmax": (peer_reinmax, {"rounds": 300}, {"rounds": 20}),
     "peer-storchastic": (peer_storchastic, {"rounds": 100}, {"rounds": 10}),
+    **{
+        f"search-{dtype}": (
+            search,
+            SEARCH
+            | {"target": target, "widths": (64, 100, 100, 10), "batch": 100}
+            | {"dtype": dtype, "device": "cpu", "rounds": 30},
+            {"rounds": 3},
+        )
+        for dtype, target in (("float32", ">= 2"), ("float64", ">= 1.4"))
+    },
+    "search-cuda": (
+        search,
+        SEARCH
+        | {"target": ">= 10", "widths": (784, 512, 512, 10), "batch": 500}
+        | {"dtype": "float32", "device": "cuda", "rounds": 10},
+        {"rounds": 2},
+    ),
 }
 
 

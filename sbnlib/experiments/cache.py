@@ -5,7 +5,7 @@ version of torch. Every file says which key, and which run, it is of:
 
     key.json            the key
     RUN.json            the row of a finished run
-    RUN.ckpt            the state of the run under way, written after each epoch
+    RUN.ckpt            the state of a run under way, written after each epoch
     held-by.txt, lock   who works here; the system frees the lock when that process ends
 
 A file of another key or run is refused by name. One that cannot be read is renamed NAME.corrupt,
@@ -23,11 +23,11 @@ import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -52,6 +52,14 @@ __all__ = [
 Key = dict[str, Any]
 Row = dict[str, Any]
 T = TypeVar("T")
+
+
+class ComputeAll(Protocol):
+    """Some runs, and for each the file for its state: their rows, one by one."""
+
+    def __call__(
+        self, runs: Sequence[Mapping[str, Any]], files: Sequence[Checkpoint | None], /
+    ) -> Iterable[Row]: ...
 
 
 class CacheError(RuntimeError):
@@ -260,26 +268,58 @@ class Cache:
     def row(self, run: Mapping[str, Any], compute: Callable[[Checkpoint | None], Row]) -> Row:
         """The row of ``run``: from its file if it is known, else what ``compute`` returns.
 
-        All devices get the row of the first.
+        ``compute`` is given the file for the run's state; the rest is as in :meth:`rows`.
+        """
+        (row,) = self.rows([run], lambda _, files: [compute(*files)])
+        return row
+
+    def rows(
+        self, runs: Sequence[Mapping[str, Any]], compute: ComputeAll, *, stack: int = 1
+    ) -> list[Row]:
+        """The rows of ``runs``: those that are known from their files, the others computed.
+
+        All devices get the rows of the first.
 
         Args:
-            run: what the run differs in from the others of this key; it names the file.
-            compute: is given the file for the run's state.
+            runs: what each differs in from the others of this key; it names its file.
+            compute: is given some of the runs, and for each the file for its state; its rows are
+                kept one by one as it comes to them.
+            stack: the most runs that it is given at a time.
 
         Raises:
-            CacheError: a file of this name is of another run.
+            CacheError: a file of the name of a run is of another run.
         """
+        found = [self._known(run) for run in runs]
+        missing = [k for k, row in enumerate(found) if row is None]
+        for start in range(0, len(missing), stack):
+            some = missing[start : start + stack]
+            files = [self._checkpoint(runs[k]) for k in some]
+            rows = compute([runs[k] for k in some], files)
+            for k, file, row in zip(some, files, rows, strict=True):
+                found[k] = self._keep(runs[k], file, row)
+        return [row for row in found if row is not None]
+
+    def _place(self, run: Mapping[str, Any], ending: str) -> tuple[Path, Key] | None:
+        """The file of a run, and its key; None where nothing is kept."""
         if self.folder is None:
-            return self.fabric.broadcast(compute(None))
+            return None
         name = "-".join(map(str, run.values()))
-        path, own = self.folder / f"{name}.json", self.key | {"run": dict(run)}
-        row = on_first(self.fabric, lambda: _row_in(path, own))
-        if row is None:
-            checkpoint = Checkpoint(self.folder / f"{name}.ckpt", own)
-            row = self.fabric.broadcast(compute(checkpoint))
-            if self.fabric.is_global_zero:
-                _write(path, {"key": own, "row": row})
-                checkpoint.path.unlink(missing_ok=True)
+        return self.folder / f"{name}.{ending}", self.key | {"run": dict(run)}
+
+    def _known(self, run: Mapping[str, Any]) -> Row | None:
+        place = self._place(run, "json")
+        return on_first(self.fabric, lambda: _row_in(*place)) if place else None
+
+    def _checkpoint(self, run: Mapping[str, Any]) -> Checkpoint | None:
+        place = self._place(run, "ckpt")
+        return Checkpoint(*place) if place else None
+
+    def _keep(self, run: Mapping[str, Any], file: Checkpoint | None, row: Row) -> Row:
+        row, place = self.fabric.broadcast(row), self._place(run, "json")
+        if place and file and self.fabric.is_global_zero:
+            path, own = place
+            _write(path, {"key": own, "row": row})
+            file.path.unlink(missing_ok=True)
         return row
 
     def clear(self) -> None:

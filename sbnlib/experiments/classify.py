@@ -11,6 +11,9 @@ Predictions of the SBN: ``sign`` (every unit in its most probable state), ``one`
 accuracy is the mean over ten), ``ten`` (class probabilities averaged over ten samples), ``mean``
 (every unit puts out its mean). The twin has one, ``tanh``.
 
+The trials of a search, and the final runs, are trained as one (:mod:`sbnlib.experiments.stacked`);
+local expectation and PSA, a run of which fills the machine, one after the other.
+
 From Python: ``classify.run(Config(...))`` does it all; ``classify.train(config, model, lr, gain,
 seed)`` repeats one line of it.
 """
@@ -22,7 +25,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -60,6 +63,7 @@ from sbnlib.experiments.training import (
     Classifier,
     Recipe,
     TanhNet,
+    Training,
     backprop,
     fit,
     generator,
@@ -105,6 +109,9 @@ class Config:
         schedule: "cosine" or "constant".
         dtype: "float32" or "float64".
         accelerator, devices: where to run, for Lightning Fabric.
+        stack: the most trainings that are computed as one (:mod:`sbnlib.experiments.stacked`). On
+            a CPU the numbers do not depend on it; on a GPU products round otherwise in a stack
+            than alone, and 1 trains one after the other.
         threads: those torch may use: small nets are slowed by a second one, and a busy machine by
             more, fourfold and over.
 
@@ -125,6 +132,7 @@ class Config:
     dtype: str = "float64"
     accelerator: str = "cpu"
     devices: int = 1
+    stack: int = 32
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -134,7 +142,7 @@ class Config:
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("accelerator", self.accelerator, ("cpu", "cuda", "gpu", "mps", "auto"))
-        for name in ("seeds", "epochs", "batch_size", "devices", "threads"):
+        for name in ("seeds", "epochs", "batch_size", "devices", "stack", "threads"):
             check_count(name, getattr(self, name))
             object.__setattr__(self, name, int(getattr(self, name)))
         object.__setattr__(self, "hidden", _widths(self.hidden))
@@ -220,17 +228,43 @@ def train(
     data = data or load(config)
     which = {"model": model, "lr": float(lr), "init_gain": float(init_gain), "seed": int(seed)}
     file = as_checkpoint(checkpoint, partial(_key, config, data, run=which))
+    (row,) = _train(config, fabric, data, [which], [file], after_epoch=after_epoch)
+    return row
+
+
+def _train(
+    config: Config,
+    fabric: Fabric,
+    data: Dataset,
+    runs: Sequence[Mapping[str, Any]],
+    files: Sequence[Checkpoint | None],
+    *,
+    after_epoch: Callable[[], Any],
+) -> Iterator[Row]:
+    """The rows of runs that are trained together and then looked at one by one."""
     data = _on_device(config, fabric, data)
+    trainings = [
+        _training(config, data, **run, checkpoint=file, after_epoch=after_epoch)
+        for run, file in zip(runs, files, strict=True)
+    ]
+    with threads(config.threads):
+        fit(fabric, trainings, data.train)
+    for run, training in zip(runs, trainings, strict=True):
+        draw = training.recipe.generator(fabric.device, "evaluation")
+        with threads(config.threads):
+            validation, loss = evaluate(training.model, run["model"], data.validation, draw)
+            test, _ = evaluate(training.model, run["model"], data.test, draw)
+        yield {**run, "validation": validation, "validation_loss": loss, "test": test}
+
+
+def _training(
+    config: Config, data: Dataset, model: str, lr: float, init_gain: float, seed: int, **kept: Any
+) -> Training:
     net = build(config, model, data, init_gain, seed)
     adam = torch.optim.Adam(net.parameters(), lr=lr)
     cosine = config.schedule == "cosine"
     recipe = Recipe(seed, config.epochs, config.batch_size, contender=model, cosine=cosine)
-    with threads(config.threads):
-        fit(fabric, net, data.train, [adam], recipe, checkpoint=file, after_epoch=after_epoch)
-        draw = recipe.generator(fabric.device, "evaluation")
-        validation, loss = evaluate(net, model, data.validation, draw)
-        test, _ = evaluate(net, model, data.test, draw)
-    return which | {"validation": validation, "validation_loss": loss, "test": test}
+    return Training(net, [adam], recipe, **kept)
 
 
 def _key(config: Config, data: Dataset, **run: Any) -> Key:
@@ -327,7 +361,7 @@ def run(
     Args:
         config: the experiment.
         fabric, data: made from ``config`` if they are not given.
-        folder: every finished run is kept there and the one under way is checkpointed after each
+        folder: every finished run is kept there and those under way are checkpointed after each
             epoch; called again, the experiment goes on where it was and ends with the same numbers
             (bit for bit on a CPU).
         progress: whether to show a progress bar.
@@ -347,10 +381,11 @@ def _run(config: Config, data: Dataset, cache: Cache, progress: bool) -> Row:
     data = _on_device(config, cache.fabric, data)
     trials = [(lr, gain) for gain in config.init_gain for lr in config.lr]
     count = len(MODELS) * (len(trials) * (len(trials) > 1) + config.seeds)
-    with Runs(cache, count=count, epochs=config.epochs, progress=progress) as runs:
+    length = {"count": count, "epochs": config.epochs}
+    with Runs(cache, **length, stack=stack_size(config), progress=progress) as runs:
         found = {
             model: search_and_final(
-                trials, partial(_one, config, data, runs, model), seeds=config.seeds, score=_score
+                trials, partial(_rows, config, data, runs, model), seeds=config.seeds, score=_score
             )
             for model in MODELS
         }
@@ -358,13 +393,29 @@ def _run(config: Config, data: Dataset, cache: Cache, progress: bool) -> Row:
     return _measurement(config, cache.fabric, search, final, len(data.test))
 
 
-def _one(
-    config: Config, data: Dataset, runs: Runs, model: str, trial: tuple[float, float], seed: int
-) -> Row:
-    """One training run, or its row if it is known from before."""
-    fabric, (lr, gain) = runs.cache.fabric, trial
-    compute = partial(train, config, model, lr, gain, seed, fabric=fabric, data=data)
-    return runs.row({"model": model, "lr": lr, "init_gain": gain, "seed": seed}, compute)
+def _rows(
+    config: Config,
+    data: Dataset,
+    runs: Runs,
+    model: str,
+    settings: Sequence[tuple[tuple[float, float], int]],
+) -> list[Row]:
+    """Training runs, or their rows if they are known from before."""
+    named = [
+        {"model": model, "lr": lr, "init_gain": gain, "seed": seed} for (lr, gain), seed in settings
+    ]
+    return runs.rows(named, partial(_train, config, runs.cache.fabric, data))
+
+
+def stack_size(config: Config) -> int:
+    """How many trainings are computed as one: ``stack`` of them, fewer of a costly estimator.
+
+    One that evaluates the loss c times has tensors c times as large. Where c is of the number of
+    units (local expectation, PSA) a training fills the machine by itself; PSA, which reads the
+    weights of a single network, is not stacked at any size.
+    """
+    cost = registry.get(config.estimator).cost(max(config.hidden))
+    return max(1, config.stack // cost)
 
 
 def _score(row: Row) -> tuple[float, float]:
@@ -450,6 +501,7 @@ HELP = {
     "dtype": "floating-point type of weights and images: float32 or float64",
     "accelerator": "kind of device: cpu, cuda, gpu, mps or auto",
     "devices": "number of devices; a batch is shared out evenly",
+    "stack": "number of trainings that are computed as one, at most; 1: one after the other",
     "threads": "number of CPU threads torch may use",
 }
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from sbnlib.experiments.cache import Cache, Checkpoint, Row
@@ -21,9 +22,17 @@ SEARCH_SEED = 1_000_000  # none of the seeds 0, 1, ... that are reported
 
 
 class Compute(Protocol):
-    """A training run: its row, from a file for the state and a call after each epoch."""
+    """Training runs: their rows one by one, from a file for the state of each, and a call after
+    each epoch of each."""
 
-    def __call__(self, *, checkpoint: Checkpoint | None, after_epoch: Callable[[], Any]) -> Row: ...
+    def __call__(
+        self,
+        runs: Sequence[Mapping[str, Any]],
+        files: Sequence[Checkpoint | None],
+        /,
+        *,
+        after_epoch: Callable[[], Any],
+    ) -> Iterable[Row]: ...
 
 
 class Runs:
@@ -33,14 +42,17 @@ class Runs:
         cache: what is known of them.
         count: how many there will be.
         epochs: how long each is.
+        stack: the most that are computed as one.
         progress: whether to show the bar.
     """
 
-    def __init__(self, cache: Cache, *, count: int, epochs: int, progress: bool) -> None:
+    def __init__(
+        self, cache: Cache, *, count: int, epochs: int, stack: int, progress: bool
+    ) -> None:
         with extra("experiments"):
             from tqdm import tqdm
 
-        self.cache, self.epochs = cache, epochs
+        self.cache, self.epochs, self.stack = cache, epochs, stack
         hidden = not progress or not cache.fabric.is_global_zero
         self.bar = tqdm(total=count * epochs, unit="epoch", disable=hidden)
 
@@ -50,25 +62,30 @@ class Runs:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def row(self, run: Mapping[str, Any], compute: Compute) -> Row:
-        """The row of one run, or what is known of it from before.
+    def rows(self, runs: Sequence[Mapping[str, Any]], compute: Compute) -> list[Row]:
+        """The rows of runs, or what is known of them from before.
 
         Args:
-            run: its names and values, which the bar shows meanwhile; see :meth:`Cache.row`.
-            compute: the run.
+            runs: names and values of each; see :meth:`Cache.rows`. The bar shows meanwhile what
+                all have in common.
+            compute: some of the runs.
         """
-        seen = self.bar.n
-        self.bar.set_description(" ".join(f"{name} {value}" for name, value in run.items()))
-        row = self.cache.row(
-            run, lambda file: compute(checkpoint=file, after_epoch=self.bar.update)
+        seen, common = self.bar.n, _common(runs)
+        self.bar.set_description(" ".join(f"{name} {value}" for name, value in common.items()))
+        rows = self.cache.rows(
+            runs, partial(compute, after_epoch=self.bar.update), stack=self.stack
         )
-        self.bar.update(seen + self.epochs - self.bar.n)
-        return row
+        self.bar.update(seen + len(runs) * self.epochs - self.bar.n)
+        return rows
+
+
+def _common(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {k: v for k, v in runs[0].items() if all(run[k] == v for run in runs)}
 
 
 def search_and_final(
     trials: Sequence[Trial],
-    one: Callable[[Trial, int], Row],
+    rows: Callable[[Sequence[tuple[Trial, int]]], list[Row]],
     *,
     seeds: int,
     score: Callable[[Row], Any],
@@ -77,13 +94,13 @@ def search_and_final(
 
     Args:
         trials: the settings; a single one needs no search.
-        one: the row of a run with a setting and a seed.
+        rows: the rows of runs, each with a setting and a seed.
         seeds: how many final runs, with the seeds 0, 1, ...
         score: of a search row, the higher the better; among equals the first trial is chosen.
     """
-    search = [one(trial, SEARCH_SEED) for trial in trials] if len(trials) > 1 else []
+    search = rows([(trial, SEARCH_SEED) for trial in trials]) if len(trials) > 1 else []
     best = max(range(len(search)), key=lambda k: score(search[k]), default=0)
-    final = [one(trials[best], seed) for seed in range(seeds)]
+    final = rows([(trials[best], seed) for seed in range(seeds)])
     blind = [{k: v for k, v in row.items() if k != "test"} for row in search]
     return [{"part": "search"} | r for r in blind], [{"part": "final"} | r for r in final]
 

@@ -19,56 +19,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sbnlib.contracts import NetworkEstimator, check_count
+from sbnlib.contracts import check_count
 from sbnlib.data import Split
 from sbnlib.experiments.cache import Checkpoint
-from sbnlib.losses import classification_loss
+from sbnlib.experiments.models import Classifier, TanhNet, backprop
+from sbnlib.experiments.stacked import Forward, Step, alike, as_one, generators
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Classifier", "Recipe", "TanhNet", "backprop", "fit", "generator", "linear", "threads"]
-
-
-class TanhNet(nn.Module):
-    """The real-valued twin of an SBN: the same layers, tanh(a) in place of each binary unit."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        x = inputs
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-        return x
-
-
-def backprop(
-    net: nn.Module,
-    inputs: Tensor,
-    loss: Callable[[Tensor], Tensor],
-    *,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """The network estimator of a net without noise: its loss, whose gradient is exact."""
-    return loss(net(inputs))
-
-
-class Classifier(nn.Module):
-    """A net, a linear head on its last layer, and the estimator that trains both.
-
-    ``forward(inputs, labels, generator)`` is the cross-entropy of each of the B inputs, shape (B,),
-    with the estimator's gradient.
-    """
-
-    def __init__(self, net: nn.Module, head: nn.Linear, estimator: NetworkEstimator) -> None:
-        super().__init__()
-        self.net, self.head, self.estimator = net, head, estimator
-
-    def forward(self, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        loss = classification_loss(self.head, labels)
-        return self.estimator(self.net, inputs, loss, generator=generator)
+__all__ = [
+    "Classifier",
+    "Recipe",
+    "TanhNet",
+    "Training",
+    "backprop",
+    "fit",
+    "generator",
+    "linear",
+    "threads",
+]
 
 
 @dataclass(frozen=True)
@@ -142,72 +112,150 @@ def linear(
     return layer
 
 
-def fit(
-    fabric: Fabric,
-    model: Classifier,
-    data: Split,
-    optimizers: Sequence[torch.optim.Optimizer],
-    recipe: Recipe,
-    *,
-    checkpoint: Checkpoint | None = None,
-    after_epoch: Callable[[], Any] = lambda: None,
-) -> None:
-    """Train ``model`` in place on ``data``, which lies on fabric's device.
+@dataclass(frozen=True, eq=False)
+class Training:
+    """One run.
 
-    Each step is one of every optimizer, on the same gradient; the learning rates they come with are
-    those of the first epoch. With ``checkpoint`` the state is written there after every epoch, and
-    training goes on from it if it exists.
+    Attributes:
+        model: what is trained, in place.
+        optimizers: what moves it, each in every step, on the same gradient; the learning rates
+            they come with are those of the first epoch.
+        recipe: how.
+        checkpoint: where the state is kept after every epoch, and taken up again.
+        after_epoch: called after every epoch, also one that was seen before.
+    """
+
+    model: Classifier
+    optimizers: Sequence[torch.optim.Optimizer]
+    recipe: Recipe
+    checkpoint: Checkpoint | None = None
+    after_epoch: Callable[[], Any] = lambda: None
+
+
+def fit(
+    fabric: Fabric, trainings: Sequence[Training], data: Split, *, exact: bool | None = None
+) -> None:
+    """Carry out the trainings on ``data``, which lies on fabric's device.
+
+    Those that are alike are computed as one (:mod:`sbnlib.experiments.stacked`), those that are at
+    different epochs, or of different lengths, where both have an epoch to do; on several devices
+    each is trained by itself.
+
+    Args:
+        exact: whether each training has the rounding, so the numbers, that it has alone; default:
+            on a CPU.
 
     Raises:
-        ValueError: the batch is larger than ``data``.
-        CacheError: the checkpoint is of another run.
+        ValueError: a batch is larger than ``data``.
+        CacheError: a checkpoint is of another run.
     """
-    if recipe.batch_size > len(data):
-        raise ValueError(
-            f"batch_size must be at most the {len(data)} training images, got {recipe.batch_size}"
+    for training in trainings:
+        if training.recipe.batch_size > len(data):
+            raise ValueError(
+                f"batch_size must be at most the {len(data)} training images, got "
+                f"{training.recipe.batch_size}"
+            )
+    exact = fabric.device.type == "cpu" if exact is None else exact
+    for stack in _stacks([_Run(fabric, training) for training in trainings]):
+        for epoch in range(max(run.recipe.epochs for run in stack)):
+            own = [run for run in stack if epoch < run.recipe.epochs]
+            due = [run for run in own if run.start <= epoch]
+            if due:
+                _train_epoch(fabric, due, data, epoch, exact)
+            for run in due:
+                run.save(epoch + 1)
+            for run in own:
+                run.after_epoch()
+
+
+class _Run:
+    """A training under way."""
+
+    def __init__(self, fabric: Fabric, training: Training) -> None:
+        self.fabric, self.training, self.recipe = fabric, training, training.recipe
+        self.after_epoch = training.after_epoch
+        self.rates = [[group["lr"] for group in o.param_groups] for o in training.optimizers]
+        self.model, *self.optimizers = fabric.setup(training.model, *training.optimizers)
+        optimizers = {f"optimizer {k}": o for k, o in enumerate(self.optimizers)}
+        self.state: dict[str, Any] = {"model": self.model} | optimizers
+        file = training.checkpoint
+        self.start = file.restore(fabric, self.state) if file else 0
+
+    def is_like(self, other: _Run) -> bool:
+        one, two = self.training, other.training
+        return (
+            self.fabric.world_size == 1
+            and one.recipe.batch_size == two.recipe.batch_size
+            and len(one.optimizers) == len(two.optimizers)
+            and alike(one.model, two.model)
         )
-    rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    wrapped, *moving = fabric.setup(model, *optimizers)
-    state = {"model": wrapped} | {f"optimizer {k}": o for k, o in enumerate(moving)}
-    start = checkpoint.restore(fabric, state) if checkpoint else 0
-    for epoch in range(recipe.epochs):
-        if epoch >= start:
-            _set_rates(moving, rates, recipe.decay(epoch))
-            _train_epoch(fabric, wrapped, moving, data, recipe, epoch)
-            if checkpoint:
-                checkpoint.save(fabric, state | {"epoch": epoch + 1})
-        after_epoch()
+
+    def set_rates(self, epoch: int) -> None:
+        decay = self.recipe.decay(epoch)
+        for optimizer, first in zip(self.training.optimizers, self.rates, strict=True):
+            for group, lr in zip(optimizer.param_groups, first, strict=True):
+                group["lr"] = lr * decay
+
+    def save(self, epoch: int) -> None:
+        if file := self.training.checkpoint:
+            file.save(self.fabric, self.state | {"epoch": epoch})
 
 
-def _set_rates(
-    optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Sequence[float]], decay: float
-) -> None:
-    for optimizer, first in zip(optimizers, rates, strict=True):
-        for group, lr in zip(optimizer.param_groups, first, strict=True):
-            group["lr"] = lr * decay
+def _stacks(runs: Sequence[_Run]) -> list[list[_Run]]:
+    """The runs that are alike, in the order of the first of each kind."""
+    stacks: list[list[_Run]] = []
+    for run in runs:
+        own = next((stack for stack in stacks if run.is_like(stack[0])), None)
+        if own is None:
+            stacks.append([run])
+        else:
+            own.append(run)
+    return stacks
 
 
 def _train_epoch(
-    fabric: Fabric,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    data: Split,
-    recipe: Recipe,
-    epoch: int,
+    fabric: Fabric, runs: Sequence[_Run], data: Split, epoch: int, exact: bool
 ) -> None:
     """One pass in random order. Each device takes its share of every batch; a last, smaller batch
-    is left out, another one each time."""
-    rank, size = fabric.global_rank, recipe.batch_size
-    noise = recipe.generator(fabric.device, "noise", epoch=epoch, rank=rank)
-    for batch in _order(len(data), recipe, epoch).to(fabric.device).split(size):
-        if len(batch) == size:
-            own = batch[rank :: fabric.world_size]
-            loss = model(data.inputs[own], data.labels[own], noise).mean()
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            fabric.backward(loss)
-            for optimizer in optimizers:
-                optimizer.step()
+    is left out, another one each time. A stack has one more axis, in front of the batch."""
+    for run in runs:
+        run.set_rates(epoch)
+    size = runs[0].recipe.batch_size
+    order, noise = _draws(fabric, [run.recipe for run in runs], len(data), epoch)
+    with _together(runs, exact) as (model, optimizers):
+        for batch in order.to(fabric.device).split(size, dim=-1):
+            if batch.shape[-1] == size:
+                own = batch[..., fabric.global_rank :: fabric.world_size]
+                loss = model(data.inputs[own], data.labels[own], noise).mean(-1).sum()
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                fabric.backward(loss)
+                for optimizer in optimizers:
+                    optimizer.step()
+
+
+@contextmanager
+def _together(runs: Sequence[_Run], exact: bool) -> Iterator[tuple[Forward, Sequence[Step]]]:
+    """A single run as it is, several as one."""
+    if len(runs) == 1:
+        yield runs[0].model, runs[0].optimizers
+    else:
+        models = [run.training.model for run in runs]
+        optimizers = [run.training.optimizers for run in runs]
+        with as_one(models, optimizers, exact=exact) as stack:
+            yield stack
+
+
+def _draws(
+    fabric: Fabric, recipes: Sequence[Recipe], count: int, epoch: int
+) -> tuple[Tensor, torch.Generator]:
+    """The order of the examples and the source of the noise in this epoch."""
+    orders = [_order(count, recipe, epoch) for recipe in recipes]
+    key = {"epoch": epoch, "rank": fabric.global_rank}
+    noises = [recipe.generator(fabric.device, "noise", **key) for recipe in recipes]
+    if len(recipes) == 1:
+        return orders[0], noises[0]
+    return torch.stack(orders), generators(noises)
 
 
 def _order(count: int, recipe: Recipe, epoch: int) -> Tensor:

@@ -16,7 +16,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,15 @@ from sbnlib.experiments.cache import (
 from sbnlib.experiments.command import add_option, add_out, add_resume_dir, refusing
 from sbnlib.experiments.measurement import MeasurementError, check_writable
 from sbnlib.experiments.protocol import Runs, search_and_final, summary
-from sbnlib.experiments.training import Classifier, Recipe, fit, generator, linear, threads
+from sbnlib.experiments.training import (
+    Classifier,
+    Recipe,
+    Training,
+    fit,
+    generator,
+    linear,
+    threads,
+)
 from sbnlib.extras import extra
 from sbnlib.network import SBN, network_estimator
 from sbnlib.nn import BernoulliLinear
@@ -53,6 +61,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["METHODS", "Method", "run", "train"]
+
+STACK = 32  # trainings that are computed as one, at most; the numbers do not depend on it
 
 
 @dataclass(frozen=True)
@@ -140,20 +150,25 @@ class _Layer(torch.nn.Module):
 
     def __init__(self, inputs: int, outputs: int, method: Method, draw: torch.Generator) -> None:
         super().__init__()
-        if method.noise is None:
-            self.matrix: torch.nn.Module = torch.nn.Linear(inputs, outputs, bias=False)
-            latent = self.matrix.weight
-        else:
-            self.matrix = BernoulliLinear(
+        self.matrix = (
+            torch.nn.Linear(inputs, outputs, bias=False)
+            if method.noise is None
+            else BernoulliLinear(
                 inputs, outputs, bias=False, noise=method.noise, forward=method.forward
             )
-            latent = self.matrix.eta
+        )
+        latent = self.latent
         with torch.no_grad():  # p uniform on [1/4, 3/4]; real weights of torch's own size
             u = torch.rand(latent.shape, generator=draw, dtype=torch.float64)
             start = (2 * u - 1) / math.sqrt(inputs)
             latent.copy_(start if method.noise is None else method.noise.icdf(0.25 + 0.5 * u))
-        self.latent = [latent]  # in a list: the matrix registers it, this only names it
         self.norm = torch.nn.BatchNorm1d(outputs)
+
+    @property
+    def latent(self) -> Tensor:
+        """The latent weights, or the real ones."""
+        matrix = self.matrix
+        return matrix.eta if isinstance(matrix, BernoulliLinear) else matrix.weight
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         if isinstance(self.matrix, BernoulliLinear):
@@ -194,39 +209,61 @@ def train(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
-    recipe = Recipe(seed, epochs, batch_size, contender=method)
     which = _named(method, setting, seed)
-    settings = {"hidden": list(hidden), "epochs": epochs, "batch_size": batch_size, "run": which}
-    file = as_checkpoint(checkpoint, lambda: make_key("weights", settings, data))
-    model, layers = _build(method, seed, data, hidden)
-    latent = [layer.latent[0] for layer in layers]
-    rest = [p for p in model.parameters() if all(p is not q for q in latent)]
-    moving = [METHODS[method].optimizer(latent, *setting), torch.optim.Adam(rest, 0.01)]
+    size: dict[str, Any] = {"hidden": list(hidden), "epochs": epochs, "batch_size": batch_size}
+    file = as_checkpoint(checkpoint, lambda: make_key("weights", size | {"run": which}, data))
+    fabric = fabric or launch()
+    (row,) = _train(data, fabric, [which], [file], after_epoch=after_epoch, **size)
+    return row
+
+
+def _train(
+    data: Dataset,
+    fabric: Fabric,
+    runs: Sequence[Mapping[str, Any]],
+    files: Sequence[Checkpoint | None],
+    *,
+    after_epoch: Callable[[], Any],
+    hidden: Sequence[int] = (100, 100),
+    epochs: int = 20,
+    batch_size: int = 50,
+) -> Iterator[Row]:
+    """The rows of runs that are trained together and then looked at one by one."""
+    trainings = []
+    for run, file in zip(runs, files, strict=True):
+        recipe = Recipe(run["seed"], epochs, batch_size, contender=run["method"])
+        trainings.append(Training(*_moved(data, hidden, **run), recipe, file, after_epoch))
     split = Split(data.train.inputs.double(), data.train.labels)
-    fit(
-        fabric or launch(), model, split, moving, recipe,
-        checkpoint=file, after_epoch=after_epoch,
-    )  # fmt: skip
-    _settle(model.net, layers, split)
-    validation, loss = _evaluate(model, data.validation)
-    test, _ = _evaluate(model, data.test)
-    return which | {"validation": validation, "validation_loss": loss, "test": test}
+    fit(fabric, trainings, split)
+    for run, model in zip(runs, (training.model for training in trainings), strict=True):
+        _settle(model.net, split)
+        validation, loss = _evaluate(model, data.validation)
+        test, _ = _evaluate(model, data.test)
+        yield {**run, "validation": validation, "validation_loss": loss, "test": test}
 
 
 def _named(method: str, setting: tuple[float, float], seed: int) -> Row:
     return {"method": method, "lr": setting[0], "other": setting[1], "seed": int(seed)}
 
 
-def _build(
-    method: str, seed: int, data: Dataset, hidden: Sequence[int]
-) -> tuple[Classifier, list[_Layer]]:
-    """The untrained classifier and the layers of its net."""
+def _moved(
+    data: Dataset, hidden: Sequence[int], method: str, lr: float, other: float, seed: int
+) -> tuple[Classifier, list[torch.optim.Optimizer]]:
+    """The untrained classifier and the optimizers of its latent weights and of the rest."""
+    model = _build(method, seed, data, hidden)
+    latent = [m.latent for m in model.modules() if isinstance(m, _Layer)]
+    rest = [p for p in model.parameters() if all(p is not q for q in latent)]
+    return model, [METHODS[method].optimizer(latent, lr, other), torch.optim.Adam(rest, 0.01)]
+
+
+def _build(method: str, seed: int, data: Dataset, hidden: Sequence[int]) -> Classifier:
+    """The untrained classifier."""
     draw = generator("cpu", "weights", seed=seed, contender=method)
     sizes = [data.train.inputs.shape[1], *hidden]
     layers = [_Layer(m, n, METHODS[method], draw) for m, n in zip(sizes, sizes[1:], strict=False)]
     net = SBN(*layers).double()
     head = linear(sizes[-1], data.num_classes, 1.0, draw, torch.float64)
-    return Classifier(net, head, network_estimator("straight_through")), layers
+    return Classifier(net, head, network_estimator("straight_through"))
 
 
 def launch() -> Fabric:
@@ -239,11 +276,12 @@ def launch() -> Fabric:
 
 
 @torch.no_grad()
-def _settle(net: torch.nn.Module, layers: Sequence[_Layer], split: Split) -> None:
+def _settle(net: torch.nn.Module, split: Split) -> None:
     """Weights at their signs from now on; batch-norm statistics of that network."""
     for m in net.modules():
         if isinstance(m, BernoulliLinear):
             m.mode = "sign"
+    layers = [m for m in net.modules() if isinstance(m, _Layer)]
     for layer in layers:  # from the bottom up: a layer's inputs must be settled first
         layer.norm.reset_running_stats()
         layer.norm.momentum = None
@@ -277,7 +315,7 @@ def run(
         seeds: how many runs at the chosen setting.
         methods: among :data:`METHODS`, each once.
         epochs: length of a run.
-        folder: every finished run is kept there, and the one under way; called again, the
+        folder: every finished run is kept there, and those under way; called again, the
             experiment goes on where it was.
         progress: whether to show a progress bar.
 
@@ -298,10 +336,10 @@ def _run(settings: Key, data: Dataset, cache: Cache, progress: bool) -> Row:
     methods, seeds, epochs = (settings[name] for name in ("methods", "seeds", "epochs"))
     count = sum(len(METHODS[m].trials) + seeds for m in methods)
     rows: list[Row] = []
-    with Runs(cache, count=count, epochs=epochs, progress=progress) as runs:
+    with Runs(cache, count=count, epochs=epochs, stack=STACK, progress=progress) as runs:
         for method in methods:
-            one = partial(_one, runs, method, data, epochs)
-            search, final = search_and_final(METHODS[method].trials, one, seeds=seeds, score=_score)
+            own = partial(_rows, runs, method, data, epochs)
+            search, final = search_and_final(METHODS[method].trials, own, seeds=seeds, score=_score)
             rows += search + final
     return measurement.record(
         kind="binary weights",
@@ -341,13 +379,16 @@ def _checked(data: str, seeds: int, methods: Iterable[str], epochs: int) -> Key:
     return {"data": data, "seeds": int(seeds), "methods": names, "epochs": int(epochs)}
 
 
-def _one(
-    runs: Runs, method: str, data: Dataset, epochs: int, setting: tuple[float, float], seed: int
-) -> Row:
-    """One training run, or its row if it is known from before."""
-    fabric = runs.cache.fabric
-    compute = partial(train, method, setting, seed, data, epochs=epochs, fabric=fabric)
-    return runs.row(_named(method, setting, seed), compute)
+def _rows(
+    runs: Runs,
+    method: str,
+    data: Dataset,
+    epochs: int,
+    settings: Sequence[tuple[tuple[float, float], int]],
+) -> list[Row]:
+    """Training runs, or their rows if they are known from before."""
+    named = [_named(method, setting, seed) for setting, seed in settings]
+    return runs.rows(named, partial(_train, data, runs.cache.fabric, epochs=epochs))
 
 
 def _command(data: str, seeds: int, methods: Sequence[str], epochs: int) -> str:

@@ -29,6 +29,10 @@ CHANGES = {
     "cost-samples": {"samples": (1, 2), "batch": 3, "rounds": 2},
     "peer-reinmax": {"rounds": 2},
     "peer-storchastic": {"rounds": 2},
+    **{
+        f"search-{d}": {"trainings": 3, "widths": (6, 5, 3), "batch": 4, "steps": 2, "rounds": 2}
+        for d in ("float32", "float64", "cuda")
+    },
     **{f"step-{name}": {"widths": (6, 4, 4, 3), "batch": 5, "rounds": 2} for name in ESTIMATORS},
 }
 SUBPROCESS = ("exact-16", "statistics-memory")  # a new process imports torch: seconds
@@ -116,7 +120,7 @@ def test_a_target_is_met_or_not(ratio, target, met):
     assert bench.Row("r", "ours", "other", ratio=ratio, target=target).met is met
 
 
-COSTS = [n for n in CHANGES if n.startswith(("cost-", "peer-"))]
+COSTS = [n for n in CHANGES if n.startswith(("cost-", "peer-", "search-cuda"))]
 
 
 @pytest.mark.parametrize("name", COSTS)

@@ -114,7 +114,7 @@ def test_every_field_of_a_configuration_is_in_its_key(field: str, digits: data.D
         "data": "fashion-mnist", "estimator": "zgr", "noise": "Uniform", "hidden": (5,),
         "seeds": 2, "epochs": 3, "batch_size": 25, "lr": (0.1,), "init_gain": (1.0,),
         "schedule": "constant", "dtype": "float32", "accelerator": "auto", "devices": 2,
-        "threads": 2,
+        "stack": 1, "threads": 2,
     }  # fmt: skip
     changed = dataclasses.replace(CONFIG, **{field: other[field]})
     here, there = (classify._key(config, digits) for config in (CONFIG, changed))
@@ -173,7 +173,7 @@ def test_a_configuration_does_not_take_the_rows_of_another(
 ) -> None:
     """One epoch in a folder of two: the rows of the other run were reported as its own."""
     classify.run(CONFIG, folder=tmp_path)
-    monkeypatch.setattr(classify, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(classify, "_train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(CacheError, match=f"{tmp_path}/key.json .*epochs: 2 there, 1 here"):
         classify.run(dataclasses.replace(CONFIG, epochs=1), folder=tmp_path)
     digits = data.load("digits")
@@ -187,9 +187,9 @@ def test_weights_does_not_take_the_rows_of_others(
 ) -> None:
     row = {"method": "bop", "validation": 0.5, "test": 0.5, "lr": 1, "other": 1, "seed": 0}
     row |= {"validation_loss": 1.0}
-    monkeypatch.setattr(weights, "train", lambda *_, **__: row)
+    monkeypatch.setattr(weights, "_train", lambda *given, **__: [row] * len(given[2]))
     weights.run(seeds=1, methods=["bop"], epochs=2, folder=tmp_path)
-    monkeypatch.setattr(weights, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(weights, "_train", lambda *_, **__: pytest.fail("trained"))
     for change, difference in (
         ({"epochs": 3}, "epochs: 2 there, 3 here"),
         ({"seeds": 2}, "seeds: 1 there, 2 here"),
@@ -274,7 +274,7 @@ def small_classify(folder: Path | None) -> list[dict]:
 def small_weights(folder: Path | None) -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         size = {"hidden": (4,), "batch_size": 100, "epochs": 2}
-        patch.setattr(weights, "train", partial(weights.train, **size))
+        patch.setattr(weights, "_train", partial(weights._train, **size))
         for name in ("bop", "adam_prox", "bayesbinn"):
             method = weights.METHODS[name]
             less = dataclasses.replace(method, trials=method.trials[:2])
@@ -288,23 +288,24 @@ def small_weights(folder: Path | None) -> list[dict]:
 def test_killed_at_twenty_random_points_an_experiment_ends_with_the_same_rows(
     experiment: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before or after any file is put in its place; only an epoch that was not kept is repeated."""
-    rng, kills, lost, trained = random.Random(0), 0, 0, 0
+    """Before or after any file is put in its place; an epoch that was kept is not repeated, and of
+    those that were not, each run loses the one it was at."""
+    rng, kills, kept, trained, lost = random.Random(0), 0, 0, 0, 0
     replace, epoch = os.replace, training._train_epoch
 
-    def count(*args: Any) -> None:
+    def count(fabric: Any, runs: list, *others: Any) -> None:
         nonlocal trained
-        trained += 1
-        epoch(*args)
+        epoch(fabric, runs, *others)
+        trained += len(runs)
 
     def replace_and_die(part: Path, path: Path) -> None:
-        nonlocal kills, lost
+        nonlocal kills, kept
         before, after = (kills < 20 and rng.random() < 0.4 for _ in range(2))
         kills += before or after
-        lost += before and path.suffix == ".ckpt"
         if before:
             raise Killed
         replace(part, path)
+        kept += path.suffix == ".ckpt"
         if after:
             raise Killed
 
@@ -315,8 +316,9 @@ def test_killed_at_twenty_random_points_an_experiment_ends_with_the_same_rows(
     while rows is None:
         with suppress(Killed):
             rows = experiment(tmp_path)
+        lost = trained - kept
     assert rows == whole and kills == 20
-    assert trained == needed + lost and lost > 0
+    assert kept == needed and 0 < lost <= 2 * kills
 
 
 # What is broken ----------------------------------------------------------------------------------
@@ -460,7 +462,7 @@ def test_a_command_in_a_folder_in_use_ends_with_2(
     command: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     module, options = command
-    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(module, "_train", lambda *_, **__: pytest.fail("trained"))
     held: list[filelock.FileLock] = []
     named = cache.folder_of
 

@@ -66,6 +66,7 @@ BAD = [
     ("accelerator", "tpu", "known are cpu"),
     ("devices", 0, "got 0"),
     ("devices", 3, "batch_size: got 50, must be a multiple of the 3 devices"),
+    ("stack", 0, "must be an integer >= 1, got 0"),
     ("threads", 0, "got 0"),
 ]
 
@@ -99,7 +100,7 @@ def test_noise_is_found_in_any_case():
 
 
 def test_batch_larger_than_the_data_is_refused_before_training(monkeypatch):
-    monkeypatch.setattr(classify, "train", None)
+    monkeypatch.setattr(classify, "_train", None)
     with pytest.raises(ValueError, match="batch_size: got 2000, must be at most the 1078"):
         classify.run(Config(batch_size=2000))
 
@@ -259,7 +260,9 @@ def test_training_step_is_adam_on_the_mean_loss():
     start, trained = (classify.build(config, "tanh", data_set, 1.0, 3) for _ in range(2))
     recipe = training.Recipe(seed=3, epochs=1, batch_size=600)
     adam = torch.optim.Adam(trained.parameters(), lr=0.01)
-    training.fit(classify.launch(config), trained, data_set.train, [adam], recipe)
+    training.fit(
+        classify.launch(config), [training.Training(trained, [adam], recipe)], data_set.train
+    )
     batch = training._order(len(data_set.train), recipe, 0)[:600]
     inputs, labels = data_set.train.inputs[batch], data_set.train.labels[batch]
     start(inputs, labels, None).mean().backward()

@@ -137,7 +137,7 @@ UNITS = {
     "budget": "seconds", "batch_size": "images", "epochs": "passes through the training images",
     "seeds": "number of runs", "threads": "number of CPU threads", "most": "number of terms",
     "devices": "number of devices", "hidden": "number of units", "lr": "learning rates",
-    "init_gain": "factors on",
+    "init_gain": "factors on", "stack": "number of trainings",
 }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def parsed(module_: Any, line: str) -> dict[str, Any]:
         {"hidden": (7, 5), "lr": (0.02,), "schedule": "constant"},
         {"lr": (1e-7, 1 / 3, 30), "init_gain": (1, 2.5), "seeds": 3, "threads": 2},
         {"data": "fashion-mnist", "noise": "gAuSSian", "estimator": "zgr", "dtype": "float32"},
-        {"accelerator": "cuda", "devices": 2, "batch_size": 10, "epochs": 7},
+        {"accelerator": "cuda", "devices": 2, "batch_size": 10, "epochs": 7, "stack": 1},
     ],
 )
 def test_the_stored_command_of_classify_repeats_its_settings(changes: dict) -> None:

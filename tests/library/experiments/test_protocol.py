@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from sbnlib.experiments.protocol import (
 )
 
 
-def run(trial: str, seed: int) -> dict[str, Any]:
-    """A run whose validation depends on the trial only."""
-    return {"trial": trial, "seed": seed, "validation": {"a": 1, "b": 3, "c": 3}[trial], "test": 0}
+def run(settings: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Runs whose validation depends on the trial only."""
+    found = {"a": 1, "b": 3, "c": 3}
+    return [{"trial": t, "seed": s, "validation": found[t], "test": 0} for t, s in settings]
 
 
 def validation(row: dict[str, Any]) -> int:
@@ -35,6 +37,12 @@ def test_the_best_trial_by_validation_is_run_again_with_fresh_seeds() -> None:
     assert [(r["trial"], r["seed"]) for r in final] == [("b", s) for s in range(3)]  # first of two
     assert {r["part"] for r in search} == {"search"} and {r["part"] for r in final} == {"final"}
     assert not any("test" in r for r in search) and all("test" in r for r in final)
+
+
+def test_the_search_is_asked_for_at_once_and_so_are_the_final_runs() -> None:
+    asked = []
+    search_and_final("abc", lambda s: asked.append(len(s)) or run(s), seeds=5, score=validation)
+    assert asked == [3, 5]
 
 
 def test_a_single_trial_needs_no_search() -> None:

@@ -42,7 +42,7 @@ def digits() -> data.Dataset:
 def test_bad_arguments_are_refused_before_any_work(
     arguments: dict, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "train", None)
+    monkeypatch.setattr(weights, "_train", None)
     with pytest.raises(ValueError, match=complaint):
         weights.run(**arguments)
 
@@ -92,7 +92,12 @@ def test_a_run_from_python_is_on_one_thread_as_its_command_is(
     row = {"method": "bop", "validation": 0.5, "test": 0.5, "lr": 1, "other": 1, "seed": 0}
     row |= {"validation_loss": 1.0}
     used = set()
-    monkeypatch.setattr(weights, "train", lambda *_, **__: used.add(torch.get_num_threads()) or row)
+
+    def stub(_: object, __: object, runs: list, *___: object, **____: object) -> list[dict]:
+        used.add(torch.get_num_threads())
+        return [row] * len(runs)
+
+    monkeypatch.setattr(weights, "_train", stub)
     with training.threads(2):
         found = weights.run(seeds=1, methods=["bop"])
         assert torch.get_num_threads() == 2
@@ -129,14 +134,17 @@ def test_seeds_matter(digits: data.Dataset) -> None:
 def test_a_run_searches_by_validation_and_never_stores_the_test_of_a_trial(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def stub(method: str, setting: tuple, seed: int, *_: object, **__: object) -> dict:
-        good = 0.9 if setting == weights.METHODS[method].trials[4] else 0.5
+    def row(method: str, lr: float, other: float, seed: int) -> dict:
+        good = 0.9 if (lr, other) == weights.METHODS[method].trials[4] else 0.5
         return {
-            "method": method, "lr": setting[0], "other": setting[1], "seed": seed,
+            "method": method, "lr": lr, "other": other, "seed": seed,
             "validation": good, "validation_loss": 1.0, "test": 0.7,
         }  # fmt: skip
 
-    monkeypatch.setattr(weights, "train", stub)
+    def stub(_: object, __: object, runs: list, *___: object, **____: object) -> list[dict]:
+        return [row(**run) for run in runs]
+
+    monkeypatch.setattr(weights, "_train", stub)
     rows = weights.run(seeds=2, methods=["bop", "real"])["rows"]
     search = [r for r in rows if r["part"] == "search"]
     final = [r for r in rows if r["part"] == "final"]
@@ -242,10 +250,11 @@ def test_the_rates_in_the_docstrings_are_those_of_the_stored_search(method: str)
 
 @pytest.mark.slow
 def test_a_rate_of_one_is_small_because_the_gradient_is(digits: data.Dataset) -> None:
-    model, layers = weights._build("mirror", 0, digits, (100, 100))
+    model = weights._build("mirror", 0, digits, (100, 100))
     inputs, labels = digits.train.inputs[:50].double(), digits.train.labels[:50]
     model(inputs, labels, torch.Generator().manual_seed(0)).mean().backward()
-    sizes = [layer.latent[0].grad.square().mean().sqrt().item() for layer in layers]
+    grads = [layer.latent.grad for layer in model.net.layers]
+    sizes = [grad.square().mean().sqrt().item() for grad in grads]
     assert all(0.0006 < size < 0.0009 for size in sizes)
     assert "0.0007 at the start" in (optim.__doc__ or "")
     assert weights.train("mirror", (1.0, 0.0), SEARCH_SEED, digits)["validation"] < 0.5
