@@ -225,6 +225,9 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         | {"peak_bytes": "count or null"},
         "measure, memory": {"samples": "count", "peak_bytes": "count"},
         "live frame": _TIMED | {"what": "text", "count": "count"},
+        "search": {"trainings": "count", "net": "text", "seconds": "number"}
+        | {"one_by_one_seconds": "number", "ratio": "number"},
+        "search, not run": {"error": "text"},
         "exact_gradient": _TIMED
         | {name: f"{kind} or none" for name, kind in _AGAINST_CPU.items()}
         | {"units": "count", "layers": "count", "peak_bytes": "count or null"}
@@ -243,6 +246,8 @@ def part_of(row: Row) -> str:
         return f"{part}, twin"
     if part == "straight_through" and "error" in row:
         return f"{part}, not compiled"
+    if part == "search" and "error" in row:
+        return f"{part}, not run"
     if part in ("exact_gradient", "fused beyond int32") and "left_out" in row:
         return f"{part}, left out"
     return part
@@ -685,7 +690,7 @@ def _chosen(parts: Mapping[str, list[Row]], method: str) -> str:
 
 def gpu(parts: Mapping[str, list[Row]]) -> Drawing:
     tables = (_ceilings, _over_a_copy, _law, _rare, _fused, _fused_states, _fused_tails,
-              _statistics, _live_frames, _exact_sums, _estimators)  # fmt: skip
+              _statistics, _live_frames, _searches, _exact_sums, _estimators)  # fmt: skip
     made = [table for make in tables if (table := make(parts)).rows]
     return Drawing(made, _machine(parts), _left_out(parts))
 
@@ -717,6 +722,7 @@ def _left_out(parts: Mapping[str, list[Row]]) -> list[str]:
               for r in parts["exact_gradient, left out"]]  # fmt: skip
     narrow += [f"A fused draw of {count(r['units'])} units: left out, because it {r['left_out']}."
                for r in parts["fused beyond int32, left out"]]  # fmt: skip
+    plain += [f"The search: not run, {r['error']}." for r in parts["search, not run"]]
     return broken + late + plain + narrow
 
 
@@ -844,6 +850,17 @@ def _live_frames(parts: Mapping[str, list[Row]]) -> Table:
         ["What", "Of them", "Time", "Spread"],
         [[r["what"], count(r["count"]), duration(r["seconds"]), _spread(r)]
          for r in parts["live frame"]],
+    )  # fmt: skip
+
+
+def _searches(parts: Mapping[str, list[Row]]) -> Table:
+    return Table(
+        "search",
+        "One epoch of ten batches, of trainings that differ in their learning rates: computed as "
+        "one, and one after the other.",
+        ["Trainings", "Net", "As one", "One by one", "Ratio"],
+        [[str(r["trainings"]), r["net"], duration(r["seconds"]), duration(r["one_by_one_seconds"]),
+          f"{times(r['ratio'])} as fast"] for r in parts["search"]],
     )  # fmt: skip
 
 

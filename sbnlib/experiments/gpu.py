@@ -1,12 +1,12 @@
 """What sbnlib computes on a GPU, checked against the CPU and timed, in one run of bounded length.
 
-    python -m sbnlib.experiments.gpu --budget 480 [--out FILE] [--device cuda] [--commit HASH]
+    python -m sbnlib.experiments.gpu --budget 560 [--out FILE] [--device cuda] [--commit HASH]
 
 Sections run in order: environment, measured ceilings, the sampler, straight-through, the fused
-sampler, statistics, live frames, exact sums, every estimator of the registry, compiled
-straight-through. The measurement file is rewritten after each, so that a kill loses one section at
-most. A section that does not fit into what is left of the budget is left out with all after it, and
-the file says so.
+sampler, statistics, live frames, a search of many trainings, exact sums, every estimator of the
+registry, compiled straight-through. The measurement file is rewritten after each, so that a kill
+loses one section at most. A section that does not fit into what is left of the budget is left out
+with all after it, and the file says so.
 
 A time is the median of several runs, taken twice: the smaller one is reported, with the relative
 difference as ``spread``. Ratios are to a copy of the same bytes in the same run. Frequencies and
@@ -75,6 +75,8 @@ class Sizes:
     samples: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
     many: int = 100_000_000  # samples for which memory must be that of fewer
     frame: int = 10_000_000  # samples behind one position of a slider
+    trainings: int = 24
+    trained: tuple[int, ...] = (784, 512, 512, 10)
     estimator_samples: int = 2000
     compared: tuple[int, ...] = (8, 12)
     timed: tuple[int, ...] = (14, 16, 18)
@@ -86,8 +88,8 @@ class Sizes:
 
 FULL = Sizes()
 #: For the tests, on any machine.
-TINY = Sizes(1 << 20, 64, (1 << 12, 1 << 14), (128, 256), 512, 1000, 64, (3, 4), (5,), 0.001,
-             1 << 12, 1 << 14, 1 << 14)  # fmt: skip
+TINY = Sizes(1 << 20, 64, (1 << 12, 1 << 14), (128, 256), 512, 1000, 3, (8, 6, 4), 64,
+             (3, 4), (5,), 0.001, 1 << 12, 1 << 14, 1 << 14)  # fmt: skip
 
 
 @dataclass
@@ -650,6 +652,25 @@ def live_frames(device: torch.device, sizes: Sizes, notes: Notes) -> None:
         notes.ratios[f"live frame, {_power(count)} {what}, ms"] = 1e3 * time_.seconds
 
 
+def a_search(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """Trainings with many learning rates, computed as one and one by one."""
+    from sbnlib.experiments import bench
+
+    try:
+        row = bench.search("search", "", **bench.SEARCH | {"trainings": sizes.trainings},
+                           widths=sizes.trained, batch=500 if sizes is FULL else 10,
+                           dtype="float32", device=device.type, rounds=10 if sizes is FULL else 1
+                           )  # fmt: skip
+    except ModuleNotFoundError as error:  # the machine has torch alone
+        notes.row("search", error=_first_line(error))
+        return
+    assert row.ours_s is not None and row.other_s is not None and row.ratio is not None
+    notes.row("search", trainings=sizes.trainings, net="-".join(map(str, sizes.trained)),
+              seconds=row.ours_s.minimum, one_by_one_seconds=row.other_s.minimum,
+              ratio=row.ratio)  # fmt: skip
+    notes.ratios[f"search of {sizes.trainings}, over one by one"] = row.ratio
+
+
 def estimators(device: torch.device, sizes: Sizes, notes: Notes) -> None:
     """Every estimator of the registry: its statistics here and on the CPU."""
     here, there = _problem((2, 3, 3), 2, device), _problem((2, 3, 3), 2, CPU)
@@ -682,6 +703,7 @@ SECTIONS = (
     Section("fused sampler", fused, 50),
     Section("statistics", statistics_of_st, 90),
     Section("live frames", live_frames, 10),
+    Section("search", a_search, 40),
     Section("exact sums", exact_sums, 70),
     Section("estimators", estimators, 90),
     Section("compiled straight-through", compiled, 90),
@@ -826,7 +848,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sbnlib.experiments.gpu",
         description="Check and time sbnlib on a GPU; write a measurement file.",
     )
-    add_option(parser, "budget", 480.0, "time for all sections, in seconds")
+    add_option(parser, "budget", 560.0, "time for all sections, in seconds")
     add_out(parser, "gpu-DEVICE-DATE.json, in the folder $OUT if that is set")
     add_option(parser, "device", "cuda", "device to measure, such as cuda or cuda:1", type=_device)
     add_option(parser, "commit", "", "commit of the code, to be recorded where git cannot tell it")

@@ -584,13 +584,20 @@ def test_live_frames_and_memory_are_drawn_as_they_were_measured():
     rows = [
         {"part": "live frame", "what": "gradients", "count": 10**7, "seconds": 0.2, "spread": 0.01},
         {"part": "measure, memory", "samples": 10**8, "peak_bytes": 3 << 30},
-    ]
+        {"part": "search", "trainings": 24, "net": "784-512-512-10", "seconds": 0.03,
+         "one_by_one_seconds": 0.36, "ratio": 12.0},
+    ]  # fmt: skip
     content = copy.deepcopy(record(H100))
     content["rows"] += rows
     drawing = sbn_tables.draw(content)
     (line,) = next(table.rows for table in drawing.tables if table.name == "frames")
     assert line[0] == "gradients" and line[1] == "10⁷"
     assert line[2].split() == ["200", "ms"]
+    (line,) = next(table.rows for table in drawing.tables if table.name == "search")
+    assert line[:2] == ["24", "784-512-512-10"] and "12" in line[4]
+    failed = {"part": "search", "error": "No module named 'lightning_fabric'"}
+    notes = sbn_tables.draw(content | {"rows": [*content["rows"], failed]}).notes
+    assert "No module named" in " ".join(notes)
     assert drawing.facts["Memory of the statistics"].split()[:2] == ["3.22", "GB"]
 
 

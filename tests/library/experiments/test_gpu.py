@@ -18,7 +18,7 @@ import sbnlib
 from sbnlib import exact_gradient, exact_moments, kernels, measure, registry
 from sbnlib.accuracy import Accuracy, Estimate
 from sbnlib.exact import all_states
-from sbnlib.experiments import gpu, measurement
+from sbnlib.experiments import bench, gpu, measurement
 from sbnlib.experiments.gpu import CPU, TINY, Notes, Section
 
 NAMES = [section.name for section in gpu.SECTIONS]
@@ -90,7 +90,8 @@ def test_the_file_says_where_it_comes_from(whole):
 
 @needs_the_whole_run
 def test_every_time_has_a_spread_and_every_ratio_is_positive(whole):
-    timed = [row for row in whole["rows"] if "seconds" in row and row["part"] != "section"]
+    other = ("section", "search")
+    timed = [row for row in whole["rows"] if "seconds" in row and row["part"] not in other]
     assert {row["part"] for row in timed} == {
         "copy", "bf16 product", "sample_sign", "straight_through", "fused", "measure",
         "live frame", "exact_gradient",
@@ -122,9 +123,23 @@ def test_what_is_claimed_of_a_gpu_has_its_name_among_the_ratios(whole):
     for row in parts(whole, "exact_gradient"):
         name = "exact 5-{0}-{0}-{0}".format(row["units"])
         assert whole["ratios"][f"{name}, over {threads} threads"] == row["ratio"]
+    (row,) = parts(whole, "search")
+    assert whole["ratios"]["search of 3, over one by one"] == row["ratio"]
+    assert row["ratio"] == pytest.approx(row["one_by_one_seconds"] / row["seconds"])
+    assert gpu.FULL.trainings == 24 and gpu.FULL.trained == (784, 512, 512, 10)
     for row in parts(whole, "live frame"):
         name = f"live frame, 1e3 {row['what']}, ms"
         assert whole["ratios"][name] == pytest.approx(1e3 * row["seconds"])
+
+
+def test_a_machine_with_torch_alone_says_that_no_search_was_run(monkeypatch):
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'lightning_fabric'")
+
+    monkeypatch.setattr(bench, "search", missing)
+    notes = Notes()
+    gpu.a_search(CPU, TINY, notes)
+    assert not notes.ratios and "lightning_fabric" in notes.rows[0]["error"]
 
 
 @pytest.mark.parametrize(("count", "name"), [(10**7, "1e7"), (10**8, "1e8"), (4096, "4096")])
