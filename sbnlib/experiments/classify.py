@@ -11,7 +11,7 @@ Predictions of the SBN: ``sign`` (every unit in its most probable state), ``one`
 accuracy is the mean over ten), ``ten`` (class probabilities averaged over ten samples), ``mean``
 (every unit puts out its mean). The twin has one, ``tanh``.
 
-The trials of a search, and the final runs, are trained as one (:mod:`sbnlib.experiments.stacked`);
+The trials of a search, and the final runs, are trained as one (``sbnlib.experiments.stacked``);
 local expectation and PSA, a run of which fills the machine, one after the other.
 
 From Python: ``classify.run(Config(...))`` does it all; ``classify.train(config, model, lr, gain,
@@ -109,7 +109,7 @@ class Config:
         schedule: "cosine" or "constant".
         dtype: "float32" or "float64".
         accelerator, devices: where to run, for Lightning Fabric.
-        stack: the most trainings that are computed as one (:mod:`sbnlib.experiments.stacked`). On
+        stack: the most trainings that are computed as one (``sbnlib.experiments.stacked``). On
             a CPU the numbers do not depend on it; on a GPU products round otherwise in a stack
             than alone, and 1 trains one after the other.
         threads: those torch may use: small nets are slowed by a second one, and a busy machine by

@@ -137,7 +137,7 @@ def fit(
 ) -> None:
     """Carry out the trainings on ``data``, which lies on fabric's device.
 
-    Those that are alike are computed as one (:mod:`sbnlib.experiments.stacked`), those that are at
+    Those that are alike are computed as one (``sbnlib.experiments.stacked``), those that are at
     different epochs, or of different lengths, where both have an epoch to do; on several devices
     each is trained by itself.
 
