@@ -69,7 +69,8 @@ def sample(
         is not free a NaN logit gives NaN, 0 in int8 and a 0 bit.
 
     Under ``torch.func.vmap`` with ``randomness="different"`` the rows are one draw; otherwise it is
-    refused, also for a seed that is given: each row would have the same noise. Under
+    refused, also for a seed that is given: each row would have the same noise. Each chunk of
+    ``chunk_size`` is a draw of its own, so give no seed there. Under
     ``torch.compile`` it is one opaque operation.
 
     Raises:
@@ -87,7 +88,11 @@ def sample(
     key = _key(seed, generator, a)
     if isinstance(out, Tensor):
         _check_tensor(out, a)
-        return _fill(out, a.detach(), key, *settings)
+        if out.untyped_storage().data_ptr() == a.untyped_storage().data_ptr():
+            return out.copy_(draw(a.detach(), key, *settings, out.dtype))
+        _fill(out, a.detach(), key, *settings)
+        torch.autograd.graph.increment_version(out)  # a kernel writes without torch's knowing
+        return out
     return draw(a.detach(), key, *settings, _dtype(out, a))
 
 
@@ -173,7 +178,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], a: Tensor, key: Tensor, *setti
         raise RuntimeError("randomness must be 'different' in a vmap over binary units that are "
                            f"drawn, got {info.randomness!r}")  # fmt: skip
     a_dim, key_dim = in_dims[:2]
-    one = key if key_dim is None else key.select(key_dim, 0)
+    one = key if key_dim is None else key.select(key_dim, 0) if len(key) else key.new_zeros(())
     return draw(_rows(info, a, a_dim), one, *settings), 0
 
 
@@ -227,10 +232,14 @@ def _fill(
     if packed and a.shape[-1] % 8 and a.shape[-1] != a.numel():  # bytes that end within a row
         x = _fill(_empty(a, torch.int8), a, key, offset, law, scale, bits, backend)
         return out.copy_(reference.pack(x > 0))
-    if not out.is_contiguous():
+    if not out.is_contiguous() or out.is_neg():
         return out.copy_(_fill(torch.empty_like(out, memory_format=torch.contiguous_format),
                                a, key, offset, law, scale, bits, backend))  # fmt: skip
-    rows, flat, module = a.contiguous().view(-1), out.view(-1), _module(backend, a.device)
+    rows, flat, module = (
+        a.resolve_neg().contiguous().view(-1),
+        out.view(-1),
+        _module(backend, a.device),
+    )
     for part in _parts(len(rows), backend):
         place = slice(part.start // 8, -(-part.stop // 8)) if packed else part
         counter = (offset + part.start) * bits // 128
@@ -277,11 +286,12 @@ def _settings(
         known = ", ".join(n.__name__ for n in NOISES.values())
         raise ValueError(f"noise must be one of {known} for the fused sampler, got {noise!r}; "
                          "sampler='torch' takes any law, and sample_sign")  # fmt: skip
-    if bits not in BITS:
+    if not _is_whole(bits) or bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, got {bits!r}")
     if not _is_whole(offset) or not 0 <= offset < 2**62 or offset % 4:
         raise ValueError(f"offset must be a multiple of 4 from 0 to 2**62 - 4, got {offset!r}")
-    return noise, (offset, law.lower(), noise.scale, bits, _backend(backend, a.device))
+    places = int(offset), int(bits)  # those of NumPy would wrap
+    return noise, (places[0], law.lower(), noise.scale, places[1], _backend(backend, a.device))
 
 
 def _backend(backend: str | None, device: torch.device) -> str:
@@ -329,9 +339,19 @@ def _check_key(seed: Tensor, a: Tensor) -> None:
                         f"{seed.dtype} of shape {tuple(seed.shape)}")  # fmt: skip
     if seed.device != a.device:
         raise ValueError(f"seed must be on {a.device}, like a, got a tensor on {seed.device}")
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(seed):
+    if not torch.compiler.is_compiling() and _is_batched(seed):
         raise ValueError("seed must be one for all rows of a vmap, which are one draw, got a "
                          "batched tensor")  # fmt: skip
+
+
+def _is_batched(seed: Tensor) -> bool:
+    """Whether a vmap has rows of it, at any level of nested transforms."""
+    of = torch._C._functorch
+    while of.is_functorch_wrapped_tensor(seed):
+        if of.is_batchedtensor(seed):
+            return True
+        seed = of.get_unwrapped(seed)
+    return False
 
 
 def _transformed() -> bool:

@@ -411,3 +411,41 @@ def test_triton_needs_a_device_and_a_missing_one_is_named(monkeypatch: pytest.Mo
     pytest.importorskip("triton", reason="triton is not installed: pip install 'sbnlib[gpu]'")
     with pytest.raises(ValueError, match="backend must be 'reference' for a on cpu, got 'triton'"):
         sample(backend="triton")
+
+
+# ---- what was once done in silence ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_an_offset_of_numpy_is_a_place_too(kind: type) -> None:
+    a, offset = torch.zeros(100), 2**26
+    right = kernels.sample(a, Logistic(), seed=3, offset=offset)
+    out = torch.empty(100)
+    assert torch.equal(kernels.sample(a, Logistic(), seed=3, offset=kind(offset), out=out), right)
+    with pytest.raises(ValueError, match="bits must be one of"):
+        kernels.sample(a, Logistic(), seed=3, bits=64.0)
+
+
+def test_a_tensor_that_overlaps_the_logits_is_filled_right() -> None:
+    b = torch.randn(3_000_008, generator=torch.Generator().manual_seed(0))
+    right = kernels.sample(b[:-8].clone(), Logistic(), seed=5)
+    assert torch.equal(kernels.sample(b[:-8], Logistic(), seed=5, out=b[8:]), right)
+
+
+def test_what_is_filled_is_known_to_autograd() -> None:
+    out, w = torch.zeros(5, 7), torch.ones(5, 7, requires_grad=True)
+    y = (w * out).sum()
+    before = out._version
+    kernels.sample(torch.zeros(5, 7), Logistic(), seed=3, out=out)
+    assert out._version > before
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_negated_views_are_read_and_filled_as_they_look() -> None:
+    a = torch.linspace(-3, 3, 64)
+    right = kernels.sample(-a, Logistic(), seed=3)
+    found = kernels.sample(torch._neg_view(a), Logistic(), seed=3, out=torch.empty(64))
+    assert torch.equal(found, right)
+    out = torch._neg_view(torch.empty(64))
+    assert torch.equal(kernels.sample(-a, Logistic(), seed=3, out=out), right)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.func import grad, vmap
 
 import sbnlib
-from sbnlib import SBN, kernels
+from sbnlib import SBN, Logistic, kernels
 from sbnlib.kernels import sampler
 from sbnlib.nn import Sign
 
@@ -201,3 +202,16 @@ def test_the_operations_are_what_torch_asks_of_one(dtype: torch.dtype) -> None:
     a, law = torch.linspace(-1, 1, 20).view(4, 5), ("logistic", 1.0)
     torch.library.opcheck(sampler.draw, (a, torch.tensor(3), 0, *law, 64, "reference", dtype))
     torch.library.opcheck(sampler.slope, (a, a.clone(), *law, "reference"))
+
+
+def test_a_seed_of_each_row_is_refused_within_a_gradient_too() -> None:
+    def f(row: Tensor, seed: Tensor) -> Tensor:
+        return kernels.straight_through(row, Logistic(), seed=seed).sum()
+
+    with pytest.raises(ValueError, match="one for all rows of a vmap"):
+        vmap(grad(f), randomness="different")(torch.zeros(2, 8), torch.tensor([1, 2]))
+
+
+def test_no_rows_are_no_states() -> None:
+    unit = Sign(sampler="fused")
+    assert vmap(unit, randomness="different")(torch.zeros(0, 3)).shape == (0, 3)
