@@ -496,8 +496,10 @@ def _is_among(name: str, beginnings: tuple[str, ...]) -> bool:
 
 
 def _label(node: Any) -> str:
-    """The name of a user's autograd Function."""
+    """The name of a user's autograd Function; of the fused sampler's, which nothing else names."""
     kind = getattr(node, "_forward_cls", type(None))
+    if kind.__module__.startswith("sbnlib.kernels"):
+        return "Sign"
     theirs = kind.__module__.partition(".")[0] not in ("sbnlib", "torch", "builtins")
     return str(kind.__name__) if theirs else ""
 

@@ -159,6 +159,10 @@ class Checkpoint:
         fabric.barrier()
 
 
+def _named(run: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in run.items())
+
+
 def as_checkpoint(
     file: str | os.PathLike[str] | Checkpoint | None, key: Callable[[], Key]
 ) -> Checkpoint | None:
@@ -288,16 +292,51 @@ class Cache:
 
         Raises:
             CacheError: a file of the name of a run is of another run.
+            Exception: what ``compute`` raises, with a note which run it was. The runs beside it are
+                computed by halves of what is left, from where they are, and kept; on several
+                devices all stop.
         """
         found = [self._known(run) for run in runs]
         missing = [k for k, row in enumerate(found) if row is None]
         for start in range(0, len(missing), stack):
-            some = missing[start : start + stack]
-            files = [self._checkpoint(runs[k]) for k in some]
+            self._fill(found, runs, missing[start : start + stack], compute)
+        return [row for row in found if row is not None]
+
+    def _fill(
+        self,
+        found: list[Row | None],
+        runs: Sequence[Mapping[str, Any]],
+        some: Sequence[int],
+        compute: ComputeAll,
+    ) -> None:
+        """Compute some of the runs together; where that fails, by halves."""
+        files = [self._checkpoint(runs[k]) for k in some]
+        try:
             rows = compute([runs[k] for k in some], files)
             for k, file, row in zip(some, files, rows, strict=True):
                 found[k] = self._keep(runs[k], file, row)
-        return [row for row in found if row is not None]
+        except CacheError:
+            raise
+        except Exception as error:
+            if len(some) == 1:
+                error.add_note(f"in the run {_named(runs[some[0]])}")
+            if len(some) == 1 or self.fabric.world_size > 1:
+                raise
+        else:
+            return
+        left = [k for k in some if found[k] is None]
+        half = (len(left) + 1) // 2
+        failed: list[Exception] = []
+        for part in (left[:half], left[half:]):
+            try:
+                if part:
+                    self._fill(found, runs, part, compute)
+            except CacheError:
+                raise
+            except Exception as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def _place(self, run: Mapping[str, Any], ending: str) -> tuple[Path, Key] | None:
         """The file of a run, and its key; None where nothing is kept."""

@@ -12,7 +12,8 @@ accuracy is the mean over ten), ``ten`` (class probabilities averaged over ten s
 (every unit puts out its mean). The twin has one, ``tanh``.
 
 The trials of a search, and the final runs, are trained as one (``sbnlib.experiments.stacked``);
-local expectation and PSA, a run of which fills the machine, one after the other.
+local expectation and PSA, a run of which fills the machine, one after the other. A run that fails
+does not stop those beside it: they end, and are kept, before its error is raised.
 
 From Python: ``classify.run(Config(...))`` does it all; ``classify.train(config, model, lr, gain,
 seed)`` repeats one line of it.
@@ -177,7 +178,7 @@ def _widths(values: Any) -> tuple[int, ...]:
 def _choices(name: str, values: Any) -> tuple[float, ...]:
     for value in _several(name, values):
         if isinstance(value, bool) or not is_positive(value):
-            raise ValueError(f"{name}: got {value!r}, must be a positive number")
+            raise ValueError(f"{name}: got {value!r}, must be a number > 0, at most 1e37")
     if len(set(values)) < len(values):
         raise ValueError(f"{name}: got {values!r}, must have each number once")
     return tuple(map(float, values))
@@ -268,7 +269,10 @@ def _training(
 
 
 def _key(config: Config, data: Dataset, **run: Any) -> Key:
-    return make_key("classify", asdict(config) | run, data)
+    settings = asdict(config)
+    if config.accelerator == "cpu":  # where the numbers do not depend on it
+        del settings["stack"]
+    return make_key("classify", settings | run, data)
 
 
 def build(config: Config, model: str, data: Dataset, init_gain: float, seed: int) -> Classifier:
@@ -381,8 +385,7 @@ def _run(config: Config, data: Dataset, cache: Cache, progress: bool) -> Row:
     data = _on_device(config, cache.fabric, data)
     trials = [(lr, gain) for gain in config.init_gain for lr in config.lr]
     count = len(MODELS) * (len(trials) * (len(trials) > 1) + config.seeds)
-    length = {"count": count, "epochs": config.epochs}
-    with Runs(cache, **length, stack=stack_size(config), progress=progress) as runs:
+    with Runs(cache, count=count, epochs=config.epochs, progress=progress) as runs:
         found = {
             model: search_and_final(
                 trials, partial(_rows, config, data, runs, model), seeds=config.seeds, score=_score
@@ -404,18 +407,34 @@ def _rows(
     named = [
         {"model": model, "lr": lr, "init_gain": gain, "seed": seed} for (lr, gain), seed in settings
     ]
-    return runs.rows(named, partial(_train, config, runs.cache.fabric, data))
+    compute = partial(_train, config, runs.cache.fabric, data)
+    return runs.rows(named, compute, stack=stack_size(config, model))
 
 
-def stack_size(config: Config) -> int:
-    """How many trainings are computed as one: ``stack`` of them, fewer of a costly estimator.
+#: Numbers in the states of one layer of all trainings: more in a stack gain nothing on a CPU.
+NUMBERS = 1 << 20
 
-    One that evaluates the loss c times has tensors c times as large. Where c is of the number of
-    units (local expectation, PSA) a training fills the machine by itself; PSA, which reads the
-    weights of a single network, is not stacked at any size.
+
+def stack_size(config: Config, model: str = "sbn") -> int:
+    """How many trainings are computed as one: ``stack`` of them, fewer of large ones.
+
+    An estimator that evaluates the loss c times, or averages its slope over c draws, has tensors c
+    times as large. Where c is of the number of units (local expectation, PSA) a training fills the
+    machine by itself; PSA, which reads the weights of a single network, is not stacked at any size.
     """
-    cost = registry.get(config.estimator).cost(max(config.hidden))
-    return max(1, config.stack // cost)
+    width = max(config.hidden)
+    cost = 1 if model == "tanh" else _draws(config.estimator, width)
+    most = config.stack // cost
+    if config.accelerator == "cpu":
+        most = min(most, NUMBERS // (cost * config.batch_size * width))
+    return max(1, most)
+
+
+def _draws(estimator: str, width: int) -> int:
+    """How many times as large as the states an estimator's tensors are."""
+    entry = registry.get(estimator)
+    inner: int = getattr(entry.function, "keywords", {}).get("num_inner", 1)
+    return entry.cost(width) * inner
 
 
 def _score(row: Row) -> tuple[float, float]:
@@ -501,7 +520,8 @@ HELP = {
     "dtype": "floating-point type of weights and images: float32 or float64",
     "accelerator": "kind of device: cpu, cuda, gpu, mps or auto",
     "devices": "number of devices; a batch is shared out evenly",
-    "stack": "number of trainings that are computed as one, at most; 1: one after the other",
+    "stack": "number of trainings that are computed as one, at most, fewer of large ones; 1: one "
+    "after the other",
     "threads": "number of CPU threads torch may use",
 }
 

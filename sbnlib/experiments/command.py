@@ -29,7 +29,7 @@ def add_resume_dir(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("runs"),
         metavar="FOLDER",
-        help="where finished runs, and after each epoch the one under way, are kept until the "
+        help="where finished runs, and after each epoch those under way, are kept until the "
         "measurement is written (default: runs)",
     )
 

@@ -17,6 +17,8 @@ __all__ = ["Classifier", "TanhNet", "backprop"]
 class TanhNet(nn.Module):
     """The real-valued twin of an SBN: the same layers, tanh(a) in place of each binary unit."""
 
+    takes_axes = True
+
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)

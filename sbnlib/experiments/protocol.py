@@ -42,17 +42,14 @@ class Runs:
         cache: what is known of them.
         count: how many there will be.
         epochs: how long each is.
-        stack: the most that are computed as one.
         progress: whether to show the bar.
     """
 
-    def __init__(
-        self, cache: Cache, *, count: int, epochs: int, stack: int, progress: bool
-    ) -> None:
+    def __init__(self, cache: Cache, *, count: int, epochs: int, progress: bool) -> None:
         with extra("experiments"):
             from tqdm import tqdm
 
-        self.cache, self.epochs, self.stack = cache, epochs, stack
+        self.cache, self.epochs = cache, epochs
         hidden = not progress or not cache.fabric.is_global_zero
         self.bar = tqdm(total=count * epochs, unit="epoch", disable=hidden)
 
@@ -62,19 +59,20 @@ class Runs:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def rows(self, runs: Sequence[Mapping[str, Any]], compute: Compute) -> list[Row]:
+    def rows(self, runs: Sequence[Mapping[str, Any]], compute: Compute, *, stack: int) -> list[Row]:
         """The rows of runs, or what is known of them from before.
 
         Args:
             runs: names and values of each; see :meth:`Cache.rows`. The bar shows meanwhile what
                 all have in common.
             compute: some of the runs.
+            stack: the most that are computed as one.
         """
         seen, common = self.bar.n, _common(runs)
+        if common.get("seed") == SEARCH_SEED:
+            common = {"search": f"of {len(runs)}"} | {k: common[k] for k in common if k != "seed"}
         self.bar.set_description(" ".join(f"{name} {value}" for name, value in common.items()))
-        rows = self.cache.rows(
-            runs, partial(compute, after_epoch=self.bar.update), stack=self.stack
-        )
+        rows = self.cache.rows(runs, partial(compute, after_epoch=self.bar.update), stack=stack)
         self.bar.update(seen + len(runs) * self.epochs - self.bar.n)
         return rows
 

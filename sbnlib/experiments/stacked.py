@@ -25,7 +25,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from sbnlib.experiments.models import Classifier
-from sbnlib.nn import BernoulliLinear
+from sbnlib.network import SBN
+from sbnlib.nn import BernoulliLinear, Sign
 from sbnlib.noise import Generators
 
 __all__ = ["Forward", "Step", "alike", "as_one", "generators"]
@@ -62,6 +63,10 @@ def generators(parts: Sequence[torch.Generator]) -> torch.Generator:
 
 #: Modules with parameters whose functions are known to a stack.
 LAYERS = (nn.Linear, BernoulliLinear, nn.BatchNorm1d)
+#: Modules without, that do the same with one more axis, to the last bit.
+AROUND = (SBN, Sign, nn.ModuleList, nn.Sequential, nn.Identity, nn.Tanh, nn.ReLU)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+          "_post_accumulate_grad_hooks")  # fmt: skip
 _OF_TORCH = set(vars(nn.Module())) - {"training"}
 
 
@@ -69,14 +74,25 @@ def alike(one: Classifier, other: Classifier) -> bool:
     """Whether two classifiers can be trained as one.
 
     They have the same modules with the same options, shapes, dtypes and devices, and the same
-    estimator; modules with parameters are ``nn.Linear``, ``BernoulliLinear`` and ``BatchNorm1d``,
-    all others take further axes in front of the batch, as ``SBN`` does; and so does the estimator,
-    which PSA does not.
+    estimator. Their modules are among :data:`LAYERS` and :data:`AROUND`, or say of themselves that
+    they take further axes in front of the batch (a class attribute ``takes_axes``); and so does the
+    estimator, which PSA does not. No tensor stands in two places, and nothing has hooks.
     """
     pairs = itertools.zip_longest(one.modules(), other.modules())
-    return one.takes_axes and all(
-        type(m) is type(n) and _is_known(m) and _options(m) == _options(n) for m, n in pairs
+    return (
+        one.takes_axes
+        and all(map(_has_each_tensor_once, (one, other)))
+        and all(
+            type(m) is type(n) and _is_known(m) and _is_known(n) and _options(m) == _options(n)
+            for m, n in pairs
+        )
     )
+
+
+def _has_each_tensor_once(module: nn.Module) -> bool:
+    every = [id(t) for named in (module.named_parameters, module.named_buffers)
+             for _, t in named(remove_duplicate=False)]  # fmt: skip
+    return len(every) == len(set(every))
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -84,7 +100,14 @@ def _is_known(module: nn.Module) -> bool:
         return False  # a mean over all batches, whose number would be that of one training
     if any(isinstance(value, Tensor) for value in vars(module).values()):
         return False  # neither parameter nor buffer: nobody knows what it is
-    return type(module) in LAYERS or not list(_own(module))
+    if _has_hooks(module) or getattr(module, "sampler", "torch") != "torch":
+        return False  # a fused sampler has one seed, not one of each training
+    return type(module) in (*LAYERS, *AROUND) or hasattr(type(module), "takes_axes")
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    own = [module, *module.parameters(recurse=False)]
+    return any(getattr(one, name, None) for one in own for name in _HOOKS)
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -121,17 +144,19 @@ def as_one(
         learning rates from those of the trainings.
     """
     tensors = [_tensors(c) for c in classifiers]
-    wholes = {name: _tied([own[name] for own in tensors]) for name in tensors[0]}
-    of_first = {id(tensors[0][name]): whole for name, whole in wholes.items()}
-    steps = [_step(each, of_first) for each in zip(*optimizers, strict=True)]
-    mode = _ByTraining(len(classifiers), exact)
-    joint, named = _Joint(classifiers[0]), {f"one.{k}": v for k, v in wholes.items()}
-
-    def forward(inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        with mode:
-            return torch.func.functional_call(joint, named, (inputs, labels, generator))
-
+    mode, joint = _ByTraining(len(classifiers), exact), _Joint(classifiers[0])
+    steps: list[_Each] = []
     try:
+        wholes = _tied([[own[name] for own in tensors] for name in tensors[0]])
+        named = {f"one.{name}": whole for name, whole in zip(tensors[0], wholes, strict=True)}
+        of_first = {id(t): w for t, w in zip(tensors[0].values(), wholes, strict=True)}
+        for each in zip(*optimizers, strict=True):
+            steps.append(_step(each, of_first))
+
+        def forward(inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+            with mode:
+                return torch.func.functional_call(joint, named, (inputs, labels, generator))
+
         yield forward, steps
     finally:
         for step in steps:
@@ -144,12 +169,17 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(itertools.chain(module.named_parameters(), module.named_buffers()))
 
 
-def _tied(parts: Sequence[Tensor]) -> Tensor:
-    """One tensor (T, ...) of which ``parts`` are slices from now on."""
-    whole = torch.stack([part.detach() for part in parts])
-    for part, piece in zip(parts, whole.unbind(), strict=True):
-        part.data = piece
-    return whole.requires_grad_(parts[0].requires_grad)
+def _tied(tensors: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """For the parts of each tensor one (T, ...) of which they are slices from now on; or for none.
+
+    Nothing is tied before all stacks are made, which may fail.
+    """
+    wholes = [torch.stack([part.detach() for part in parts]) for parts in tensors]
+    for parts, whole in zip(tensors, wholes, strict=True):
+        for part, piece in zip(parts, whole.unbind(), strict=True):
+            part.data = piece
+        whole.requires_grad_(parts[0].requires_grad)
+    return wholes
 
 
 def _untie(parts: Any) -> None:
@@ -187,8 +217,8 @@ class _ByTraining(TorchFunctionMode):
     def __init__(self, count: int, exact: bool) -> None:
         super().__init__()
         self.functions: dict[Any, Callable[..., Any]] = {
-            functional.linear: partial(_linear, _Products if exact else _BatchedProducts),
-            functional.batch_norm: _batch_norms if exact else _batched_batch_norm,
+            functional.linear: partial(_linear, EXACT if exact else BATCHED),
+            functional.batch_norm: partial(_batch_norm, exact),
         }
         if exact:
             each = partial(_each, count)
@@ -224,33 +254,40 @@ def _in_place(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return x.copy_(function(x))
 
 
-def _linear(
-    products: type[_Products], x: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
+class _Multiply(NamedTuple):
+    """Products of (T, R, n) and (T, n, m), and the same plus (T, m)."""
+
+    mm: Callable[[Tensor, Tensor], Tensor]
+    addmm: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _linear(multiply: _Multiply, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``functional.linear``: (..., T, B, n), (T, m, n), (T, m) to (..., T, B, m)."""
     rows = x.movedim(-3, 0).flatten(1, -2)  # of each training all together, as torch has them
-    out: Tensor = products.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    out: Tensor = _Products.apply(multiply, rows, weight, bias)  # type: ignore[no-untyped-call]
     return out.unflatten(1, (*x.shape[:-3], x.shape[-2])).movedim(0, -3)
 
 
 class _Products(torch.autograd.Function):
-    """a = x W' + b for (T, R, n), (T, m, n), (T, m), one product a training."""
+    """a = x W' + b for (T, R, n), (T, m, n), (T, m)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, multiply: _Multiply, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        if bias is None:
-            return _one_by_one(torch.mm, x, weight.mT)
-        return _one_by_one(torch.addmm, bias, x, weight.mT)
+        ctx.mm = multiply.mm
+        return multiply.mm(x, weight.mT) if bias is None else multiply.addmm(bias, x, weight.mT)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        _, of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
-            _one_by_one(torch.mm, g, weight) if of_x else None,
-            _one_by_one(torch.mm, g.mT, x) if of_weight else None,
+            None,
+            ctx.mm(g, weight) if of_x else None,
+            ctx.mm(g.mT, x) if of_weight else None,
             g.sum(1) if of_bias else None,
         )
 
@@ -276,31 +313,20 @@ def _is_even(whole: Tensor) -> bool:
     return (whole.data_ptr() | whole.stride(0) * whole.element_size()) % 64 == 0
 
 
-class _BatchedProducts(_Products):
-    """The same, one product of all trainings."""
+def _batched_addmm(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.baddbmm(bias[:, None], x, weight)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x @ weight.mT if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            g @ weight if of_x else None,
-            g.mT @ x if of_weight else None,
-            g.sum(1) if of_bias else None,
-        )
+EXACT = _Multiply(partial(_one_by_one, torch.mm), partial(_one_by_one, torch.addmm))
+BATCHED = _Multiply(torch.bmm, _batched_addmm)
 
 
 #: Running mean and variance, weight and bias, (T, n) each.
 Statistics = Tensor | None
 
 
-def _batch_norms(
+def _batch_norm(
+    exact: bool,
     x: Tensor,
     running_mean: Statistics,
     running_var: Statistics,
@@ -308,23 +334,15 @@ def _batch_norms(
     bias: Statistics = None,
     **options: Any,
 ) -> Tensor:
-    """``functional.batch_norm`` of (T, B, n), one training after the other."""
-    given = (running_mean, running_var, weight, bias)
-    own = ([None] * len(x) if t is None else t.unbind() for t in given)
-    parts = zip(x.unbind(), *own, strict=True)
-    return torch.stack([functional.batch_norm(*part, **options) for part in parts])
+    """``functional.batch_norm`` of (T, B, n): one training after the other, or all at once.
 
-
-def _batched_batch_norm(
-    x: Tensor,
-    running_mean: Statistics,
-    running_var: Statistics,
-    weight: Statistics = None,
-    bias: Statistics = None,
-    **options: Any,
-) -> Tensor:
-    """The same at once, each unit of each training as a channel of (B, T n)."""
+    At once, each unit of each training is a channel of (B, T n).
+    """
     given = (running_mean, running_var, weight, bias)
+    if exact:
+        own = ([None] * len(x) if t is None else t.unbind() for t in given)
+        parts = zip(x.unbind(), *own, strict=True)
+        return torch.stack([functional.batch_norm(*part, **options) for part in parts])
     mean, var, scale, shift = (None if t is None else t.flatten() for t in given)
     flat = x.transpose(0, 1).flatten(1)
     out = functional.batch_norm(flat, mean, var, scale, shift, **options)
@@ -376,15 +394,20 @@ def _are_plain_adams(optimizers: Sequence[Optimizer]) -> bool:
     """Whether all are torch's Adam, alike but for their learning rates, and equally far."""
     if any(type(o) is not torch.optim.Adam or len(o.param_groups) > 1 for o in optimizers):
         return False
+    if any(o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks for o in optimizers):
+        return False
     groups = [o.param_groups[0] for o in optimizers]
+    if any(isinstance(n, Tensor) for g in groups for n in (g["lr"], *g["betas"], g["eps"])):
+        return False
     constants = [(group["betas"], group["eps"]) for group in groups]
     plain = not any(group[name] for group in groups for name in _OFF)
+    plain = plain and all(p.requires_grad for o in optimizers for p in _parameters(o))
     counts = {_count(o, p) for o in optimizers for p in _parameters(o)}
     return plain and constants.count(constants[0]) == len(constants) and len(counts) == 1
 
 
 def _count(adam: Optimizer, p: Tensor) -> float:
-    return float(adam.state[p]["step"]) if adam.state[p] else 0.0
+    return float(adam.state[p]["step"]) if adam.state.get(p) else 0.0  # looking makes no entry
 
 
 class _Adams(_Each):
@@ -396,17 +419,15 @@ class _Adams(_Each):
     def __init__(self, optimizers: Sequence[Optimizer], of_first: dict[int, Tensor]) -> None:
         super().__init__(optimizers, of_first)
         self.count = _count(optimizers[0], self.parameters[0][0])
-        self.moments = [self._tied(name) for name in ("exp_avg", "exp_avg_sq")]
+        every = _tied([self._parts(name, k) for name in ("exp_avg", "exp_avg_sq")
+                       for k in range(len(self.wholes))])  # fmt: skip
+        self.moments = every[: len(self.wholes)], every[len(self.wholes) :]
 
-    def _tied(self, name: str) -> list[Tensor]:
-        """The moment of all trainings for each parameter; at the start of a run 0."""
-        pairs = list(zip(self.optimizers, self.parameters, strict=True))
-        for adam, own in pairs:
-            for p in own:
-                adam.state[p].setdefault(name, torch.zeros_like(p))
+    def _parts(self, name: str, k: int) -> list[Tensor]:
+        """The moment of each training for its k-th parameter; at the start of a run 0."""
+        pairs = zip(self.optimizers, self.parameters, strict=True)
         return [
-            _tied([adam.state[own[k]][name] for adam, own in pairs])
-            for k in range(len(self.wholes))
+            adam.state[own[k]].setdefault(name, torch.zeros_like(own[k])) for adam, own in pairs
         ]
 
     @torch.no_grad()

@@ -131,6 +131,14 @@ class Training:
     checkpoint: Checkpoint | None = None
     after_epoch: Callable[[], Any] = lambda: None
 
+    def moved(self) -> list[list[list[str]]] | None:
+        """The names of what each group of each optimizer moves; None if one is not the model's."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        groups = [[group["params"] for group in o.param_groups] for o in self.optimizers]
+        if any(id(p) not in names for each in groups for group in each for p in group):
+            return None
+        return [[[names[id(p)] for p in group] for group in each] for each in groups]
+
 
 def fit(
     fabric: Fabric, trainings: Sequence[Training], data: Split, *, exact: bool | None = None
@@ -186,9 +194,15 @@ class _Run:
         return (
             self.fabric.world_size == 1
             and one.recipe.batch_size == two.recipe.batch_size
-            and len(one.optimizers) == len(two.optimizers)
+            and (moved := one.moved()) is not None
+            and moved == two.moved()
             and alike(one.model, two.model)
         )
+
+    def shares(self, other: _Run) -> bool:
+        """Whether a tensor is moved by both."""
+        one, two = ({id(p) for p in r.training.model.parameters()} for r in (self, other))
+        return not one.isdisjoint(two)
 
     def set_rates(self, epoch: int) -> None:
         decay = self.recipe.decay(epoch)
@@ -205,7 +219,8 @@ def _stacks(runs: Sequence[_Run]) -> list[list[_Run]]:
     """The runs that are alike, in the order of the first of each kind."""
     stacks: list[list[_Run]] = []
     for run in runs:
-        own = next((stack for stack in stacks if run.is_like(stack[0])), None)
+        fits = (s for s in stacks if run.is_like(s[0]) and not any(map(run.shares, s)))
+        own = next(fits, None)
         if own is None:
             stacks.append([run])
         else:

@@ -148,6 +148,8 @@ METHODS: dict[str, Method] = {
 class _Layer(torch.nn.Module):
     """A matrix of weights and batch norm, one layer of the SBN."""
 
+    takes_axes = True
+
     def __init__(self, inputs: int, outputs: int, method: Method, draw: torch.Generator) -> None:
         super().__init__()
         self.matrix = (
@@ -336,7 +338,7 @@ def _run(settings: Key, data: Dataset, cache: Cache, progress: bool) -> Row:
     methods, seeds, epochs = (settings[name] for name in ("methods", "seeds", "epochs"))
     count = sum(len(METHODS[m].trials) + seeds for m in methods)
     rows: list[Row] = []
-    with Runs(cache, count=count, epochs=epochs, stack=STACK, progress=progress) as runs:
+    with Runs(cache, count=count, epochs=epochs, progress=progress) as runs:
         for method in methods:
             own = partial(_rows, runs, method, data, epochs)
             search, final = search_and_final(METHODS[method].trials, own, seeds=seeds, score=_score)
@@ -388,7 +390,8 @@ def _rows(
 ) -> list[Row]:
     """Training runs, or their rows if they are known from before."""
     named = [_named(method, setting, seed) for setting, seed in settings]
-    return runs.rows(named, partial(_train, data, runs.cache.fabric, epochs=epochs))
+    compute = partial(_train, data, runs.cache.fabric, epochs=epochs)
+    return runs.rows(named, compute, stack=STACK)
 
 
 def _command(data: str, seeds: int, methods: Sequence[str], epochs: int) -> str:

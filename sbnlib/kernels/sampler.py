@@ -65,12 +65,13 @@ def sample(
             installed. The two differ where rounding puts F on the two sides of u.
 
     Returns:
-        The states, without a gradient; ``(..., ceil(n/8))`` bytes for ``"packed"``. Where looking
-        is not free a NaN logit gives NaN, 0 in int8 and a 0 bit.
+        The states, contiguous and without a gradient; ``(..., ceil(n/8))`` bytes for ``"packed"``.
+        Where looking is not free a NaN logit gives NaN, 0 in int8 and a 0 bit.
 
     Under ``torch.func.vmap`` with ``randomness="different"`` the rows are one draw; otherwise it is
     refused, also for a seed that is given: each row would have the same noise. Each chunk of
-    ``chunk_size`` is a draw of its own, so give no seed there. Under
+    ``chunk_size`` is a draw of its own, so give no seed there; nor one of each row, which is
+    refused, but not told under ``torch.compile``. Under
     ``torch.compile`` it is one opaque operation.
 
     Raises:

@@ -43,7 +43,7 @@ def test_a_star_leaves_the_modules_of_torch_alone() -> None:
         ("sklearn", "from sbnlib.data import load; load('digits')", "data"),
         ("pooch", "from sbnlib import data; data._download('labels')", "data"),
         ("tqdm", "from sbnlib.experiments.protocol import Runs;"
-                 "Runs(None, count=1, epochs=1, stack=1, progress=False)", "experiments"),
+                 "Runs(None, count=1, epochs=1, progress=False)", "experiments"),
         ("lightning_fabric", "from sbnlib.experiments import classify;"
                              "classify.launch(classify.Config('digits'))", "experiments"),
         ("lightning_fabric", "from sbnlib.experiments import weights; weights.launch()",

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from traces import changes, near_law, state, strict
 
 from sbnlib import diagnose
-from sbnlib.noise import Noise
+from sbnlib.nn import Sign
+from sbnlib.noise import Logistic, Noise
 
 models = pytest.mark.parametrize("name", MODELS)
 binary = pytest.mark.parametrize("name", [name for name, case in MODELS.items() if case.units])
@@ -307,3 +308,10 @@ def test_the_callers_grad_mode_is_no_matter() -> None:
 def test_what_is_no_model_is_refused(module: object) -> None:
     with pytest.raises(TypeError, match="module"):
         diagnose(module, torch.ones(2, 3))
+
+
+def test_a_fused_unit_has_the_name_of_its_kind() -> None:
+    unit = Sign(sampler="fused")
+    net = nn.Sequential(nn.Linear(8, 16), unit, nn.Linear(16, 2))
+    (report,) = diagnose(net, torch.randn(32, 8)).units
+    assert report.name == "1. Sign" and report.noise == Logistic()

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 from binary_models import MODELS
-from probes import PROBES
+from probes import PROBES, hard_sign
+from probes import with_slope_of as ste
 from reports import report_of
 from scipy import special
 from torch import Tensor, nn
@@ -36,20 +37,12 @@ from sbnlib.noise import Logistic
 Unit = Callable[[Tensor], Tensor]
 
 
-def hard_sign(a: Tensor) -> Tensor:
-    return torch.where(a >= 0, 1.0, -1.0).to(a)
-
-
 def step(a: Tensor) -> Tensor:
     return (a > 0).to(a)
 
 
 def coin(p: Tensor) -> Tensor:
     return torch.where(torch.rand_like(p) < p, 1.0, -1.0).to(p)
-
-
-def ste(x: Tensor, m: Tensor) -> Tensor:
-    return x.detach() + (m - m.detach())
 
 
 class Given(Function):

@@ -108,17 +108,29 @@ def test_a_row_that_does_not_say_whose_it_is_is_refused(
     assert (tmp_path / "other.json").read_text() == content
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Config)])
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Config)
+                                   if f.name != "stack"])  # fmt: skip
 def test_every_field_of_a_configuration_is_in_its_key(field: str, digits: data.Dataset) -> None:
     other = {
         "data": "fashion-mnist", "estimator": "zgr", "noise": "Uniform", "hidden": (5,),
         "seeds": 2, "epochs": 3, "batch_size": 25, "lr": (0.1,), "init_gain": (1.0,),
         "schedule": "constant", "dtype": "float32", "accelerator": "auto", "devices": 2,
-        "stack": 1, "threads": 2,
+        "threads": 2,
     }  # fmt: skip
     changed = dataclasses.replace(CONFIG, **{field: other[field]})
     here, there = (classify._key(config, digits) for config in (CONFIG, changed))
     assert cache._difference(there, here).startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(("accelerator", "same"), [("cpu", True), ("cuda", False)])
+def test_how_many_are_computed_as_one_is_in_the_key_where_it_may_round(
+    accelerator: str, same: bool, digits: data.Dataset
+) -> None:
+    one, other = (
+        classify._key(dataclasses.replace(CONFIG, accelerator=accelerator, stack=n), digits)
+        for n in (1, 9)
+    )
+    assert (one == other) == same
 
 
 def test_the_key_follows_the_content_of_the_data(digits: data.Dataset) -> None:

@@ -419,6 +419,109 @@ def test_a_module_that_the_stack_does_not_know_is_trained_alone(fabric: Any) -> 
         assert groups(fabric, *(train_of(k, net=net) for k in range(2))) == [1, 1]
 
 
+def with_module(module: Callable[[], nn.Module]) -> Callable[..., nn.Module]:
+    def net(linear: Start, *widths: int, noise: str) -> nn.Module:
+        return SBN(nn.Sequential(linear(INPUTS, widths[-1]), module()), noise=noise)
+
+    return net
+
+
+@pytest.mark.parametrize("module", [nn.Dropout, nn.GELU, nn.Softplus, nn.Mish, nn.Flatten,
+                                    lambda: nn.Softmax(1)])  # fmt: skip
+def test_a_module_that_mixes_rows_or_rounds_unevenly_is_trained_alone(
+    fabric: Any, module: Any
+) -> None:
+    assert groups(fabric, *(train_of(k, net=with_module(module)) for k in range(2))) == [1, 1]
+
+
+def test_a_module_that_takes_axes_may_say_so(fabric: Any) -> None:
+    class Twice(nn.Module):
+        takes_axes = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    assert_as_alone(fabric, net=with_module(Twice))
+
+
+HOOKS: dict[str, Callable[[Training], Any]] = {
+    "of a module": lambda run: run.model.net.layers[0].register_forward_hook(lambda *_: None),
+    "before a module": lambda run: run.model.head.register_forward_pre_hook(lambda *_: None),
+    "of a parameter": lambda run: run.model.head.weight.register_hook(lambda g: 0 * g),
+    "after a parameter": lambda run: run.model.head.bias.register_post_accumulate_grad_hook(
+        lambda p: None
+    ),
+}
+
+
+@pytest.mark.parametrize("place", HOOKS)
+def test_what_has_hooks_is_trained_alone(fabric: Any, place: str) -> None:
+    for hooked in (0, 2):
+        runs = [train_of(k) for k in range(3)]
+        HOOKS[place](runs[hooked])
+        assert sorted(groups(fabric, *runs)) == [1, 2]
+
+
+def test_a_fused_sampler_is_trained_alone(fabric: Any) -> None:
+    def fused(linear: Start, *widths: int, noise: str) -> nn.Module:
+        return SBN(linear(INPUTS, widths[-1]), noise=noise, sampler="fused")
+
+    runs = [train_of(k, net=fused, dtype=torch.float32) for k in range(2)]
+    assert groups(fabric, *runs) == [1, 1]
+
+
+def clipped(parameters: list[Tensor], lr: float) -> list[torch.optim.Optimizer]:
+    """Adam that clips gradients by a hook."""
+    adam = torch.optim.Adam(parameters, lr)
+    adam.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_value_(parameters, 1e-3))
+    return [adam]
+
+
+def backwards(parameters: list[Tensor], lr: float) -> list[torch.optim.Optimizer]:
+    return [torch.optim.Adam(parameters[::-1], lr)]
+
+
+def tensor_rate(parameters: list[Tensor], lr: float) -> list[torch.optim.Optimizer]:
+    return [torch.optim.Adam(parameters, torch.tensor(lr, dtype=torch.float64))]
+
+
+def frozen(parameters: list[Tensor], lr: float) -> list[torch.optim.Optimizer]:
+    parameters[1].requires_grad_(False)
+    return [torch.optim.Adam(parameters, lr)]
+
+
+@pytest.mark.parametrize("optimizers", [clipped, backwards, tensor_rate, frozen])
+def test_optimizers_of_every_kind_do_what_they_do_alone(fabric: Any, optimizers: Any) -> None:
+    assert_as_alone(fabric, optimizers=optimizers)
+
+
+def test_optimizers_that_move_other_places_are_other_stacks(fabric: Any) -> None:
+    """Of layers of one shape, where a mistake would be seen in numbers alone."""
+    ways = [adam, backwards, adam, two]
+    runs = [train_of(k, widths=(9, 9), optimizers=way) for k, way in enumerate(ways)]
+    assert groups(fabric, *runs) == [2, 1, 1]
+    stray = train_of(4, widths=(9, 9), optimizers=lambda p, lr: adam([*p, torch.zeros(3)], lr))
+    assert groups(fabric, runs[0], stray, runs[2]) == [2, 1]
+
+
+def test_one_model_given_twice_is_trained_twice(fabric: Any) -> None:
+    run, other = train_of(0), train_of(0)
+    again = Training(run.model, run.optimizers, Recipe(1, 1, BATCH))
+    assert groups(fabric, run, again, train_of(1)) == [2, 1]
+    fit(fabric, [run, again, train_of(1)], examples())
+    for recipe in (Recipe(0, 1, BATCH), Recipe(1, 1, BATCH)):
+        fit(fabric, [Training(other.model, other.optimizers, recipe)], examples())
+    assert_same(run, other)
+
+
+def test_a_layer_that_is_used_twice_is_trained_alone(fabric: Any) -> None:
+    def looped(linear: Start, *widths: int, noise: str) -> nn.Module:
+        first, again = linear(INPUTS, 7), linear(7, 7)
+        return SBN(first, again, again, noise=noise)
+
+    assert groups(fabric, *(train_of(k, net=looped) for k in range(2))) == [1, 1]
+
+
 def test_the_options_of_a_module_make_another_stack(fabric: Any) -> None:
     runs = [train_of(k, net=binary) for k in range(4)]
     runs[1].model.net.layers[1][0].eps = 1e-3
@@ -453,7 +556,18 @@ def test_a_costly_estimator_is_stacked_less() -> None:
     }
     assert sizes["straight_through"] == Config().stack == 32
     assert sizes["disarm"] == 16 and sizes["rebar"] == 10
+    assert sizes["gumbel_rao"] == 3  # ten inner draws
     assert sizes["local_expectation"] == sizes["psa"] == 1
+    costly = Config(estimator="local_expectation", hidden=(20, 10))
+    assert classify.stack_size(costly, "tanh") == 32
+
+
+def test_large_trainings_are_stacked_less_on_a_cpu() -> None:
+    """32 x 539 x 100 numbers a layer are more than 2^20, of which 19 trainings have fewer."""
+    large: dict[str, Any] = {"batch_size": 539, "hidden": (100, 100)}
+    assert classify.stack_size(Config(**large)) == 19 == 2**20 // (539 * 100)
+    assert classify.stack_size(Config(**large, accelerator="cuda")) == 32
+    assert classify.stack_size(Config(batch_size=2000, hidden=(2000,))) == 1
 
 
 # What is left behind -----------------------------------------------------------------------------
@@ -482,6 +596,91 @@ def test_also_where_a_step_fails(fabric: Any) -> None:
     for run in runs:
         for p in run.model.parameters():
             assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
+
+
+def test_also_where_the_stack_cannot_be_set_up(fabric: Any, monkeypatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(stacked, "_step", fails)
+    runs = [train_of(k, optimizers=two) for k in range(3)]
+    with pytest.raises(RuntimeError, match="no room"):
+        fit(fabric, runs, examples())
+    for p in (p for run in runs for p in run.model.parameters()):
+        assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
+
+
+def test_tensors_that_do_not_fit_together_are_left_as_they_are() -> None:
+    fit_, others = [torch.zeros(3), torch.ones(3)], [torch.zeros(3), torch.zeros(2)]
+    with pytest.raises(RuntimeError, match="equal size"):
+        stacked._tied([fit_, others])
+    assert all(t.untyped_storage().nbytes() == 12 for t in fit_)
+
+
+# One that fails ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_training_that_fails_does_not_stop_those_beside_it(
+    fabric: Any, tmp_path: Path, folder: bool
+) -> None:
+    rates = (0.01, 0.1, 1e37, 0.03, 0.3, 0.001, 0.02)
+    size: dict[str, Any] = {"hidden": (12, 9), "epochs": 3, "seeds": 1, "dtype": "float32"}
+    digits = classify.load(Config(**size))
+    config = Config(**size, lr=rates, init_gain=(1.0,))
+    runs = [{"model": "sbn", "lr": lr, "init_gain": 1.0, "seed": 7} for lr in rates]
+    seen = []
+
+    def compute(some: Sequence[Any], files: Sequence[Checkpoint | None]) -> Any:
+        rows = classify._train(config, fabric, digits, some, files, after_epoch=int)
+        for row in rows:
+            seen.append(row)
+            yield row
+
+    place = tmp_path if folder else None
+    with (
+        pytest.raises(ValueError, match="a must be finite") as caught,
+        Cache(fabric, {}, place) as known,
+    ):
+        known.rows(runs, compute, stack=32)
+    assert caught.value.__notes__ == ["in the run model sbn, lr 1e+37, init_gain 1.0, seed 7"]
+    right = [classify.train(config, "sbn", lr, 1.0, 7, fabric=fabric, data=digits)
+             for lr in rates if lr < 1]  # fmt: skip
+    assert sorted(seen, key=str) == sorted(right, key=str)
+    assert len(list(tmp_path.glob("*.json"))) == (7 if folder else 0)  # six rows and the key
+
+
+def test_a_row_that_cannot_be_kept_is_named_and_the_others_are_kept(
+    fabric: Any, tmp_path: Path
+) -> None:
+    def compute(some: Sequence[Any], files: Sequence[Checkpoint | None]) -> Any:
+        return ({"loss": math.inf if run["seed"] == 1 else 1.0} for run in some)
+
+    with (
+        pytest.raises(ValueError, match="not JSON compliant") as caught,
+        Cache(fabric, {}, tmp_path) as known,
+    ):
+        known.rows([{"seed": k} for k in range(4)], compute, stack=4)
+    assert caught.value.__notes__ == ["in the run seed 1"]
+    assert {f.name for f in tmp_path.glob("[0-9].json")} == {"0.json", "2.json", "3.json"}
+
+
+def test_on_several_devices_a_failure_stops_all(fabric: Any) -> None:
+    """Where devices would go apart if some of them tried again."""
+    asked = []
+
+    def compute(some: Sequence[Any], files: Sequence[Checkpoint | None]) -> Any:
+        asked.append(len(some))
+        raise ValueError("too much")
+
+    class Two:
+        world_size = 2
+
+    known = Cache(fabric, {}, None)
+    known.fabric = Two()
+    with pytest.raises(ValueError, match="too much"):
+        known.rows([{"seed": k} for k in range(4)], compute, stack=4)
+    assert asked == [4]
 
 
 # Killed and resumed ------------------------------------------------------------------------------
