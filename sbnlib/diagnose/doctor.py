@@ -85,13 +85,13 @@ def diagnose_unit(
     The forward pass counts as drawn from the law of the slope where no share is more than 5
     standard errors off; a right unit is taken for a wrong one about once in :math:`10^5` reports.
     The scale of a logistic noise is told apart from one 5 % wider. A factor counts from 1 % on, and
-    of a slope that is random from five of its standard errors on; a law is named where its
-    distribution function is met within 0.003. Errors of a random slope count in all of this: noise
-    5 % wider may pass then. Poles of a slope are looked for at its centre. Gradients of 0.001, 1
-    and 30 are sent in: what is cut outside of these is not seen. What is drawn less often than
-    about once in 2000 passes for no draw, and states nearer than a ten-thousandth of the largest
-    for one. Of channels, or entries of a row, that are different functions the first is asked;
-    where they need as many as they are, ``data`` tells of what shape.
+    of a slope that is random from five of its standard errors on, which count in all else too. A
+    law is named where its distribution function is met within 0.003. Poles of a slope are looked
+    for at its centre. Gradients of 0.001, 1 and 30 are sent in: what is cut outside of these is not
+    seen. What is drawn less often than about once in 2000 passes for no draw, and states nearer
+    than a ten-thousandth of the largest for one. Of channels, or entries of a row, that are
+    different functions the first is asked; where they need as many as they are, ``data`` tells of
+    what shape.
 
     Source: chapter 8; for the laws Shekhovtsov & Yanush 2021 (arXiv 2006.06880).
     """

@@ -630,7 +630,7 @@ def _mean_slope(found: Examination, a: Tensor, draws: int = 1600) -> tuple[Tenso
 def _refined_mean(
     found: Examination, a: Tensor, h: Tensor, se: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Twice more points where the mean slope jumps by more than its noise."""
+    """More points, two times, where the mean slope jumps by more than its noise."""
     for _ in range(2):
         step = (h[1:] - h[:-1]).abs() - 6 * (se[1:] + se[:-1])
         at = ((step > 0.1 * h.abs().max()) & (a[1:] - a[:-1] > 1e-3)).nonzero()[:, 0]

@@ -14,6 +14,7 @@ from formulas import list_table
 from scipy import special
 
 import sbnlib
+from sbnlib.map.problem_set import problems
 
 PATH = BOOK / "back" / "doctor.ipynb"
 DOCTOR = Path(sbnlib.__file__).parent / "diagnose"
@@ -119,9 +120,26 @@ def test_the_gain_that_the_words_give() -> None:
 
 def test_a_step_against_a_gradient_whose_cosine_is_negative_leads_uphill() -> None:
     assert "Below 0, a small step against the mean gradient makes the loss larger" in prose(PATH)
-    cosine = report_of("boxed_coin").cosine["digits"]
-    # along -g, the loss changes by -<g, exact> = -|g| |exact| cosine
-    assert cosine < 0 and -cosine > 0
+    unit = define(PATH, *UNITS)["boxed_coin"]
+    base = next(p for p in problems().values() if p.is_base and p.about == "digits")
+    assert (base.law, base.scale) == ("Logistic", 1.0)  # the law that the unit draws from
+    net = base.net()
+    before, exact = sbnlib.exact_gradient(net, base.inputs, base.loss)
+    torch.manual_seed(1)
+    x = base.inputs.expand(4000, *base.inputs.shape)
+    for layer in net.layers:
+        x = unit(layer(x))
+    g = torch.autograd.grad(base.loss(x).mean(), list(net.parameters()))
+    flat, right = (torch.cat([t.flatten() for t in own]) for own in (g, exact.values()))
+    cosine = float(flat @ right / flat.norm() / right.norm())
+    assert (
+        cosine == pytest.approx(report_of("boxed_coin").cosine["digits"], abs=0.03) and cosine < 0
+    )
+    with torch.no_grad():
+        for p, step in zip(net.parameters(), g, strict=True):
+            p -= 1e-3 * step / flat.norm()
+    after, _ = sbnlib.exact_gradient(net, base.inputs, base.loss)
+    assert after > before
 
 
 def test_how_sure_it_says_it_is() -> None:
@@ -227,8 +245,56 @@ def test_what_the_answer_says_of_the_power() -> None:
     assert "two laws from 1.04 on" in words and "less than 0.009 everywhere" in words
     a = np.linspace(-9, 9, 2001)
     assert np.abs(special.expit(a) - special.expit(a / 1.04)).max() < 0.009
-    # test_statistics.py draws reports anew: 1.04 in .35 to .65 of them, 1.05 in more than .9
     assert "1.04 is noticed in every second report, 1.05 in 96 of 100" in words
+    found = sbnlib.diagnose_unit(define(PATH, "noisy")["noisy"](1.0)).examination
+    at = torch.cat([found.frequencies[0], found.tails[0]]).numpy()
+    draws, p = np.random.default_rng(0), special.expit(at)
+    for scale, share in ((1.04, 0.5), (1.05, 0.96)):
+        x = draws.binomial(20_000, special.expit(at / scale), (4000, len(at))) / 20_000
+        se = np.sqrt(np.maximum(x * (1 - x), p * (1 - p)).clip(1 / 20_000) / 20_000)
+        noticed = (np.abs((x - p) / se).max(1) > 5).mean()
+        assert noticed == pytest.approx(share, abs=0.04), (
+            scale
+        )  # the points are those of one report
+
+
+def test_where_the_state_changes_is_known_to_a_few_percent() -> None:
+    """Of the distance between the quartiles, 2 log 3 for logistic noise of scale 1."""
+    assert "is known to about 3 % of the distance between the quartiles" in prose(PATH)
+    for shift in (0.1, 0.2, 0.5, 1.0, 3.0):
+
+        def unit(a: torch.Tensor, b: float = shift) -> torch.Tensor:
+            m = torch.tanh(a / 2)
+            return 2 * torch.bernoulli(torch.sigmoid(a - b)) - 1 + (m - m.detach())
+
+        assert abs(sbnlib.diagnose_unit(unit).threshold - shift) < 0.03 * 2 * np.log(3)
+
+
+def test_errors_of_a_random_slope_count() -> None:
+    assert "If the slope is random, the errors of its mean count as well." in prose(PATH)
+
+    def unit(a: torch.Tensor, twice: torch.Tensor | float) -> torch.Tensor:
+        m = torch.tanh(a / 2) * twice
+        return 2 * torch.bernoulli(torch.sigmoid(a)) - 1 + (m - m.detach())
+
+    chance = sbnlib.diagnose_unit(lambda a: unit(a, 2.0 * (torch.rand_like(a) < 0.5))).examination
+    plain = sbnlib.diagnose_unit(lambda a: unit(a, 1.0)).examination
+    assert float(chance.slope.collected_se[-1]) > 0 == float(plain.slope.collected_se[-1])
+    assert chance.mismatch_se > 0 == plain.mismatch_se
+
+
+def test_probabilities_that_stay_are_told_from_one_in_a_thousand_on() -> None:
+    assert "both states keep a probability, of more than one in a thousand" in prose(PATH)
+
+    def kept(share: float) -> set[str]:
+        def unit(a: torch.Tensor) -> torch.Tensor:
+            p = share + (1 - 2 * share) * torch.sigmoid(a)
+            m = 2 * p - 1
+            return 2 * torch.bernoulli(p) - 1 + (m - m.detach())
+
+        return sbnlib.diagnose_unit(unit).codes
+
+    assert "kept" in kept(0.002) and "kept" not in kept(0.0005)
 
 
 def test_what_is_not_found_and_felt_all_the_same() -> None:
