@@ -13,13 +13,13 @@ class CannotWriteError(ValueError):
     """A file cannot be written; the message names it and says why."""
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Put ``text`` in ``path`` at one stroke: whoever looks sees the old file or the new one."""
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Put ``content`` in ``path`` at one stroke: whoever looks sees the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with part.open("wb") as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, path)
