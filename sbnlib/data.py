@@ -377,6 +377,9 @@ def _as_published(content: bytes, name: str, what: str) -> bytes:
     return content
 
 
+# All of them -------------------------------------------------------------------------------------
+
+
 def check_hash(content: bytes, expected: str, what: str, advice: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:

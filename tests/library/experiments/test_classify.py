@@ -6,7 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -125,11 +125,26 @@ def test_command_line_refuses(arguments, complaint, capsys, tmp_path, monkeypatc
     assert not any(tmp_path.iterdir())
 
 
-def test_missing_data_stops_the_command(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("fashion-mnist", "train-images-idx3-ubyte.gz is not there"),
+        ("cifar-10", "data_batch_1.bin: cannot be read (No such file or directory)"),
+    ],
+)
+def test_missing_data_stops_the_command(name, missing, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("SBN_DATA", str(tmp_path))
     with pytest.raises(SystemExit):
-        classify.main(["--data", "fashion-mnist"])
-    assert "train-images-idx3-ubyte.gz is not there" in capsys.readouterr().err
+        classify.main(["--data", name])
+    assert missing in capsys.readouterr().err
+
+
+def test_a_net_takes_images_in_colour():
+    images = torch.rand(20, 3 * 32 * 32) * 2 - 1
+    split = data.Split(images, torch.arange(20) % 10)
+    colours = data.Dataset("cifar-10", (3, 32, 32), 10, split, split, split)
+    row = classify.train(replace(SMALL, batch_size=10), "sbn", 0.01, 1.0, 0, data=colours)
+    assert 0 <= row["test"]["sign"] <= 1
 
 
 # What is computed --------------------------------------------------------------------------------
