@@ -97,6 +97,8 @@ class Task:
 
 Found = list[Row] | Failure
 Outcomes = Generator[tuple[Task, Found], None, None]
+#: Outcomes, and after the last those tasks that a scheduler gave up.
+GivenUp = Generator[tuple[Task, Found], None, list[Task]]
 
 
 def run(tasks: Sequence[Task], *, workers: int = 1, scheduler: str | None = None) -> Outcomes:
@@ -242,10 +244,15 @@ def _on_cluster(tasks: Sequence[Task], address: str) -> Outcomes:
         raise WorkerError(f"no Dask scheduler answers at {address!r}: {error}") from error
     with client:
         _look_at_workers(client, address)
-        given_up = yield from _submitted(client, address, tasks)
-        for task in given_up:
-            if len(given_up) == 1 or (yield from _submitted(client, address, [task])):
-                yield task, Failure(_fatal(task))
+        yield from _told_apart(functools.partial(_submitted, client, address), tasks)
+
+
+def _told_apart(submit: Callable[[Sequence[Task]], GivenUp], tasks: Sequence[Task]) -> Outcomes:
+    """Of several that were given up, the guilty ones are those that are given up alone too."""
+    given_up = yield from submit(tasks)
+    for task in given_up:
+        if len(given_up) == 1 or (yield from submit([task])):
+            yield task, Failure(_fatal(task))
 
 
 def _look_at_workers(client: Any, address: str) -> None:
@@ -268,9 +275,7 @@ def _look_at_workers(client: Any, address: str) -> None:
         warnings.warn(f"{address} has no worker yet; waiting for one", stacklevel=2)
 
 
-def _submitted(
-    client: Any, address: str, tasks: Sequence[Task]
-) -> Generator[tuple[Task, Found], None, list[Task]]:
+def _submitted(client: Any, address: str, tasks: Sequence[Task]) -> GivenUp:
     """What comes of the tasks; returns those that the scheduler gave up."""
     from distributed import CancelledError, KilledWorker, as_completed
 

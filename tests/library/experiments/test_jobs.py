@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,13 @@ def job(k: int, does: str = "works", **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a scheduler with two workers. It gives a task up at the second death of its
-    worker, and hands out all tasks at once: those beside one that dies are given up with it."""
+    """The address of a scheduler with two workers, which gives a task up at the second death."""
     distributed = pytest.importorskip("distributed")
     import dask
 
-    fast = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation":
-            "inf"}  # fmt: skip
     size = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with (
-        dask.config.set(fast),
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         distributed.LocalCluster(**size, silence_logs=logging.CRITICAL + 1) as local,
     ):
         yield local.scheduler_address
@@ -63,7 +60,6 @@ def way(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 everywhere = pytest.mark.parametrize("way", ["here", CORES, CLUSTER], indirect=True)
-elsewhere = pytest.mark.parametrize("way", [CORES, CLUSTER], indirect=True)
 
 
 class Sweep:
@@ -147,20 +143,57 @@ def test_an_error_that_another_process_cannot_read_comes_as_its_words() -> None:
     assert found.__notes__[0] == "in the job 3" and "Local: here" in found.__notes__[1]
 
 
-@elsewhere
-def test_a_job_that_always_ends_its_worker_is_named_and_the_others_are_kept(
-    way: dict, swept: Sweep
+@pytest.mark.slow
+def test_a_job_that_always_ends_its_process_is_named_and_the_others_are_kept(
+    swept: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also the one that was beside it at every death: on the cores it waits for the third."""
-    cores = "workers" in way
-    some = [job(2), job(0, "dies", beside=cores), job(1, "waits", deaths=3 if cores else 1)]
-    with pytest.raises(JobError, match="the job 0-dies-.* ended its worker each time") as caught:
-        swept(some, **way)
+    """Also the one that was beside it at every death: it waits for the last. What had ended before
+    is not begun again. (One death less than else, to be quick.)"""
+    monkeypatch.setattr(workers, "DEATHS", 1)
+    some = [job(2), job(0, "dies", beside=True), job(1, "waits", deaths=2)]
+    with pytest.raises(JobError, match="the job 0-dies-True ended its worker each time") as caught:
+        swept(some, workers=2)
     assert caught.value.__notes__ == [
-        f"1 of 3 jobs failed: 0-dies-{cores}; the other 2 are kept in {swept.folder}"
+        f"1 of 3 jobs failed: 0-dies-True; the other 2 are kept in {swept.folder}"
     ]
     assert swept(some[::2]) == right(some[::2])
-    assert not cores or [swept.begun(j) for j in some[:2]] == [1, 3]
+    assert [swept.begun(j) for j in some[:2]] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_job_that_always_ends_its_worker_is_named_and_the_others_are_kept(
+    swept: Sweep, cluster: str
+) -> None:
+    some = [job(0, "dies"), job(1), job(2), job(3)]
+    with pytest.raises(JobError, match="the job 0-dies ended its worker each time") as caught:
+        swept(some, scheduler=cluster)
+    assert caught.value.__notes__ == [
+        f"1 of 4 jobs failed: 0-dies; the other 3 are kept in {swept.folder}"
+    ]
+    assert swept(some[1:]) == right(some[1:])
+
+
+@pytest.mark.parametrize(
+    ("given_up", "asked"), [("bcd", ["abcd", "b", "c", "d"]), ("c", ["abcd"]), ("", ["abcd"])]
+)
+def test_of_those_that_a_scheduler_gave_up_only_the_guilty_are_named(
+    given_up: str, asked: list[str]
+) -> None:
+    """Of one that was given up there is nothing to tell apart."""
+    seen: list[str] = []
+
+    def submit(tasks: Sequence[workers.Task]) -> workers.GivenUp:
+        names = "".join(task.name for task in tasks)
+        seen.append(names)
+        lost = given_up if len(names) > 1 else "c"
+        yield from ((task, [{}]) for task in tasks if task.name not in lost)
+        return [task for task in tasks if task.name in lost]
+
+    tasks = [workers.Task(name, pytest.fail, {}) for name in "abcd"]
+    found = {task.name: found for task, found in workers._told_apart(submit, tasks)}
+    guilty = found.pop("c") if given_up else workers.Failure(JobError("the job c"))
+    assert isinstance(guilty, workers.Failure) and "the job c" in str(guilty.error)
+    assert seen == asked and [found[name] for name in "abd"] == [[{}]] * 3
 
 
 @everywhere
