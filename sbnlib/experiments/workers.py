@@ -185,8 +185,8 @@ def _on_cores(tasks: Sequence[Task], workers: int) -> Outcomes:
 
 def _fatal(task: Task) -> JobError:
     return JobError(
-        f"the job {task.name} ended its worker each time it was tried, at last alone: it needs "
-        "more memory than there is, was killed, or crashed"
+        f"the job {task.name} ended its worker each time it was tried: it needs more memory than "
+        "there is, was killed, or crashed"
     )
 
 
