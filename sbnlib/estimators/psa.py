@@ -66,8 +66,8 @@ def psa(
     Cost: :math:`n_K + 1` evaluations of the loss an input, and one value of F for each weight and
     place where it is used: :math:`n_k n_{k+1}` from layer k to a linear layer, k h w for each of
     the :math:`n_{k+1}` units of a convolution with kernels (h, w) on k channels of a group. The
-    values of a linear layer are in memory together, those of a convolution few output channels at
-    a time: :data:`NUMBERS` of them, or as many as its unfolded inputs have, :math:`B\,C\,h\,w` for
+    values of a linear layer are in memory together, those of a convolution a few output channels at
+    a time: :math:`2^{22}` at most, or as many as its unfolded inputs have, :math:`B\,C\,h\,w` for
     each of its output positions.
 
     Raises:
