@@ -593,8 +593,8 @@ def init_normal_(
             above the last units, and what comes before the first such layer.
         gain: a number from 1e-6 to 1e6, of mean squares: torch's ``gain`` is a factor on the
             standard deviation.
-        inputs: examples of what comes into the first such layer, of any shape; its v is divided by
-            their mean square. Default: the mean square is 1.
+        inputs: examples of what comes into the first such layer, of any shape; the variance of its
+            weights is divided by their mean square. Default: the mean square is 1.
         generator: source of randomness, on the device of the weights. The numbers are drawn in
             float64 and are, rounded, the same in any dtype.
 
@@ -603,11 +603,11 @@ def init_normal_(
 
     Raises:
         ValueError: ``gain`` is no such number, or none of this law (``scaled_to``); inputs that are
-            not finite, or all 0. A net without units; in which units do not come right after a
-            layer of real weights, or it not right after units: batch norm, which takes the weights'
-            scale away, and weights of +-1 leave only the noise's scale to set; a layer that is
-            shared, lazy, of computed weights or with a forward of its own; a container that is
-            neither an SBN nor a ``nn.Sequential``. Then nothing has been drawn.
+            not finite, or all 0. A net without units; units that do not come right after a layer of
+            real weights (behind batch norm, or weights of +-1, only the noise's scale can be set);
+            such a layer, but the first, that does not come right after units, or one that is
+            shared, lazy, of computed weights or with a forward of its own; units in a container
+            that is neither an SBN nor a ``nn.Sequential``. Then nothing has been drawn.
         TypeError: ``net`` is not a module, ``inputs`` not floating point.
 
     Warns:
