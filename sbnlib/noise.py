@@ -141,7 +141,8 @@ class Noise:
 
         In a wide network of random weights of variance 1/fan-in, one layer multiplies the mean
         square of the gradient by G (:func:`sbnlib.gain` has the assumptions). It says how to scale
-        one law; it does not compare laws, for which see :func:`sbnlib.overlap`.
+        one law; it does not compare laws, for which see :func:`sbnlib.overlap`. To keep the noise
+        and scale the weights instead there is :func:`sbnlib.nn.init_normal_`.
 
         Args:
             gain: a number from 1e-6 to 1e6. For 1 the six laws get the scales .2555 (logistic),
@@ -161,6 +162,10 @@ class Noise:
 
         Source: for the gain, :func:`sbnlib.gain`.
         """
+        return self._scaled_to(gain)
+
+    def _scaled_to(self, gain: float) -> Self:
+        """:meth:`scaled_to` for a function of ours: the warning names the line that calls it."""
         as_noise(self)
         if not is_positive(gain) or not 1e-6 <= gain <= 1e6:
             raise ValueError(f"gain must be a number from 1e-6 to 1e6, got {gain!r}")
@@ -532,7 +537,7 @@ def _warn_of_overlap(noise: Noise) -> None:
             "a wide layer of random weights multiplies a small overlap of the states of two "
             "inputs, so that a deep network loses its input sooner. Triangular, Gaussian, Uniform "
             "and Logistic keep .53 to .54 at gain 1, and no law keeps more than .5445",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -111,9 +111,12 @@ def _check(path: Path, there: Key, here: Key) -> None:
 
 
 def _difference(there: Key, here: Key) -> str:
-    """The first entry of ``here`` that is another one there; nothing if there is none."""
-    for name, value in here.items():
-        other = there.get(name)
+    """The first entry that is another one there, or only there; nothing if there is none.
+
+    A folder's key has no run, each of its files has one.
+    """
+    for name in (*here, *(n for n in there if n not in here and n != "run")):
+        value, other = here.get(name), there.get(name)
         if isinstance(value, dict) and isinstance(other, dict):
             if inner := _difference(other, value):
                 return f"{name} {inner}"

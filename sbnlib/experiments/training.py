@@ -101,10 +101,16 @@ def generator(device: torch.device | str, purpose: str, **key: int | str) -> tor
 
 
 def linear(
-    inputs: int, outputs: int, gain: float, draw: torch.Generator, dtype: torch.dtype
+    inputs: int,
+    outputs: int,
+    gain: float,
+    draw: torch.Generator,
+    dtype: torch.dtype,
+    *,
+    bias: bool = True,
 ) -> nn.Linear:
     """A linear layer, weights and biases uniform on +-gain/sqrt(inputs); gain 1 is torch's own."""
-    layer = nn.Linear(inputs, outputs, dtype=dtype)
+    layer = nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
     bound = gain / math.sqrt(inputs)
     with torch.no_grad():
         for p in layer.parameters():
