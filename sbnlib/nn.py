@@ -25,7 +25,16 @@ from sbnlib.contracts import (
     with_generator,
 )
 from sbnlib.estimators import attach, concrete, straight_through
-from sbnlib.noise import NOISES, Gaussian, Logistic, Noise, as_noise, check_generator, widened
+from sbnlib.noise import (
+    NOISES,
+    Gaussian,
+    Logistic,
+    Noise,
+    as_noise,
+    check_generator,
+    widened,
+    without_rows,
+)
 from sbnlib.registry import as_chain_rule
 from sbnlib.units import by_words, deterministic_sign, flipped_by_words, mean_state, sample_sign
 
@@ -361,7 +370,7 @@ class _Bernoulli(torch.nn.Module):
             raise RuntimeError(
                 "eta must be a parameter of the layer, got one that prune or parametrize computes"
             )
-        eta = self.eta.detach()
+        eta, generator = self.eta.detach(), without_rows(generator)
         if mode == "concrete":
             w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)
             return attach(w, self.eta, self._relaxed_slope(eta, w))

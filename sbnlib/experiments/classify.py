@@ -68,6 +68,7 @@ from sbnlib.experiments.command import (
 from sbnlib.experiments.measurement import MeasurementError, check_writable
 from sbnlib.experiments.protocol import Runs, search_and_final, summary
 from sbnlib.experiments.training import (
+    DRAWS,
     Classifier,
     Recipe,
     TanhNet,
@@ -130,6 +131,9 @@ class Config:
         schedule: "cosine" or "constant".
         dtype: "float32" or "float64".
         accelerator, devices: where to run, for Lightning Fabric.
+        draws: "stream" or "example", whose random numbers a device draws; with "example" the
+            numbers are the same on any number of devices, up to rounding
+            (``sbnlib.experiments.training``).
         stack: the most trainings that are computed as one (``sbnlib.experiments.stacked``). On
             a CPU the numbers do not depend on it; on a GPU products round otherwise in a stack
             than alone, and 1 trains one after the other.
@@ -155,6 +159,7 @@ class Config:
     dtype: str = "float64"
     accelerator: str = "cpu"
     devices: int = 1
+    draws: str = "stream"
     stack: int = 32
     threads: int = 1
 
@@ -166,6 +171,7 @@ class Config:
         _one_of("norm", self.norm, NORMS)
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("draws", self.draws, DRAWS)
         _one_of("accelerator", self.accelerator, ("cpu", "cuda", "gpu", "mps", "auto"))
         for name in ("seeds", "epochs", "batch_size", "devices", "stack", "threads"):
             check_count(name, getattr(self, name))
@@ -316,7 +322,9 @@ def _training(
     net = build(config, model, data, init_gain, seed)
     adam = torch.optim.Adam(net.parameters(), lr=lr)
     cosine = config.schedule == "cosine"
-    recipe = Recipe(seed, config.epochs, config.batch_size, contender=model, cosine=cosine)
+    recipe = Recipe(
+        seed, config.epochs, config.batch_size, contender=model, cosine=cosine, draws=config.draws
+    )
     return Training(net, [adam], recipe, **kept)
 
 
@@ -640,6 +648,8 @@ HELP = {
     "dtype": "floating-point type of weights and images: float32 or float64",
     "accelerator": "kind of device: cpu, cuda, gpu, mps or auto",
     "devices": "number of devices; a batch is shared out evenly",
+    "draws": "random numbers of a device: stream, of its rank, or example, those that its images "
+    "have on any number of devices",
     "stack": "number of trainings that are computed as one, at most, fewer of large ones; 1: one "
     "after the other",
     "threads": "number of CPU threads torch may use",
