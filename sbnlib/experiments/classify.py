@@ -80,7 +80,7 @@ from sbnlib.experiments.training import (
     threads,
 )
 from sbnlib.extras import extra
-from sbnlib.inference import reestimate_batch_norm, set_mode
+from sbnlib.inference import BatchNorm, reestimate_batch_norm, set_mode
 from sbnlib.network import SBN, network_estimator
 from sbnlib.nn import MODES
 from sbnlib.noise import NOISES, Noise, is_positive
@@ -119,7 +119,7 @@ class Config:
         norm: "none", or "batch": a layer is ``nn.Linear`` without biases, then ``nn.BatchNorm1d``
             with a scale and a shift that are trained, in both models. For estimators of the kinds
             "chain rule" and "relaxation": others look at states that are no batch. On several
-            devices each has the statistics of its share of a batch.
+            CUDA devices the statistics are those of the whole batch; several CPUs are refused.
         seeds: how many runs at the chosen setting.
         epochs, batch_size: length of a run and size of a step.
         lr: learning rates to choose from.
@@ -186,6 +186,11 @@ class Config:
             )
         if self.norm == "batch":
             _check_batch_norm(self.estimator, self.batch_size // self.devices)
+            if self.devices > 1 and self.accelerator == "cpu":
+                raise ValueError(
+                    f"devices: got {self.devices} CPU processes, must be 1 with norm='batch', of "
+                    "which torch takes statistics over several devices on CUDA alone"
+                )
 
     @property
     def command(self) -> str:
@@ -333,7 +338,7 @@ def _key(config: Config, data: Dataset, **run: Any) -> Key:
     if config.accelerator == "cpu":  # where the numbers do not depend on it
         del settings["stack"]
     for field in fields(Config):  # newer than the keys of some that are kept
-        if field.name in ("noise_scale", "norm") and settings[field.name] == field.default:
+        if field.name in ("noise_scale", "norm", "draws") and settings[field.name] == field.default:
             del settings[field.name]
     return make_key("classify", settings | run, data)
 
@@ -384,7 +389,7 @@ def settled(
         "sample", "sign" and "mean", or "tanh", to the net that makes it.
     """
     modes = ("tanh",) if model == "tanh" else MODES
-    if not any(isinstance(m, nn.BatchNorm1d) for m in net.modules()):
+    if not any(isinstance(m, BatchNorm) for m in net.modules()):
         return dict.fromkeys(modes, net)
     nets = {mode: copy.deepcopy(net) for mode in modes}
     for mode, own in nets.items():

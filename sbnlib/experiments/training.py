@@ -29,6 +29,7 @@ from sbnlib.data import Split
 from sbnlib.experiments.cache import Checkpoint
 from sbnlib.experiments.models import Classifier, TanhNet, backprop
 from sbnlib.experiments.stacked import Forward, Step, alike, as_one, generators
+from sbnlib.inference import BatchNorm
 from sbnlib.noise import Share
 
 if TYPE_CHECKING:
@@ -238,9 +239,6 @@ class _Run:
     def save(self, epoch: int) -> None:
         if file := self.training.checkpoint:
             file.save(self.fabric, self.state | {"epoch": epoch})
-
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def _in_step(fabric: Fabric, model: nn.Module) -> nn.Module:

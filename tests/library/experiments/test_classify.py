@@ -70,6 +70,7 @@ BAD = [
     ("init_gain", (1, 1.0), "each number once"),
     ("schedule", "linear", "known are cosine, constant"),
     ("dtype", "int8", "known are float32, float64"),
+    ("draws", "rank", "known are stream, example"),
     ("accelerator", "tpu", "known are cpu"),
     ("devices", 0, "got 0"),
     ("devices", 3, "batch_size: got 50, must be a multiple of the 3 devices"),
@@ -96,10 +97,15 @@ def test_batch_norm_is_for_estimators_that_run_each_layer_on_the_batch(entry):
 
 
 def test_batch_norm_needs_two_images_a_device():
-    Config(norm="batch", batch_size=4, devices=2)
+    Config(norm="batch", batch_size=4, devices=2, accelerator="cuda")
     for sizes in ({"batch_size": 1}, {"batch_size": 2, "devices": 2}):
         with pytest.raises(ValueError, match="batch_size: got 1 a device, must be at least 2"):
             Config(norm="batch", **sizes)
+
+
+def test_batch_norm_on_several_cpus_is_refused():
+    with pytest.raises(ValueError, match="devices: got 2 CPU processes, must be 1 with norm"):
+        Config(norm="batch", devices=2)
 
 
 def test_numbers_of_numpy_are_taken_as_plain_ones():
@@ -143,8 +149,13 @@ def test_what_is_not_asked_for_changes_neither_command_nor_key():
     """Files and folders that were kept before there were these two options."""
     data_set = classify.load(SMALL)
     assert "norm" not in SMALL.command and "scale" not in SMALL.command
-    assert not {"norm", "noise_scale"} & set(classify._key(SMALL, data_set))
-    for options in ({"noise_scale": 0.5}, {"noise_scale": "auto"}, {"norm": "batch"}):
+    assert not {"norm", "noise_scale", "draws"} & set(classify._key(SMALL, data_set))
+    for options in (
+        {"noise_scale": 0.5},
+        {"noise_scale": "auto"},
+        {"norm": "batch"},
+        {"draws": "example"},
+    ):
         ((name, value),) = options.items()
         other = Config(**asdict(SMALL) | options)
         assert f" --{name.replace('_', '-')} {value}" in other.command
