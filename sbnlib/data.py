@@ -1,7 +1,9 @@
-"""Data sets: scikit-learn's digits (embedded, the default) and Fashion-MNIST.
+"""Data sets: scikit-learn's digits (the default), Fashion-MNIST whole and in part, CIFAR-10.
 
-    load("digits")         1797 images of 8 x 8 pixels, shipped inside scikit-learn
-    load("fashion-mnist")  70 000 images of 28 x 28 pixels
+    load("digits")              1797 images of 8 x 8 pixels, shipped inside scikit-learn
+    load("fashion-mnist")       70 000 images of 28 x 28 pixels
+    load("fashion-mnist-4000")  4000 of them, shipped inside sbnlib
+    load("cifar-10")            60 000 colour images of 32 x 32 pixels, from a folder of yours
 
 Fashion-MNIST is read from the first of these that applies:
 
@@ -9,15 +11,22 @@ Fashion-MNIST is read from the first of these that applies:
 2. the folder of Debian's package dataset-fashion-mnist, if it exists;
 3. a download from the authors' address, kept in the user's cache folder.
 
+CIFAR-10 has one source, the folder in SBN_DATA, and there the first of these that is there: the
+folder cifar-10-batches-bin, the archive cifar-10-binary.tar.gz, the six files themselves. It is not
+downloaded. One folder may hold it and Fashion-MNIST.
+
 The choice is made once, from what is set or installed. A missing or damaged file is an error; it
 never makes the next source, or another data set, step in.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import math
 import os
+import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,13 +66,14 @@ class Dataset:
 
     Attributes:
         name: what :func:`load` was asked for.
-        image_shape: ``split.inputs.reshape(-1, *image_shape)`` gives the pictures back.
+        image_shape: ``split.inputs.reshape(-1, *image_shape)`` gives the pictures back; (height,
+            width) where they are grey, (channels, height, width) where they have colours.
         num_classes: labels are 0 to num_classes - 1.
         train, validation, test: the splits.
     """
 
     name: str
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
     train: Split
     validation: Split
@@ -73,12 +83,19 @@ class Dataset:
 def load(name: str) -> Dataset:
     """The data set ``name``, split into train, validation and test.
 
-    Pixels are scaled linearly to [-1, 1] (black background = -1) and flattened. The splits are
-    fixed and need no seed:
+    Pixels are scaled linearly to [-1, 1] (black = -1) and flattened, colours as (channels, height,
+    width). The splits are fixed and need no seed:
 
     - ``"digits"``: 1078 / 360 / 359 images, stratified (see ``stratified_split``);
     - ``"fashion-mnist"``: 50 000 / 10 000 / 10 000, the published test set and the last 10 000
-      training images for validation.
+      training images for validation (Xiao, Rasul and Vollgraf 2017);
+    - ``"fashion-mnist-4000"``: 2400 / 600 / 1000, as many of each class, each split from the one of
+      ``"fashion-mnist"`` with its name (see ``sbnlib.experiments.subset``);
+    - ``"cifar-10"``: 45 000 / 5000 / 10 000, the published test set and the last 5000 training
+      images for validation (Krizhevsky 2009).
+
+    The content of every file is compared with its sha256, which is the whole of the check: with it
+    the number of images, their labels and the number in each class are those published.
 
     Raises:
         ValueError: unknown name; the message lists the known ones.
@@ -121,8 +138,7 @@ def stratified_split(labels: Tensor, shares: tuple[float, ...], seed: int = 0) -
     the first set, those up to round(m * (shares[0] + shares[1])) to the second, and so on. Each
     set keeps that order.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(len(labels), generator=generator, dtype=torch.float64).argsort()
+    order = drawn_order(len(labels), seed)
     part = torch.empty_like(order)
     for c in labels.unique():
         members = (labels[order] == c).nonzero().squeeze(1)
@@ -130,6 +146,12 @@ def stratified_split(labels: Tensor, shares: tuple[float, ...], seed: int = 0) -
         for k, chunk in enumerate(members.tensor_split(ends)):
             part[chunk] = k
     return [order[part == k] for k in range(len(shares) + 1)]
+
+
+def drawn_order(count: int, seed: int) -> Tensor:
+    """The numbers below ``count`` in the order of ``torch.rand``, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, generator=generator, dtype=torch.float64).argsort()
 
 
 # Fashion-MNIST -----------------------------------------------------------------------------------
@@ -246,6 +268,118 @@ def _read_idx(path: Path, sha256: str) -> np.ndarray:
     return np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
+# A part of Fashion-MNIST --------------------------------------------------------------------------
+
+#: The one file in which 4000 images are kept: bzip2 of records of a label and 784 pixels, column by
+#: column, which packs 5 % smaller than row by row. ``sbnlib.experiments.subset`` makes it.
+SUBSET_FILE = Path(__file__).parent / "datasets" / "fashion-mnist-4000.bz2"
+SUBSET_SHA256 = "65fa86d9337c4f98e28936f418ce5ce6fe45dfdb0c34db1d317967df99223eb2"
+SUBSET_EACH = {"train": 240, "validation": 60, "test": 100}  # images of a class
+
+
+def _fashion_mnist_4000() -> Dataset:
+    advice = "It is a part of sbnlib: install sbnlib anew."
+    try:
+        content = bz2.decompress(SUBSET_FILE.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{SUBSET_FILE}: missing, damaged or cut off ({error}). {advice}"
+        ) from error
+    check_hash(content, SUBSET_SHA256, str(SUBSET_FILE), advice)
+    columns, labels = _records(content, (28, 28))
+    whole = _split(columns.swapaxes(1, 2), labels)
+    sizes = [10 * each for each in SUBSET_EACH.values()]
+    parts = map(Split, whole.inputs.split(sizes), whole.labels.split(sizes))
+    return Dataset("fashion-mnist-4000", (28, 28), 10, *parts)
+
+
+def _records(content: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, *shape) and labels (N,) from N records: a byte for the label, one for a pixel."""
+    table = np.frombuffer(bytearray(content), np.uint8).reshape(-1, 1 + math.prod(shape))
+    return table[:, 1:].reshape(-1, *shape), table[:, 0]
+
+
+# CIFAR-10 ----------------------------------------------------------------------------------------
+
+
+# The files of the binary version, which holds no pickles. Their hashes are those that torchvision
+# for Ruby checks before it reads what the authors publish; they were not tried on the files here.
+CIFAR_FILES = {
+    "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+}
+CIFAR_FOLDER = "cifar-10-batches-bin"
+CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+CIFAR_HELD_OUT = 5_000
+_CIFAR_ADVICE = (
+    f"Get the binary version of CIFAR-10, {CIFAR_ARCHIVE} (not the Python version), from "
+    "https://www.cs.toronto.edu/~kriz/cifar.html, put it or what is in it into a folder and name "
+    "that folder in the environment variable SBN_DATA."
+)
+
+
+def _cifar_10() -> Dataset:
+    folder = os.environ.get("SBN_DATA")
+    if not folder:
+        raise DataError(f"cifar-10: SBN_DATA is not set, and there is no download. {_CIFAR_ADVICE}")
+    contents = _cifar_contents(Path(folder))
+    images, labels = zip(*(_records(contents[n], (3, 32, 32)) for n in CIFAR_FILES), strict=True)
+    whole = _split(np.concatenate(images[:-1]), np.concatenate(labels[:-1]))
+    train = Split(whole.inputs[:-CIFAR_HELD_OUT], whole.labels[:-CIFAR_HELD_OUT])
+    validation = Split(whole.inputs[-CIFAR_HELD_OUT:], whole.labels[-CIFAR_HELD_OUT:])
+    return Dataset("cifar-10", (3, 32, 32), 10, train, validation, _split(images[-1], labels[-1]))
+
+
+def _cifar_contents(folder: Path) -> dict[str, bytes]:
+    """What is in the six files, from the one place in ``folder`` that is in use, checked."""
+    archive = folder / CIFAR_ARCHIVE
+    if (folder / CIFAR_FOLDER).is_dir():
+        folder = folder / CIFAR_FOLDER
+    elif archive.is_file():
+        return _cifar_archive(archive)
+    return {name: _cifar_file(folder / name) for name in CIFAR_FILES}
+
+
+def _cifar_file(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). {_CIFAR_ADVICE}") from error
+    return _as_published(content, path.name, str(path))
+
+
+def _cifar_archive(path: Path) -> dict[str, bytes]:
+    """The members are taken by name, in one pass, and nothing is unpacked to the disk."""
+    known = {f"{CIFAR_FOLDER}/{name}": name for name in CIFAR_FILES}
+    found = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                name = known.get(member.name) if member.isfile() else None
+                if name and (stream := archive.extractfile(member)):
+                    found[name] = _as_published(stream.read(), name, f"{path}: {member.name}")
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: damaged or cut off ({error}). Delete it and fetch it anew. {_CIFAR_ADVICE}"
+        ) from error
+    if missing := [member for member, name in known.items() if name not in found]:
+        raise DataError(f"{path}: has no {missing[0]}. {_CIFAR_ADVICE}")
+    return found
+
+
+def _as_published(content: bytes, name: str, what: str) -> bytes:
+    advice = f"Delete the file and fetch it anew. {_CIFAR_ADVICE}"
+    check_hash(content, CIFAR_FILES[name], what, advice)
+    return content
+
+
+# All of them -------------------------------------------------------------------------------------
+
+
 def check_hash(content: bytes, expected: str, what: str, advice: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
@@ -255,4 +389,9 @@ def check_hash(content: bytes, expected: str, what: str, advice: str) -> None:
         )
 
 
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": _digits, "fashion-mnist": _fashion_mnist}
+DATASETS: dict[str, Callable[[], Dataset]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "fashion-mnist-4000": _fashion_mnist_4000,
+    "cifar-10": _cifar_10,
+}

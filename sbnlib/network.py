@@ -9,7 +9,7 @@ The real-valued head belongs to the loss: a 784-200-200-10 classifier is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -152,6 +152,15 @@ class SBN(torch.nn.Module):
                 a, mode=mode, x=state, estimator=estimator, generator=generator, u=uniforms
             )
         return x
+
+    def _in_order(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """The modules by name as a forward pass runs them; the units come after each layer."""
+        if type(self).forward is not SBN.forward:
+            raise ValueError(f"net must run its layers in order, {type(self).__name__} has a "
+                             "forward of its own")  # fmt: skip
+        for k, layer in enumerate(self.layers):
+            yield f"layers.{k}", layer
+            yield "sign", self.sign
 
     def _per_layer(
         self, name: str, values: Sequence[Tensor] | Tensor | None

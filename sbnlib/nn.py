@@ -1,13 +1,15 @@
-"""The binary unit and layers with Bernoulli weights, as torch modules."""
+"""The binary unit and layers with Bernoulli weights, as torch modules; weights for a given gain."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from sbnlib import kernels
@@ -23,11 +25,28 @@ from sbnlib.contracts import (
     with_generator,
 )
 from sbnlib.estimators import attach, concrete, straight_through
-from sbnlib.noise import NOISES, Logistic, Noise, as_noise, widened
+from sbnlib.noise import (
+    NOISES,
+    Gaussian,
+    Logistic,
+    Noise,
+    as_noise,
+    check_generator,
+    widened,
+    without_rows,
+)
 from sbnlib.registry import as_chain_rule
 from sbnlib.units import by_words, deterministic_sign, flipped_by_words, mean_state, sample_sign
 
-__all__ = ["MODES", "SAMPLERS", "WEIGHT_MODES", "BernoulliConv2d", "BernoulliLinear", "Sign"]
+__all__ = [
+    "MODES",
+    "SAMPLERS",
+    "WEIGHT_MODES",
+    "BernoulliConv2d",
+    "BernoulliLinear",
+    "Sign",
+    "init_normal_",
+]
 
 
 def __dir__() -> list[str]:  # what completion offers
@@ -351,7 +370,7 @@ class _Bernoulli(torch.nn.Module):
             raise RuntimeError(
                 "eta must be a parameter of the layer, got one that prune or parametrize computes"
             )
-        eta = self.eta.detach()
+        eta, generator = self.eta.detach(), without_rows(generator)
         if mode == "concrete":
             w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)
             return attach(w, self.eta, self._relaxed_slope(eta, w))
@@ -536,3 +555,191 @@ class BernoulliConv2d(_Bernoulli):
         return torch.nn.functional.conv2d(
             x, weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
+
+
+# ---- weights for a given gain --------------------------------------------------------------------
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+#: Layers of real weights; one with a forward of its own may do what it wants with them.
+_WEIGHTED = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+#: What moves the numbers of an input to other places, and does nothing else.
+_AROUND = (torch.nn.Flatten, torch.nn.Unflatten, torch.nn.Identity)
+#: Behind one of these the scale of a layer's weights is without effect.
+_NORMS = (_NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm)
+
+
+def init_normal_(
+    net: Module,
+    gain: float = 1.0,
+    *,
+    inputs: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Module:
+    r"""Draw new weights with which straight-through has the gain ``gain`` in each layer, in place.
+
+    .. math:: w_{ji} \sim N(0,\, v/n), \quad b_j = 0, \qquad v = (\sigma/\tau)^2, \qquad
+              \mathbb{E}_{z\sim N(0,1)} \big(2f_\tau(z)\big)^2 = \text{gain}
+
+    Here n is the fan-in, :math:`\sigma` the scale of the noise of the units that the layer feeds
+    and :math:`f_\tau` the density of the same law at the scale :math:`\tau`, which is that of
+    ``noise.scaled_to(gain=gain)``. That function scales the noise to weights of variance 1/n, this
+    one the weights to the noise: pre-activations are N(0, v), and
+
+    .. math:: v\, \mathbb{E}\big(2f_\sigma(\sqrt v\,z)\big)^2 = \mathbb{E}\big(2f_\tau(z)\big)^2,
+              \qquad f_\sigma(\sqrt v\,z) = f_\tau(z)/\sqrt v
+
+    is the factor of the sum over units of the gradient's squares. A small overlap of two inputs is
+    multiplied by the overlap at :math:`\tau`, ``sbnlib.overlap(noise.scaled_to(gain=gain))``.
+    :func:`sbnlib.gain` has the assumptions, which speak of a net that is not trained yet, and of
+    units that put out +-1. With such states below, a pre-activation is N(0, v) at any fan-in, over
+    draws of normal weights; at an image's border, where a convolution pads with zeros, it is less.
+
+    Args:
+        net: an :class:`sbnlib.SBN`, or a ``nn.Sequential`` (of these, at any depth) with
+            :class:`Sign` units. Drawn are the weights of the ``nn.Linear`` and ``nn.Conv1d`` to
+            ``nn.Conv3d`` right below units, where ``nn.Flatten``, ``nn.Unflatten`` and
+            ``nn.Identity`` may stand between. All other layers are left as they are: a read-out
+            above the last units, and what comes before the first such layer.
+        gain: a number from 1e-6 to 1e6, of mean squares: torch's ``gain`` is a factor on the
+            standard deviation.
+        inputs: examples of what comes into the first such layer, of any shape; the variance of its
+            weights is divided by their mean square. Default: the mean square is 1.
+        generator: source of randomness, on the device of the weights. The numbers are drawn in
+            float64 and are, rounded, the same in any dtype.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: ``gain`` is no such number, or none of this law (``scaled_to``); inputs that are
+            not finite, or all 0. A net without units; units that do not come right after a layer of
+            real weights (behind batch norm, or weights of +-1, only the noise's scale can be set);
+            such a layer, but the first, that does not come right after units, or one that is
+            shared, lazy, of computed weights or with a forward of its own; units in a container
+            that is neither an SBN nor a ``nn.Sequential``. Then nothing has been drawn.
+        TypeError: ``net`` is not a module, ``inputs`` not floating point.
+
+    Warns:
+        UserWarning: the law's overlap at gain 1 is below 1/2, as ``scaled_to``.
+
+    Source: for the gain, :func:`sbnlib.gain`; weights by the variance of what they feed: Glorot &
+    Bengio 2010, He et al. 2015. The name is in the manner of ``torch.nn.init.kaiming_normal_``.
+    """
+    layers = _layers_below_units(net)
+    squares = [_mean_square(inputs)] + [1.0] * (len(layers) - 1)
+    scales: dict[str, float] = {}
+    for _, _, noise in layers:
+        if noise.law not in scales:
+            scales[noise.law] = noise._scaled_to(gain).scale
+    deviations = [
+        _deviation(layer, noise, noise.scale / scales[noise.law], square)
+        for (_, layer, noise), square in zip(layers, squares, strict=True)
+    ]
+    for _, layer, _ in layers:
+        check_generator(generator, layer.weight.device)
+    for (_, layer, _), deviation in zip(layers, deviations, strict=True):
+        _draw_normal(layer, deviation, generator)
+    return net
+
+
+def _mean_square(inputs: Tensor | None) -> float:
+    if inputs is None:
+        return 1.0
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        what = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise TypeError(f"inputs must be a floating-point tensor, got {what}")
+    square = float(inputs.detach().double().square().mean())
+    if not 0 < square < math.inf:
+        raise ValueError(f"inputs must be finite and not all 0, got a mean square of {square}")
+    return square
+
+
+def _deviation(layer: Any, noise: Noise, root: float, square: float) -> float:
+    """The standard deviation of a layer's weights: sqrt(v) over the root of fan-in times square."""
+    deviation = root / math.sqrt(layer.weight[0].numel() * square)
+    ends = torch.finfo(layer.weight.dtype)
+    if not ends.tiny <= deviation <= ends.max / 10:
+        raise ValueError(
+            f"noise must have a scale at which {layer.weight.dtype} holds weights of this gain, at "
+            f"{noise!r} they are of size {deviation:.2g}"
+        )
+    return deviation
+
+
+@torch.no_grad()
+def _draw_normal(layer: Any, deviation: float, generator: torch.Generator | None) -> None:
+    shape, device = layer.weight.shape, layer.weight.device
+    law = Gaussian(deviation)
+    layer.weight.copy_(law.sample(shape, generator=generator, dtype=torch.float64, device=device))
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
+def _layers_below_units(net: torch.nn.Module) -> list[tuple[str, Any, Noise]]:
+    """Each layer that feeds units, with their noise, from the bottom up."""
+    if not isinstance(net, torch.nn.Module):
+        raise TypeError(f"net must be a module, got {type(net).__name__}")
+    run = [(n, m) for n, m in _in_order("", net) if not isinstance(m, _AROUND)]
+    found: list[tuple[str, Any, Noise]] = []
+    for k, (name, module) in enumerate(run):
+        if isinstance(module, Sign):
+            own, layer = run[k - 1] if k else ("", None)
+            _check_feeds(name, own, layer)
+            if found and not isinstance(run[k - 2][1], Sign):
+                below, other = run[k - 2]
+                raise ValueError(f"net must have units right below {own}, whose gain it is, got "
+                                 f"{below} ({type(other).__name__})")  # fmt: skip
+            found.append((own, layer, module.noise))
+    if not found:
+        raise ValueError(f"net must hold binary units, {type(net).__name__} has none")
+    owners: dict[int, str] = {}
+    for name, layer, _ in found:
+        owner = owners.setdefault(id(layer.weight), name)
+        if owner is not name:
+            raise ValueError(f"net must have weights of its own in each layer, {name} has those of "
+                             f"{owner}")  # fmt: skip
+    return found
+
+
+def _in_order(name: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules in the order in which they run, down to what is no container of ours."""
+    parts: Any = ()
+    if type(module).forward is torch.nn.Sequential.forward:
+        parts = module._modules.items()
+    elif (of_an_sbn := getattr(module, "_in_order", None)) is not None:
+        parts = of_an_sbn()
+    elif any(isinstance(m, Sign) for m in module.modules() if m is not module):
+        raise ValueError(
+            "net must hold its units in an SBN or nn.Sequential, whose order is known, "
+            f"{name or 'net'} is {type(module).__name__}"
+        )
+    else:
+        yield name, module
+    for own, part in parts:
+        yield from _in_order(f"{name}.{own}" if name else own, part)
+
+
+def _check_feeds(units: str, name: str, layer: Any) -> None:
+    """``layer`` has real weights, which set the scale of what the units get."""
+    after = f"comes after {name} ({type(layer).__name__})" if name else "comes first"
+    what = f"{units or 'net'} {after}"
+    if isinstance(layer, _NORMS):
+        raise ValueError(
+            f"net must have its units right after real weights, {what}, by which the weights' "
+            "scale has no effect: there it is the noise's scale that counts, give the units "
+            "noise.scaled_to(gain=...)"
+        )
+    if isinstance(layer, _Bernoulli):
+        raise ValueError(
+            f"net must have its units right after real weights, {what}, whose weights are +-1: "
+            "there it is the noise's scale that counts, give the units that of "
+            "noise.scaled_to(gain=...) times the root of the fan-in"
+        )
+    if not isinstance(layer, _WEIGHTED):
+        raise ValueError(f"net must have its units right after nn.Linear or a convolution, {what}")
+    if type(layer).forward not in [kind.forward for kind in _WEIGHTED]:
+        raise ValueError(f"net must hold torch's own layers, {name} has a forward of its own")
+    for own in ("weight", "bias"):
+        if own not in layer._parameters or is_lazy(getattr(layer, own)):
+            raise ValueError(f"net must have parameters to draw, {own} of {name} is lazy (run the "
+                             "net once) or computed by prune or parametrize")  # fmt: skip

@@ -16,11 +16,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -141,7 +142,8 @@ class Noise:
 
         In a wide network of random weights of variance 1/fan-in, one layer multiplies the mean
         square of the gradient by G (:func:`sbnlib.gain` has the assumptions). It says how to scale
-        one law; it does not compare laws, for which see :func:`sbnlib.overlap`.
+        one law; it does not compare laws, for which see :func:`sbnlib.overlap`. To keep the noise
+        and scale the weights instead there is :func:`sbnlib.nn.init_normal_`.
 
         Args:
             gain: a number from 1e-6 to 1e6. For 1 the six laws get the scales .2555 (logistic),
@@ -161,6 +163,10 @@ class Noise:
 
         Source: for the gain, :func:`sbnlib.gain`.
         """
+        return self._scaled_to(gain)
+
+    def _scaled_to(self, gain: float) -> Self:
+        """:meth:`scaled_to` for a function of ours: the warning names the line that calls it."""
         as_noise(self)
         if not is_positive(gain) or not 1e-6 <= gain <= 1e6:
             raise ValueError(f"gain must be a number from 1e-6 to 1e6, got {gain!r}")
@@ -532,7 +538,7 @@ def _warn_of_overlap(noise: Noise) -> None:
             "a wide layer of random weights multiplies a small overlap of the states of two "
             "inputs, so that a deep network loses its input sooner. Triangular, Gaussian, Uniform "
             "and Logistic keep .53 to .54 at gain 1, and no law keeps more than .5445",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -569,6 +575,8 @@ def check_generator(generator: object, device: torch.device | str | None) -> Non
         return
     if isinstance(generator, Generators):
         generator = generator.parts[0]
+    if isinstance(generator, Share):
+        generator = generator.source
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
     there = torch.get_default_device() if device is None else torch.device(device)
@@ -590,10 +598,10 @@ class Generators:
     would get alone, ``(..., B, n)`` from its own generator.
 
     Args:
-        parts: the generators, all on one device.
+        parts: the generators, all on one device, or one's :class:`Share` of them.
     """
 
-    def __init__(self, parts: Sequence[torch.Generator]) -> None:
+    def __init__(self, parts: Sequence[torch.Generator | Share]) -> None:
         self.parts = tuple(parts)
 
     def own(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -607,16 +615,68 @@ class Generators:
         return *shape[:-3], *shape[-2:]
 
 
+class Share:
+    """What one of K processes draws for its part of a batch, if all have the same generator.
+
+    It stands for a ``torch.Generator`` wherever sbnlib draws numbers for a tensor ``(..., B, n)``
+    with a row for each example. Process k has the rows k, k + K, ... of the whole batch. The
+    numbers of the whole are drawn, and its rows are kept: so an example gets the same numbers on
+    any number of processes, and they are those that ``source`` gives to one process.
+
+    The exception is a draw that 31 random bits do not decide, one in 2^31: the number that settles
+    it is a function of the seed and of its place, since not all processes know of it.
+
+    Args:
+        source: a generator with the same seed in all processes.
+        index: which process, 0 to count - 1.
+        count: how many there are.
+    """
+
+    def __init__(self, source: torch.Generator, index: int = 0, count: int = 1) -> None:
+        self.source, self.index, self.count = source, index, count
+        self.draws = 0
+
+    def take(
+        self, draw: Callable[[Sequence[int], torch.Generator | None], Tensor], shape: Sequence[int]
+    ) -> Tensor:
+        """The rows of this process, of ``shape`` (..., B, n), from a draw of the whole batch."""
+        if len(shape) < 2:
+            raise ValueError(f"generator shared by processes must draw (..., B, n), got "
+                             f"{tuple(shape)}")  # fmt: skip
+        self.draws += 1
+        whole = draw((*shape[:-2], shape[-2] * self.count, shape[-1]), self.source)
+        return whole[..., self.index :: self.count, :]
+
+    def aside(self, chosen: Tensor) -> Tensor:
+        """A uniform number of float64 for each true entry of the last draw's (..., B, n)."""
+        places = chosen.nonzero()
+        places[:, -2] = places[:, -2] * self.count + self.index
+        names = [f"{self.source.initial_seed()} {self.draws} {p}" for p in places.tolist()]
+        seeds = [int.from_bytes(hashlib.sha256(n.encode()).digest()[:7], "big") for n in names]
+        return torch.tensor([seed * 2.0**-56 for seed in seeds], dtype=torch.float64)
+
+
+def without_rows(generator: torch.Generator | None) -> torch.Generator | None:
+    """The generator of draws that belong to no example, such as those of weights."""
+    stands: object = generator
+    if isinstance(stands, Generators):
+        parts = [part.source if isinstance(part, Share) else part for part in stands.parts]
+        return cast(torch.Generator, Generators(parts))
+    return stands.source if isinstance(stands, Share) else generator
+
+
 def by_trial(
     draw: Callable[[Sequence[int], torch.Generator | None], Tensor],
     shape: Sequence[int],
-    generator: torch.Generator | Generators | None,
+    generator: torch.Generator | Generators | Share | None,
 ) -> Tensor:
     """``draw(shape, generator)``; of :class:`Generators` each draws its slice ``(..., B, n)``."""
+    if isinstance(generator, Share):
+        return generator.take(draw, shape)
     if not isinstance(generator, Generators):
         return draw(shape, generator)
     own = generator.own(shape)
-    return torch.stack([draw(own, part) for part in generator.parts], dim=-3)
+    return torch.stack([by_trial(draw, own, part) for part in generator.parts], dim=-3)
 
 
 def _lower(a: Tensor) -> Tensor:

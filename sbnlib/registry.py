@@ -65,7 +65,8 @@ class Entry:
             one layer (in depth: in the last binary layer).
         state_only: whether it is a function of (a, x) only, so that exact moments exist.
         evaluations: cost of one sample, in loss evaluations: a number, or a function of the number
-            of units n in the layer.
+            of units n in the layer (in PSA the last one; what it computes below has no evaluation,
+            :func:`sbnlib.psa` counts it).
         chapter: where the book derives it.
         papers: keys of its sources in the bibliography.
         colour, marker: its look in every figure.

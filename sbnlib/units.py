@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sbnlib.contracts import check_ends_with, check_uniforms, check_unit, looking_is_free
-from sbnlib.noise import Generators, Noise, by_trial, check_generator, widened
+from sbnlib.noise import Generators, Noise, Share, by_trial, check_generator, widened
 
 __all__ = [
     "by_words",
@@ -120,8 +120,10 @@ def flipped_by_words(
     return signs.view(torch.float32).to(a.dtype)
 
 
-def _words(shape: Sequence[int], generator: torch.Generator | Generators | None) -> Tensor:
+def _words(shape: Sequence[int], generator: torch.Generator | Generators | Share | None) -> Tensor:
     """32 random bits for each unit, int32."""
+    if isinstance(generator, Share):
+        return generator.take(_words, shape)
     if isinstance(generator, Generators):
         return _words_by_trial(shape, generator)
     count = math.prod(shape)
@@ -132,6 +134,8 @@ def _words(shape: Sequence[int], generator: torch.Generator | Generators | None)
 def _words_by_trial(shape: Sequence[int], generators: Generators) -> Tensor:
     """Each training's words drawn in their place."""
     own = generators.own(shape)
+    if isinstance(generators.parts[0], Share):
+        return torch.stack([_words(own, part) for part in generators.parts], dim=-3)
     count = math.prod(own)
     pairs = torch.empty(len(generators.parts), (count + 1) // 2, dtype=torch.int64, device="cpu")
     for row, part in zip(pairs, generators.parts, strict=True):
@@ -140,7 +144,7 @@ def _words_by_trial(shape: Sequence[int], generators: Generators) -> Tensor:
 
 
 def _settle_ties(
-    below: Tensor, rest: Tensor, generator: torch.Generator | Generators | None
+    below: Tensor, rest: Tensor, generator: torch.Generator | Generators | Share | None
 ) -> None:
     """One more draw for the units, one in 2^31, whose 31 bits do not decide."""
     if isinstance(generator, Generators):
@@ -149,7 +153,10 @@ def _settle_ties(
         return
     ties = below == 0
     left = rest.double().expand(below.shape)[ties]
-    v = torch.rand(left.shape, generator=generator, dtype=torch.float64, device="cpu")
+    if isinstance(generator, Share):
+        v = generator.aside(ties)
+    else:
+        v = torch.rand(left.shape, generator=generator, dtype=torch.float64, device="cpu")
     below[ties] = -(v < left).int()
 
 

@@ -1,1 +1,4 @@
-"""Experiments that write measurement files: run one as ``python -m sbnlib.experiments.NAME``."""
+"""Experiments that write measurement files: run one as ``python -m sbnlib.experiments.NAME``.
+
+``subset`` alone is none: it makes the file of a data set.
+"""

@@ -24,6 +24,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,9 +43,11 @@ __all__ = [
     "Cache",
     "CacheError",
     "Checkpoint",
+    "Folder",
     "Key",
     "Row",
     "as_checkpoint",
+    "code_hash",
     "folder_of",
     "make_key",
 ]
@@ -90,9 +93,14 @@ def _code() -> str:
     found = commit()
     if found != "unknown" and not found.endswith("-dirty"):
         return found
+    return f"{found} {code_hash()}"
+
+
+def code_hash() -> str:
+    """A hash of all sources of sbnlib, the same wherever they lie."""
     package = Path(__file__).parent.parent
     sources = b"\0".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
-    return f"{found} {hashlib.sha256(sources).hexdigest()}"
+    return hashlib.sha256(sources).hexdigest()
 
 
 def _check(path: Path, there: Key, here: Key) -> None:
@@ -103,9 +111,12 @@ def _check(path: Path, there: Key, here: Key) -> None:
 
 
 def _difference(there: Key, here: Key) -> str:
-    """The first entry of ``here`` that is another one there; nothing if there is none."""
-    for name, value in here.items():
-        other = there.get(name)
+    """The first entry that is another one there, or only there; nothing if there is none.
+
+    A folder's key has no run, each of its files has one.
+    """
+    for name in (*here, *(n for n in there if n not in here and n != "run")):
+        value, other = here.get(name), there.get(name)
         if isinstance(value, dict) and isinstance(other, dict):
             if inner := _difference(other, value):
                 return f"{name} {inner}"
@@ -191,7 +202,8 @@ def _key_in(content: Any) -> Key:
 
 def _set_aside(path: Path, error: Exception) -> None:
     aside = path.with_name(f"{path.name}.corrupt")
-    os.replace(path, aside)
+    with suppress(FileNotFoundError):  # another process was first
+        os.replace(path, aside)
     reason = str(error).strip().partition("\n")[0]
     warnings.warn(f"{path} cannot be read ({reason}); it is now {aside.name}", stacklevel=2)
 
@@ -220,6 +232,87 @@ def on_first(fabric: Fabric, function: Callable[[], T]) -> T:
     return cast(T, found)
 
 
+class Folder:
+    """The files of one key. Entering it takes hold of the folder, leaving lets go.
+
+    Args:
+        key: what decides the numbers, see :func:`make_key`.
+        path: the folder; None for nowhere.
+        shared: whether others may work there at once. Nothing is locked then, and of what is there
+            only ``key.json`` is looked at on entering.
+
+    Raises:
+        CacheError: on entering, if the folder is in use or belongs to another key.
+        MeasurementError: on entering, if it cannot be written to.
+    """
+
+    def __init__(
+        self, key: Key, path: str | os.PathLike[str] | None, *, shared: bool = False
+    ) -> None:
+        self.key, self.shared = key, shared
+        self.path = None if path is None else Path(path)
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> Folder:
+        self.open()
+        return self
+
+    def open(self) -> None:
+        if self.path is None:
+            return
+        with suppress(OSError):  # the next line says why
+            self.path.mkdir(parents=True, exist_ok=True)
+        check_writable(self.path / "key.json")
+        self._lock = None if self.shared else _hold(self.path)
+        try:
+            for path in sorted(self.path.glob("key.json" if self.shared else "*.json")):
+                if found := _key_in(_read(path)):
+                    _check(path, found, self.key)
+        except BaseException:
+            self.close()
+            raise
+        if not (self.path / "key.json").exists():
+            _write(self.path / "key.json", {"key": self.key})
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.path is not None and self._lock is not None:
+            (self.path / "held-by.txt").unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+    def place(self, name: str, run: Mapping[str, Any], ending: str) -> tuple[Path, Key] | None:
+        """The file NAME.ENDING of a run, and its key; None where nothing is kept."""
+        if self.path is None:
+            return None
+        return self.path / f"{name}.{ending}", self.key | {"run": dict(run)}
+
+    def get(self, name: str, run: Mapping[str, Any], what: str = "row") -> Any:
+        """What is kept of a run; None if nothing is.
+
+        Raises:
+            CacheError: the file is of another run.
+        """
+        place = self.place(name, run, "json")
+        if place is None or (content := _read(place[0])) is None:
+            return None
+        _check(place[0], _key_in(content), place[1])
+        return content[what]
+
+    def put(self, name: str, run: Mapping[str, Any], value: Any, what: str = "row") -> None:
+        """Keep what was found of a run; several processes may do so at once."""
+        if place := self.place(name, run, "json"):
+            path, own = place
+            _write(path, {"key": own, what: value})
+
+    def clear(self) -> None:
+        """Delete it, while it is still held: its rows are now in a measurement file."""
+        if self.path is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
 class Cache:
     """The known runs of one experiment. Entering it takes hold of the folder, leaving lets go.
 
@@ -236,38 +329,14 @@ class Cache:
     def __init__(
         self, fabric: Fabric, key: Key, folder: str | os.PathLike[str] | None = None
     ) -> None:
-        self.fabric, self.key = fabric, key
-        self.folder = None if folder is None else Path(folder)
-        self._lock: FileLock | None = None
+        self.fabric, self._files = fabric, Folder(key, folder)
 
     def __enter__(self) -> Cache:
-        on_first(self.fabric, self._open)
+        on_first(self.fabric, self._files.open)
         return self
 
-    def _open(self) -> None:
-        if self.folder is None:
-            return
-        check_writable(self.folder / "key.json")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _hold(self.folder)
-        try:
-            for path in sorted(self.folder.glob("*.json")):
-                if found := _key_in(_read(path)):
-                    _check(path, found, self.key)
-        except BaseException:
-            self._let_go()
-            raise
-        if not (self.folder / "key.json").exists():
-            _write(self.folder / "key.json", {"key": self.key})
-
     def __exit__(self, *error: object) -> None:
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self.folder is not None and self._lock is not None:
-            (self.folder / "held-by.txt").unlink(missing_ok=True)
-            self._lock.release()
-            self._lock = None
+        self._files.close()
 
     def row(self, run: Mapping[str, Any], compute: Callable[[Checkpoint | None], Row]) -> Row:
         """The row of ``run``: from its file if it is known, else what ``compute`` returns.
@@ -338,41 +407,29 @@ class Cache:
         if failed:
             raise failed[0]
 
-    def _place(self, run: Mapping[str, Any], ending: str) -> tuple[Path, Key] | None:
-        """The file of a run, and its key; None where nothing is kept."""
-        if self.folder is None:
-            return None
-        name = "-".join(map(str, run.values()))
-        return self.folder / f"{name}.{ending}", self.key | {"run": dict(run)}
-
     def _known(self, run: Mapping[str, Any]) -> Row | None:
-        place = self._place(run, "json")
-        return on_first(self.fabric, lambda: _row_in(*place)) if place else None
+        if self._files.path is None:
+            return None
+        return on_first(self.fabric, lambda: self._files.get(_name(run), run))
 
     def _checkpoint(self, run: Mapping[str, Any]) -> Checkpoint | None:
-        place = self._place(run, "ckpt")
+        place = self._files.place(_name(run), run, "ckpt")
         return Checkpoint(*place) if place else None
 
     def _keep(self, run: Mapping[str, Any], file: Checkpoint | None, row: Row) -> Row:
-        row, place = self.fabric.broadcast(row), self._place(run, "json")
-        if place and file and self.fabric.is_global_zero:
-            path, own = place
-            _write(path, {"key": own, "row": row})
+        row = self.fabric.broadcast(row)
+        if file and self.fabric.is_global_zero:
+            self._files.put(_name(run), run, row)
             file.path.unlink(missing_ok=True)
         return row
 
     def clear(self) -> None:
         """Delete the folder, which is still held: its rows are now in a measurement file."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._files.clear()
 
 
-def _row_in(path: Path, own: Key) -> Row | None:
-    content = _read(path)
-    if content is None:
-        return None
-    _check(path, _key_in(content), own)
-    return content["row"]
+def _name(run: Mapping[str, Any]) -> str:
+    return "-".join(map(str, run.values()))
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

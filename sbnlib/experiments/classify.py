@@ -11,6 +11,11 @@ Predictions of the SBN: ``sign`` (every unit in its most probable state), ``one`
 accuracy is the mean over ten), ``ten`` (class probabilities averaged over ten samples), ``mean``
 (every unit puts out its mean). The twin has one, ``tanh``.
 
+With ``--norm batch`` each layer is linear without biases, then batch norm, in both models. Its
+running statistics are those of weights on their way and, in the SBN, of sampled units. So every
+prediction, the twin's too, is made with statistics taken anew: those of all training images at the
+final weights, with units that put out what they put out in that prediction.
+
 The trials of a search, and the final runs, are trained as one (``sbnlib.experiments.stacked``);
 local expectation and PSA, a run of which fills the machine, one after the other. A run that fails
 does not stop those beside it: they end, and are kept, before its error is raised.
@@ -22,6 +27,8 @@ seed)`` repeats one line of it.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import math
 import os
 import statistics
@@ -33,7 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
 from sbnlib import data as datasets
@@ -61,6 +68,7 @@ from sbnlib.experiments.command import (
 from sbnlib.experiments.measurement import MeasurementError, check_writable
 from sbnlib.experiments.protocol import Runs, search_and_final, summary
 from sbnlib.experiments.training import (
+    DRAWS,
     Classifier,
     Recipe,
     TanhNet,
@@ -72,8 +80,10 @@ from sbnlib.experiments.training import (
     threads,
 )
 from sbnlib.extras import extra
+from sbnlib.inference import BatchNorm, reestimate_batch_norm, set_mode
 from sbnlib.network import SBN, network_estimator
-from sbnlib.noise import NOISES, as_noise, is_positive
+from sbnlib.nn import MODES
+from sbnlib.noise import NOISES, Noise, is_positive
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -88,6 +98,9 @@ def __dir__() -> list[str]:  # what completion offers
 #: The two models, each with the prediction by which its setting is chosen.
 MODELS = {"sbn": "ten", "tanh": "tanh"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+NORMS = ("none", "batch")
+#: Kinds of estimators that run each layer once, on the batch: batch norm is of these numbers.
+ON_THE_BATCH = ("chain rule", "relaxation")
 SAMPLES = 10
 
 
@@ -99,17 +112,28 @@ class Config:
         data: name of the data set.
         estimator: name in the registry.
         noise: name of the noise.
+        noise_scale: its scale, a number from 1e-37 to 1e37; or "auto", the one at which
+            straight-through's gain is 1 (``noise.scaled_to(gain=1)``) for pre-activations N(0, 1),
+            such as batch norm makes. The twin has no noise.
         hidden: widths of the binary layers.
+        norm: "none", or "batch": a layer is ``nn.Linear`` without biases, then ``nn.BatchNorm1d``
+            with a scale and a shift that are trained, in both models. For estimators of the kinds
+            "chain rule" and "relaxation": others look at states that are no batch. On several
+            CUDA devices the statistics are those of the whole batch; several CPUs are refused.
         seeds: how many runs at the chosen setting.
         epochs, batch_size: length of a run and size of a step.
         lr: learning rates to choose from.
         init_gain: factors to choose from, on the initial weights and biases of the binary layers
             (1: torch's default, which leaves logistic units close to coin flips). Because F is
             applied to a / scale, a gain does what a smaller noise scale does, at the same learning
-            rate relative to the weights.
+            rate relative to the weights. Behind batch norm a gain leaves the function as it is, and
+            makes the steps smaller relative to the weights.
         schedule: "cosine" or "constant".
         dtype: "float32" or "float64".
         accelerator, devices: where to run, for Lightning Fabric.
+        draws: "stream" or "example", whose random numbers a device draws; with "example" the
+            numbers are the same on any number of devices, up to rounding
+            (``sbnlib.experiments.training``).
         stack: the most trainings that are computed as one (``sbnlib.experiments.stacked``). On
             a CPU the numbers do not depend on it; on a GPU products round otherwise in a stack
             than alone, and 1 trains one after the other.
@@ -123,7 +147,9 @@ class Config:
     data: str = "digits"
     estimator: str = "straight_through"
     noise: str = "Logistic"
+    noise_scale: float | str = 1.0
     hidden: tuple[int, ...] = (100, 100)
+    norm: str = "none"
     seeds: int = 10
     epochs: int = 40
     batch_size: int = 50
@@ -133,6 +159,7 @@ class Config:
     dtype: str = "float64"
     accelerator: str = "cpu"
     devices: int = 1
+    draws: str = "stream"
     stack: int = 32
     threads: int = 1
 
@@ -140,8 +167,11 @@ class Config:
         _one_of("data", self.data, datasets.DATASETS)
         _one_of("estimator", self.estimator, registry.ESTIMATORS)
         _one_of("noise", str(self.noise).lower(), NOISES)
+        object.__setattr__(self, "noise_scale", _scale(self.noise_scale))
+        _one_of("norm", self.norm, NORMS)
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("draws", self.draws, DRAWS)
         _one_of("accelerator", self.accelerator, ("cpu", "cuda", "gpu", "mps", "auto"))
         for name in ("seeds", "epochs", "batch_size", "devices", "stack", "threads"):
             check_count(name, getattr(self, name))
@@ -154,6 +184,13 @@ class Config:
                 f"batch_size: got {self.batch_size}, must be a multiple of the "
                 f"{self.devices} devices"
             )
+        if self.norm == "batch":
+            _check_batch_norm(self.estimator, self.batch_size // self.devices)
+            if self.devices > 1 and self.accelerator == "cpu":
+                raise ValueError(
+                    f"devices: got {self.devices} CPU processes, must be 1 with norm='batch', of "
+                    "which torch takes statistics over several devices on CUDA alone"
+                )
 
     @property
     def command(self) -> str:
@@ -167,6 +204,29 @@ class Config:
 def _one_of(name: str, value: Any, known: Any) -> None:
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: got {value!r}, known are {', '.join(known)}")
+
+
+def _scale(value: Any) -> float | str:
+    if isinstance(value, str) and value == "auto":
+        return value
+    if not is_positive(value):
+        raise ValueError(
+            f"noise_scale: got {value!r}, must be a number from 1e-37 to 1e37, or auto"
+        )
+    return float(value)
+
+
+def _check_batch_norm(estimator: str, batch_size: int) -> None:
+    kind = registry.get(estimator).kind
+    if kind not in ON_THE_BATCH:
+        known = [e.name for e in registry.ESTIMATORS.values() if e.kind in ON_THE_BATCH]
+        raise ValueError(
+            f"norm: got 'batch', must be none with the estimator {estimator} ({kind}), which looks "
+            f"at states that are no batch; known with batch norm are {', '.join(known)}"
+        )
+    if batch_size < 2:
+        raise ValueError(f"batch_size: got {batch_size} a device, must be at least 2 with "
+                         "norm='batch'")  # fmt: skip
 
 
 def _widths(values: Any) -> tuple[int, ...]:
@@ -251,10 +311,13 @@ def _train(
     with threads(config.threads):
         fit(fabric, trainings, data.train)
     for run, training in zip(runs, trainings, strict=True):
-        draw = training.recipe.generator(fabric.device, "evaluation")
+        draw, anew = (
+            training.recipe.generator(fabric.device, use) for use in ("evaluation", "statistics")
+        )
         with threads(config.threads):
-            validation, loss = evaluate(training.model, run["model"], data.validation, draw)
-            test, _ = evaluate(training.model, run["model"], data.test, draw)
+            nets = settled(training.model.net, run["model"], data.train.inputs, anew)
+            validation, loss = evaluate(training.model, run["model"], data.validation, draw, nets)
+            test, _ = evaluate(training.model, run["model"], data.test, draw, nets)
         yield {**run, "validation": validation, "validation_loss": loss, "test": test}
 
 
@@ -264,7 +327,9 @@ def _training(
     net = build(config, model, data, init_gain, seed)
     adam = torch.optim.Adam(net.parameters(), lr=lr)
     cosine = config.schedule == "cosine"
-    recipe = Recipe(seed, config.epochs, config.batch_size, contender=model, cosine=cosine)
+    recipe = Recipe(
+        seed, config.epochs, config.batch_size, contender=model, cosine=cosine, draws=config.draws
+    )
     return Training(net, [adam], recipe, **kept)
 
 
@@ -272,6 +337,9 @@ def _key(config: Config, data: Dataset, **run: Any) -> Key:
     settings = asdict(config)
     if config.accelerator == "cpu":  # where the numbers do not depend on it
         del settings["stack"]
+    for field in fields(Config):  # newer than the keys of some that are kept
+        if field.name in ("noise_scale", "norm", "draws") and settings[field.name] == field.default:
+            del settings[field.name]
     return make_key("classify", settings | run, data)
 
 
@@ -280,25 +348,87 @@ def build(config: Config, model: str, data: Dataset, init_gain: float, seed: int
     inputs, dtype = data.train.inputs, DTYPES[config.dtype]
     draw = generator("cpu", "weights", seed=seed, contender=model)
     sizes = [inputs.shape[1], *config.hidden]
-    layers = [linear(m, n, init_gain, draw, dtype) for m, n in zip(sizes, sizes[1:], strict=False)]
+    layers = [
+        _layer(m, n, init_gain, draw, dtype, config.norm)
+        for m, n in zip(sizes, sizes[1:], strict=False)
+    ]
     head = linear(sizes[-1], data.num_classes, 1.0, draw, dtype)
     if model == "tanh":
         return Classifier(TanhNet(*layers), head, backprop).to(inputs.device)
-    net = SBN(*layers, noise=as_noise(config.noise))
+    net = SBN(*layers, noise=_noise(config.noise.lower(), config.noise_scale))
     return Classifier(net, head, network_estimator(config.estimator)).to(inputs.device)
+
+
+def _layer(
+    inputs: int, outputs: int, gain: float, draw: torch.Generator, dtype: torch.dtype, norm: str
+) -> nn.Module:
+    if norm == "none":
+        return linear(inputs, outputs, gain, draw, dtype)
+    first = linear(inputs, outputs, gain, draw, dtype, bias=False)
+    return nn.Sequential(first, nn.BatchNorm1d(outputs, dtype=dtype))
+
+
+@functools.cache
+def _noise(name: str, scale: float | str) -> Noise:
+    law = NOISES[name]
+    return law().scaled_to(gain=1) if isinstance(scale, str) else law(scale)
+
+
+def settled(
+    net: nn.Module, model: str, inputs: Tensor, draw: torch.Generator
+) -> dict[str, nn.Module]:
+    """The net of each prediction: for a net with batch norm, copies with statistics for it.
+
+    Args:
+        net: a trained net of ``model``; it stays as it is.
+        inputs: those that it was trained on, (N, n). They are one batch: the variance over several
+            would leave out that of their means.
+        draw: for the sampled units, of which one draw an input gives the statistics.
+
+    Returns:
+        "sample", "sign" and "mean", or "tanh", to the net that makes it.
+    """
+    modes = ("tanh",) if model == "tanh" else MODES
+    if not any(isinstance(m, BatchNorm) for m in net.modules()):
+        return dict.fromkeys(modes, net)
+    nets = {mode: copy.deepcopy(net) for mode in modes}
+    for mode, own in nets.items():
+        if mode != "tanh":
+            set_mode(own, mode)
+        reestimate_batch_norm(_Drawing(own, draw) if mode == "sample" else own, inputs)
+    return nets
+
+
+class _Drawing(nn.Module):
+    """A net that draws from one generator."""
+
+    def __init__(self, net: nn.Module, draw: torch.Generator) -> None:
+        super().__init__()
+        self.net, self.draw = net, draw
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs, generator=self.draw)
 
 
 @torch.no_grad()
 def evaluate(
-    classifier: Classifier, model: str, split: Split, draw: torch.Generator
+    classifier: Classifier,
+    model: str,
+    split: Split,
+    draw: torch.Generator,
+    nets: Mapping[str, nn.Module] | None = None,
 ) -> tuple[dict[str, float], float]:
-    """The accuracy of each prediction, and the loss of the one in ``MODELS``."""
-    net, head = classifier.net, classifier.head
+    """The accuracy of each prediction, and the loss of the one in ``MODELS``.
+
+    ``nets`` are those of :func:`settled`; without batch norm the classifier's own makes them all.
+    """
+    head = classifier.head
+    nets = dict.fromkeys((*MODES, "tanh"), classifier.net) if nets is None else nets
     if model == "tanh":
-        scores = head(net(split.inputs)).log_softmax(-1)
+        scores = head(nets["tanh"](split.inputs)).log_softmax(-1)
         return {"tanh": _accuracy(scores, split)}, nll_loss(scores, split.labels).item()
-    logits = {mode: head(net(split.inputs, mode=mode)) for mode in ("sign", "mean")}
-    samples = [head(net(split.inputs, generator=draw)) for _ in range(SAMPLES)]
+    logits = {mode: head(nets[mode](split.inputs, mode=mode)) for mode in ("sign", "mean")}
+    samples = [head(nets["sample"](split.inputs, generator=draw)) for _ in range(SAMPLES)]
     logs = torch.stack([sample.log_softmax(-1) for sample in samples])
     ten = logs.logsumexp(0) - math.log(SAMPLES)  # log of the averaged probabilities
     accuracies = {
@@ -508,8 +638,11 @@ def _measurement(
 HELP = {
     "data": f"data set: {', '.join(datasets.DATASETS)}",
     "estimator": f"estimator that trains the network: {', '.join(registry.ESTIMATORS)}",
-    "noise": f"noise of the binary units, at scale 1: {', '.join(NOISES)}",
+    "noise": f"noise of the binary units: {', '.join(NOISES)}",
+    "noise_scale": "scale of the noise, in units of the pre-activations; or auto: where "
+    "straight-through's gain is 1 for pre-activations of variance 1",
     "hidden": "number of units of each binary layer, from the input up",
+    "norm": "none, or batch: batch norm in front of the units, of the tanh twin too",
     "seeds": "number of runs at the chosen setting, with the seeds 0, 1, ...; these are tested",
     "epochs": "length of a run, in passes through the training images",
     "batch_size": "training images a step, over all devices together",
@@ -520,10 +653,19 @@ HELP = {
     "dtype": "floating-point type of weights and images: float32 or float64",
     "accelerator": "kind of device: cpu, cuda, gpu, mps or auto",
     "devices": "number of devices; a batch is shared out evenly",
+    "draws": "random numbers of a device: stream, of its rank, or example, those that its images "
+    "have on any number of devices",
     "stack": "number of trainings that are computed as one, at most, fewer of large ones; 1: one "
     "after the other",
     "threads": "number of CPU threads torch may use",
 }
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -533,7 +675,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a stochastic binary network beside its tanh twin, and measure both.",
     )
     for field in fields(Config):
-        add_option(parser, field.name, field.default, HELP[field.name])
+        more = {"type": _number_or_word} if field.name == "noise_scale" else {}
+        add_option(parser, field.name, field.default, HELP[field.name], **more)
     add_out(parser, "runs/classify-DATA.json")
     add_resume_dir(parser)
     return parser

@@ -1,9 +1,14 @@
 """A training loop on Lightning Fabric that can be killed at any time.
 
-Every random number is drawn from a generator of its purpose, made anew from the run's seed, the
-epoch and the rank. A new epoch starts new generators, so a run that starts again from the
-checkpoint of epoch e draws what the uninterrupted run would have drawn: model, optimizer and epoch
-number are all there is to save, on any number of devices.
+Every random number is drawn from a generator of its purpose, made anew from the run's seed and the
+epoch. A new epoch starts new generators, so a run that starts again from the checkpoint of epoch e
+draws what the uninterrupted run would have drawn: model, optimizer and epoch number are all there
+is to save, on any number of devices.
+
+On several devices each has its share of every batch, and draws for it from a generator of its own
+rank; or, with ``draws="example"``, what a single device would have drawn for the same examples, so
+that the losses agree up to rounding. Batch norm takes its statistics over all devices, for which
+torch has a layer on CUDA alone.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +29,8 @@ from sbnlib.data import Split
 from sbnlib.experiments.cache import Checkpoint
 from sbnlib.experiments.models import Classifier, TanhNet, backprop
 from sbnlib.experiments.stacked import Forward, Step, alike, as_one, generators
+from sbnlib.inference import BatchNorm
+from sbnlib.noise import Share
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -41,6 +48,10 @@ __all__ = [
 ]
 
 
+#: Whose random numbers a device draws, see :class:`Recipe`.
+DRAWS = ("stream", "example")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train.
@@ -51,9 +62,13 @@ class Recipe:
         contender: whose run it is; contenders with the same seed share no random number, so that
             their results are independent.
         cosine: whether the learning rates are brought down to 0 along a half cosine.
+        draws: whose random numbers a device draws on several of them: "stream", those of its rank;
+            "example", those that its examples have on any number of devices. Each then draws the
+            numbers of the whole batch and keeps its own.
 
     Raises:
-        ValueError: ``epochs`` or ``batch_size`` is no whole number, or is below 1.
+        ValueError: ``epochs`` or ``batch_size`` is no whole number, or is below 1; unknown
+            ``draws``.
     """
 
     seed: int
@@ -61,10 +76,13 @@ class Recipe:
     batch_size: int
     contender: str = ""
     cosine: bool = True
+    draws: str = "stream"
 
     def __post_init__(self) -> None:
         check_count("epochs", self.epochs)
         check_count("batch_size", self.batch_size)
+        if self.draws not in DRAWS:
+            raise ValueError(f"draws must be one of {DRAWS}, got {self.draws!r}")
 
     def generator(
         self, device: torch.device | str, purpose: str, **key: int | str
@@ -101,10 +119,16 @@ def generator(device: torch.device | str, purpose: str, **key: int | str) -> tor
 
 
 def linear(
-    inputs: int, outputs: int, gain: float, draw: torch.Generator, dtype: torch.dtype
+    inputs: int,
+    outputs: int,
+    gain: float,
+    draw: torch.Generator,
+    dtype: torch.dtype,
+    *,
+    bias: bool = True,
 ) -> nn.Linear:
     """A linear layer, weights and biases uniform on +-gain/sqrt(inputs); gain 1 is torch's own."""
-    layer = nn.Linear(inputs, outputs, dtype=dtype)
+    layer = nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
     bound = gain / math.sqrt(inputs)
     with torch.no_grad():
         for p in layer.parameters():
@@ -155,6 +179,7 @@ def fit(
 
     Raises:
         ValueError: a batch is larger than ``data``.
+        ValueError: several devices, none of them CUDA's, and a model with batch norm.
         CacheError: a checkpoint is of another run.
     """
     for training in trainings:
@@ -183,7 +208,8 @@ class _Run:
         self.fabric, self.training, self.recipe = fabric, training, training.recipe
         self.after_epoch = training.after_epoch
         self.rates = [[group["lr"] for group in o.param_groups] for o in training.optimizers]
-        self.model, *self.optimizers = fabric.setup(training.model, *training.optimizers)
+        model = _in_step(fabric, training.model)
+        self.model, *self.optimizers = fabric.setup(model, *training.optimizers)
         optimizers = {f"optimizer {k}": o for k, o in enumerate(self.optimizers)}
         self.state: dict[str, Any] = {"model": self.model} | optimizers
         file = training.checkpoint
@@ -213,6 +239,19 @@ class _Run:
     def save(self, epoch: int) -> None:
         if file := self.training.checkpoint:
             file.save(self.fabric, self.state | {"epoch": epoch})
+
+
+def _in_step(fabric: Fabric, model: nn.Module) -> nn.Module:
+    """The model with batch norm whose statistics are those of the whole batch."""
+    norms = [name for name, m in model.named_modules() if isinstance(m, BatchNorm)]
+    if fabric.world_size == 1 or not norms:
+        return model
+    if fabric.device.type != "cuda":
+        raise ValueError(
+            f"devices: got {fabric.world_size} of kind {fabric.device.type}, must be 1 for a model "
+            f"with batch norm ({norms[0]}): torch takes its statistics over several on CUDA alone"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # never run: no machine here has two
 
 
 def _stacks(runs: Sequence[_Run]) -> list[list[_Run]]:
@@ -266,11 +305,19 @@ def _draws(
 ) -> tuple[Tensor, torch.Generator]:
     """The order of the examples and the source of the noise in this epoch."""
     orders = [_order(count, recipe, epoch) for recipe in recipes]
-    key = {"epoch": epoch, "rank": fabric.global_rank}
-    noises = [recipe.generator(fabric.device, "noise", **key) for recipe in recipes]
+    noises = [_noise(fabric, recipe, epoch) for recipe in recipes]
     if len(recipes) == 1:
         return orders[0], noises[0]
     return torch.stack(orders), generators(noises)
+
+
+def _noise(fabric: Fabric, recipe: Recipe, epoch: int) -> torch.Generator:
+    """Of this rank, or this rank's share of the one that rank 0 has alone."""
+    if recipe.draws == "stream":
+        return recipe.generator(fabric.device, "noise", epoch=epoch, rank=fabric.global_rank)
+    whole = recipe.generator(fabric.device, "noise", epoch=epoch, rank=0)
+    share = Share(whole, fabric.global_rank, fabric.world_size)
+    return cast(torch.Generator, share)  # it stands for one wherever sbnlib draws
 
 
 def _order(count: int, recipe: Recipe, epoch: int) -> Tensor:

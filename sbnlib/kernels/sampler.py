@@ -315,6 +315,11 @@ def _key(seed: int | Tensor | None, generator: torch.Generator | None, a: Tensor
     options: dict[str, Any] = {"dtype": torch.int64, "device": a.device}
     if seed is None:
         check_generator(generator, a.device)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                "generator must be a torch.Generator for the fused sampler, which has one seed for "
+                f"all rows, got {type(generator).__name__}"
+            )
         return torch.randint(0, 2**63 - 1, (), generator=generator, **options)
     if generator is not None:
         raise ValueError("generator must be None where seed is given, got both")

@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import subprocess
+import tomllib
+from pathlib import PurePosixPath
 
 import nbformat
 import pytest
@@ -195,6 +197,23 @@ def test_citation_names_the_seed_paper():
     assert paper["identifiers"][0]["value"] == "arXiv:2006.06880"
 
 
+def test_every_file_of_the_library_is_installed():
+    """What is no module is named by a package, so that a wheel has it too."""
+    named = tomllib.loads(text("pyproject.toml"))["tool"]["setuptools"]["package-data"]
+    patterns = [f"{package.replace('.', '/')}/{p}" for package in named for p in named[package]]
+    tracked = [PurePosixPath(p.relative_to(ROOT).as_posix()) for p in tracked_files()]
+    files = [p for p in tracked if p.parts[0] == "sbnlib" and p.suffix != ".py"]
+    assert PurePosixPath("sbnlib/datasets/fashion-mnist-4000.bz2") in files
+    assert not [p for p in files if not any(p.match(pattern) for pattern in patterns)]
+
+
+def test_a_data_set_in_the_package_is_small_and_has_its_licence():
+    folder = ROOT / "sbnlib" / "datasets"
+    licence = "MIT License (MIT) Copyright © 2017 Zalando SE"
+    assert (folder / "fashion-mnist-4000.bz2").stat().st_size < 2_000_000
+    assert licence in (folder / "LICENSE-fashion-mnist").read_text("utf-8")
+
+
 def test_the_two_commands_are_targets():
     targets = set(re.findall(r"^([a-z]+):", text("Makefile"), flags=re.M))
     named = set(re.findall(r"make ([a-z]+)", text("README.md") + text("CONTRIBUTING.md")))
@@ -224,7 +243,7 @@ def test_nothing_names_the_machine_it_was_made_on():
     pattern = re.compile("|".join(map(re.escape, words)))
     found = []
     for path in tracked_files():
-        if path.suffix in {".png", ".woff2", ".npz", ".gz"}:
+        if path.suffix in {".png", ".woff2", ".npz", ".gz", ".bz2"}:
             continue
         content = path.read_text("utf-8", errors="ignore")
         found += [f"{path.relative_to(ROOT)}: {m[0]}" for m in pattern.finditer(content)]

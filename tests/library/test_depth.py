@@ -1,4 +1,4 @@
-"""Gain, overlap and scales: against scipy's quadrature of the reference's own laws, and sampled.
+"""Gain, overlap, scales, weights: by scipy's quadrature of the reference's own laws, and sampled.
 
 The expected values come from ``tests/support/reference.py`` and from formulas written out here.
 """
@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from discovered import NOISES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import seeded, z_scores
-from scipy import integrate, optimize, special
+from scipy import integrate, optimize, special, stats
+from torch import nn
 
 import sbnlib
-from sbnlib import Noise, chain_rule, gain, overlap, proxy, registry, straight_through, zgr
+from sbnlib import SBN, Noise, chain_rule, gain, overlap, proxy, registry, straight_through, zgr
 from sbnlib.estimators import PROXIES
+from sbnlib.nn import BernoulliLinear, Sign, init_normal_
 
 Array = np.ndarray
 names = pytest.mark.parametrize("name", NOISES)
@@ -530,3 +533,290 @@ def test_a_wide_random_network_has_the_predicted_gain_and_overlap() -> None:
     errors = measured.std(0, ddof=1) / math.sqrt(NETS)
     assert (errors < [0.1, 0.003]).all()  # the test can tell: ST's gain is 1.07, 2/pi gives .052
     assert (z_scores(measured, predicted) < z_limit(2)).all()
+
+
+# ------------------------------------------------------------------------------ weights for a gain
+
+
+@cache
+def scale_of(name: str, target: float) -> float:
+    """The scale at which the reference's law has E (2f)^2 = target, by scipy's root finder."""
+    off = lambda log: math.log(moment(ref.RefNoise(name, math.exp(log)), 2) / target)  # noqa: E731
+    return math.exp(optimize.brentq(off, math.log(1e-2), math.log(1e2), xtol=1e-13))
+
+
+def initialized(net: nn.Module, target: float, **options: object) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return init_normal_(net, target, **options)
+
+
+def deviation(weight: torch.Tensor, generator_seed: int) -> float:
+    """The standard deviation of normal weights, known exactly: those of deviation 1 are drawn too.
+
+    The numbers are a generator's own, a magnitude and a sign each.
+    """
+    u = 1 - torch.rand(2, *weight.shape, generator=seeded(generator_seed), dtype=torch.float64)
+    one = -special.ndtri(u[0].numpy() / 2) * np.where(u[1].numpy() <= 0.5, 1, -1)
+    ratio = weight.detach().double().numpy() / one
+    assert np.ptp(ratio) <= 1e-6 * abs(ratio.mean())
+    return float(ratio.mean())
+
+
+@pytest.mark.parametrize("target", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
+@names
+def test_weights_have_the_variance_of_the_gain(name: str, scale: float, target: float) -> None:
+    """v = (scale/tau)^2 over the fan-in, with tau from the reference; biases are 0."""
+    net = initialized(SBN(nn.Linear(50, 7), noise=make_noise(name, scale)), target,
+                      generator=seeded(3))  # fmt: skip
+    expected = scale / scale_of(name, target) / math.sqrt(50)
+    assert deviation(net.layers[0].weight, 3) == pytest.approx(expected, rel=1e-6)
+    assert not net.layers[0].bias.any()
+
+
+def test_weights_are_normal_independent_and_their_generators() -> None:
+    """Kolmogorov's test of 10^5 weights, false-alarm rate 1e-6; seeds repeat in each dtype."""
+    made = lambda seed, dtype: init_normal_(  # noqa: E731
+        SBN(nn.Linear(250, 400), nn.Linear(400, 250, bias=False)).to(dtype), generator=seeded(seed)
+    )
+    net, again, other = made(0, torch.float64), made(0, torch.float32), made(1, torch.float64)
+    one, two = (layer.weight.detach() for layer in net.layers)
+    v = (1 / scale_of("Logistic", 1.0)) ** 2
+    for weight, fan_in in ((one, 250), (two, 400)):
+        z = weight.flatten() / math.sqrt(v / fan_in)
+        assert stats.kstest(z.numpy(), "norm").pvalue > 1e-6
+    assert abs(np.corrcoef(one.flatten(), two.flatten())[0, 1]) < 0.02
+    assert not torch.equal(one, other.layers[0].weight)
+    for p, q in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(p.float(), q)
+
+
+@pytest.mark.parametrize("target", [0.5, 1.0, 3.0])
+@names
+def test_it_is_the_scaled_law_turned_around(name: str, target: float) -> None:
+    """The same seeds: the same states and the same gradient in the inputs, to rounding."""
+    kept = make_noise(name, 2.5)
+    scaled_law = scaled(make_noise(name), target)
+    one = initialized(SBN(nn.Linear(9, 8), nn.Linear(8, 5), noise=kept).double(), target,
+                      generator=seeded(4))  # fmt: skip
+    other = SBN(nn.Linear(9, 8), nn.Linear(8, 5), noise=scaled_law).double()
+    with torch.no_grad():
+        for ours, theirs in zip(other.layers, one.layers, strict=True):
+            ours.weight.copy_(theirs.weight * scaled_law.scale / kept.scale)
+            ours.bias.zero_()
+    found = []
+    for net in (one, other):
+        x = torch.ones(6, 9, dtype=torch.float64, requires_grad=True)
+        states = net(x, generator=seeded(5))
+        (states * torch.linspace(-1, 2, 5)).sum().backward()
+        found.append((states.detach(), x.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+
+
+DEEP, DEEP_NETS = 5, 30
+
+
+def layer_by_layer(noise: Noise, target: float, seed: int) -> Array:
+    """The gradient's mean square below each of five layers over that above, and the overlaps' own.
+
+    The gradient comes from random signs at the top; inputs are pairs as in :func:`random_net`.
+    """
+    generator = seeded(seed)
+    net = SBN(*(nn.Linear(WIDTH, WIDTH) for _ in range(DEEP)), noise=noise)
+    initialized(net, target, generator=generator)
+    below: list[torch.Tensor] = []
+
+    def see(_: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        inputs[0].retain_grad()
+        below.append(inputs[0])
+
+    for layer in net.layers:
+        layer.register_forward_pre_hook(see)
+    one = torch.where(torch.rand(PAIRS, WIDTH, generator=generator) < 0.5, -1.0, 1.0)
+    other = one.clone()
+    other[:, : round(WIDTH * (1 - START) / 2)] *= -1
+    top = net(torch.cat([one, other]).requires_grad_(), generator=generator)
+    top.backward(torch.where(torch.rand(top.shape, generator=generator) < 0.5, -1.0, 1.0))
+    squares = [float(x.grad.square().mean()) for x in below] + [1.0]
+    second = below[1].detach()
+    overlaps = float((second[:PAIRS] * second[PAIRS:]).mean())
+    return np.array([*(low / high for low, high in zip(squares[:-1], squares[1:], strict=True)),
+                     overlaps])  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "scale", "target"), [("Logistic", 1.0, 1.0),
+                                                       ("Uniform", 3.0, 2.0)])  # fmt: skip
+def test_a_wide_network_with_these_weights_has_the_gain_in_each_layer(
+    name: str, scale: float, target: float
+) -> None:
+    """30 networks of width 400; false-alarm rate 1e-6 a case. At gain 1 gradients are constant.
+
+    The overlap after one layer is E m(a) m(a') with corr(a, a') = START; finite width moves the
+    means by some 1/400, and is below one standard error of each.
+    """
+    measured = np.array([layer_by_layer(make_noise(name, scale), target, s)
+                         for s in range(DEEP_NETS)])  # fmt: skip
+    law = ref.RefNoise(name, scale_of(name, target))
+    t = np.linspace(-9, 9, 1201)
+    first, second = t[:, None], START * t[:, None] + math.sqrt(1 - START**2) * t
+    m = lambda a: law.cdf(a) - law.cdf(-a)  # noqa: E731
+    after = float((phi(first) * phi(t) * m(first) * m(second)).sum() * (t[1] - t[0]) ** 2)
+    assert after == pytest.approx(moment(law, 1) ** 2 * START, rel=0.03)
+    errors = measured.std(0, ddof=1) / math.sqrt(DEEP_NETS)
+    assert (errors[:-1] < 0.02 * target).all() and errors[-1] < 0.002  # the test can tell
+    assert (z_scores(measured, np.array([target] * DEEP + [after])) < z_limit(DEEP + 1)).all()
+
+
+def test_inputs_of_another_size_are_allowed_for_in_the_first_layer_alone() -> None:
+    inputs = torch.tensor([[3.0, -1.0], [0.0, 2.0]])  # of mean square 14/4
+    made = [
+        init_normal_(SBN(nn.Linear(2, 3), nn.Linear(3, 3)), inputs=given, generator=seeded(1))
+        for given in (None, inputs, inputs[0].double())
+    ]
+    plain, measured, once = ([p.detach() for p in net.parameters()] for net in made)
+    torch.testing.assert_close(measured[0], plain[0] / math.sqrt(3.5))
+    torch.testing.assert_close(once[0], plain[0] / math.sqrt(5.0))
+    assert all(torch.equal(p, q) for p, q in zip(plain[1:], measured[1:], strict=True))
+
+
+def test_every_layer_below_units_is_drawn_for_its_own_units_and_no_other() -> None:
+    read_out, stem = nn.Linear(4, 2), nn.Linear(6, 6)
+    net = nn.Sequential(
+        stem,
+        nn.ReLU(),
+        nn.Unflatten(-1, (6, 1, 1)),
+        nn.Sequential(nn.Conv2d(6, 4, (3, 2), padding=2, groups=2), nn.Identity(), Sign("uniform")),
+        nn.Sequential(nn.Flatten(), SBN(nn.Sequential(nn.Linear(48, 8)), nn.Linear(8, 6),
+                                        noise=sbnlib.Triangular(0.5))),
+        nn.Unflatten(-1, (2, 3)),
+        nn.Conv1d(2, 2, 2, bias=False),
+        Sign("gaussian"),
+        nn.Flatten(),
+        read_out,
+    )  # fmt: skip
+    kept = [p.detach().clone() for p in (*stem.parameters(), *read_out.parameters())]
+    assert init_normal_(net, 1.5, generator=(draw := seeded(2))) is net
+    assert net(torch.ones(3, 6)).shape == (3, 2)
+    after = [*stem.parameters(), *read_out.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(kept, after, strict=True))
+    conv, (first, second), last = net[3][0], net[4][1].layers, net[6]
+    first = first[0]
+    fan_in = {conv: 3 * 3 * 2, first: 48, second: 8, last: 4}
+    laws = {conv: ("Uniform", 1.0), first: ("Triangular", 0.5), second: ("Triangular", 0.5),
+            last: ("Gaussian", 1.0)}  # fmt: skip
+    stream = seeded(2)
+    for layer, (name, scale) in laws.items():
+        u = 1 - torch.rand(2, *layer.weight.shape, generator=stream, dtype=torch.float64)
+        one = -special.ndtri(u[0].numpy() / 2) * np.where(u[1].numpy() <= 0.5, 1, -1)
+        size = scale / scale_of(name, 1.5) / math.sqrt(fan_in[layer])
+        np.testing.assert_allclose(layer.weight.detach().numpy(), size * one, rtol=1e-5)
+        assert layer.bias is None or not layer.bias.any()
+    assert torch.equal(stream.get_state(), draw.get_state())
+
+
+@pytest.mark.parametrize("units", ["cauchy", "fastsigmoid"])
+def test_a_law_that_keeps_little_overlap_is_named_where_it_is_asked_for(units: str) -> None:
+    with pytest.warns(UserWarning, match="has the overlap") as caught:
+        init_normal_(SBN(nn.Linear(2, 3), noise=units))
+    with pytest.warns(UserWarning, match="has the overlap") as other:
+        make_noise({"cauchy": "Cauchy"}.get(units, "FastSigmoid")).scaled_to()
+    assert [Path(w.filename).name for w in (*caught, *other)] == ["test_depth.py"] * 2
+
+
+class OfItsOwn(SBN):
+    def forward(self, inputs: torch.Tensor, **options: object) -> torch.Tensor:
+        return super().forward(-inputs, **options)
+
+
+class Binarized(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.sign(), self.bias)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.units = nn.Linear(2, 2), Sign()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.units(self.layer(x))
+
+
+SHARED = nn.Linear(2, 2)
+NORMED = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (nn.Linear(2, 2), "net must hold binary units, Linear has none"),
+        (Sign(), "right after nn.Linear or a convolution, net comes first"),
+        (nn.Sequential(Sign()), "right after nn.Linear or a convolution, 0 comes first"),
+        (nn.Sequential(nn.Linear(2, 2), Sign(), Sign()), r"2 comes after 1 \(Sign\)"),
+        (nn.Sequential(nn.Linear(2, 2), nn.ReLU(), Sign()), r"2 comes after 1 \(ReLU\)"),
+        (SBN(nn.Linear(2, 2), NORMED), r"sign comes after layers.1.1 \(BatchNorm1d\), by which "
+         r"the weights' scale has no effect: .*noise's scale .*noise.scaled_to\(gain=...\)$"),
+        (SBN(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))), r"LayerNorm\), by which"),
+        (SBN(BernoulliLinear(2, 2)), r"BernoulliLinear\), whose weights are \+-1: .*scaled_to"),
+        (nn.Sequential(nn.Linear(2, 2), Sign(), nn.ReLU(), nn.Linear(2, 2), Sign()),
+         r"units right below 3, whose gain it is, got 2 \(ReLU\)"),
+        (SBN(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2),
+         nn.Linear(2, 2))), r"units right below layers.1.1, .*layers.1.0 \(Linear\)"),
+        (SBN(SHARED, SHARED), "layers.1 has those of layers.0"),
+        (SBN(nn.LazyLinear(2)), "weight of layers.0 is lazy"),
+        (SBN(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), "weight of layers.0 is"),
+        (SBN(Binarized(2, 2)), "torch's own layers, layers.0 has a forward of its own"),
+        (OfItsOwn(nn.Linear(2, 2)), "OfItsOwn has a forward of its own"),
+        (nn.Sequential(Block()), "in an SBN or nn.Sequential, whose order is known, 0 is Block"),
+    ],
+)  # fmt: skip
+def test_a_net_that_cannot_be_served_is_refused_by_name(net: nn.Module, words: str) -> None:
+    refused(net, ValueError, words)
+
+
+def refused(net: nn.Module, error: type[Exception], words: str, **options: object) -> None:
+    """With nothing drawn, neither weights nor numbers."""
+    draw = seeded(0)
+    state = [b.clone() for b in net.state_dict().values() if not nn.parameter.is_lazy(b)]
+    with pytest.raises(error, match=words):
+        init_normal_(net, **{"generator": draw} | options)
+    kept = [b for b in net.state_dict().values() if not nn.parameter.is_lazy(b)]
+    assert all(torch.equal(b, c) for b, c in zip(state, kept, strict=True))
+    assert torch.equal(draw.get_state(), seeded(0).get_state())
+
+
+class Spike(Power):
+    """F(-a) of the power 2/5: its density is not square integrable."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__(0.4, scale)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"gain": 0.0}, ValueError, "gain must be a number from 1e-6 to 1e6, got 0.0"),
+        ({"gain": -1.0}, ValueError, "gain must be a number .* got -1.0"),
+        ({"gain": True}, ValueError, "gain must be a number .* got True"),
+        ({"gain": 1e7}, ValueError, "gain must be a number .* got 10000000.0"),
+        ({"inputs": torch.zeros(2, 2)}, ValueError, "inputs must be finite and not all 0, got"),
+        ({"inputs": torch.full((2,), math.nan)}, ValueError, "inputs must be finite"),
+        ({"inputs": torch.tensor([1.0, -math.inf])}, ValueError, "inputs must be finite"),
+        ({"inputs": torch.ones(2, dtype=torch.int64)}, TypeError, "inputs must be a floating"),
+        ({"inputs": [1.0]}, TypeError, "inputs must be a floating-point tensor, got list"),
+        ({"generator": 3}, TypeError, "generator must be a torch.Generator"),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_name(
+    options: dict, error: type[Exception], words: str
+) -> None:
+    refused(SBN(nn.Linear(2, 2), nn.Linear(2, 2)), error, words, **options)
+
+
+def test_a_law_or_a_type_without_such_weights_is_refused_by_name() -> None:
+    refused(SBN(nn.Linear(2, 2), noise=Spike()), ValueError, "gain must be finite at some scale")
+    half = SBN(nn.Linear(2, 2), noise=sbnlib.Logistic(1e5)).half()
+    refused(half, ValueError, "scale at which torch.float16 holds weights of this gain, at Log")
+    with pytest.raises(TypeError, match="net must be a module, got int"):
+        init_normal_(3)

@@ -13,7 +13,7 @@ import sbnlib
 from sbnlib.extras import extra
 
 EXTRAS = ["matplotlib", "ipywidgets", "sklearn", "scipy", "pooch", "lightning", "lightning_fabric",
-          "triton"]  # fmt: skip
+          "triton", "joblib", "distributed"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -48,6 +48,10 @@ def test_a_star_leaves_the_modules_of_torch_alone() -> None:
                              "classify.launch(classify.Config('digits'))", "experiments"),
         ("lightning_fabric", "from sbnlib.experiments import weights; weights.launch()",
          "experiments"),
+        ("joblib", "from sbnlib.experiments.jobs import carry_out;"
+                   "carry_out([{'k': 1}], print, key={}, workers=2)", "experiments"),
+        ("distributed", "from sbnlib.experiments.jobs import carry_out;"
+                        "carry_out([{'k': 1}], print, key={}, scheduler='tcp://h:1')", "cluster"),
     ],
 )  # fmt: skip
 def test_a_missing_extra_is_named(

@@ -1,19 +1,25 @@
-"""PSA: the recursion written out path by path, where it is exact, and deep ZGR beside it."""
+"""PSA: the recursion written out path by path, where it is exact, and deep ZGR beside it.
+
+Convolutions are held against their own matrices, made here entry by entry.
+"""
 
 from __future__ import annotations
 
 import itertools
+import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import reference as ref
 import torch
-from bridge import in_order, make_net
-from rows import row_gradients, row_net, seeded
+from bridge import in_order, make_net, make_noise, z_limit
+from rows import row_gradients, row_net, seeded, z_scores
 from torch import nn
 
 import sbnlib
 from sbnlib import exact_gradient, exact_moments, network_estimator, psa
+from sbnlib.estimators.psa import NUMBERS
 
 Array = np.ndarray
 noises = pytest.mark.parametrize("noise_name", ref.NOISES)
@@ -185,23 +191,351 @@ def test_layers_without_bias_or_frozen_are_taken() -> None:
     assert model.layers[0].weight.grad.abs().max() > 0 and model.layers[1].weight.grad is None
 
 
-def test_convolutions_are_refused_before_any_work() -> None:
-    def never(x: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("the loss was called before the check")
-
-    conv = sbnlib.SBN(nn.Conv2d(1, 2, 3), nn.Flatten(-3))
-    with pytest.raises(ValueError, match="nn.Linear.*Conv2d"):
-        psa(conv, torch.zeros(1, 1, 4, 4), never)
-    normed = sbnlib.SBN(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
-    with pytest.raises(ValueError, match="layer 1 is Sequential"):
-        psa(normed, torch.zeros(1, 2), never)
-
-
 @pytest.mark.parametrize("loss", [lambda x: x, lambda x: x.sum(), lambda x: 1.0])
 def test_a_loss_of_the_wrong_shape_is_refused(loss: object) -> None:
     model = sbnlib.SBN(nn.Linear(2, 3))
     with pytest.raises(ValueError, match="loss must"):
         psa(model, torch.zeros(4, 2), loss)
+
+
+# ------------------------------------------------------------------------------- convolutions
+
+
+def places(conv: nn.Conv2d, height: int, width: int) -> Array:
+    """Which weight leads from each input (column) to each output (row), -1 where none does."""
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
+    if conv.padding == "same":
+        tops, lefts = divmod(dh * (kh - 1), 2), divmod(dw * (kw - 1), 2)
+        (top, bottom), (left, right) = ((half, half + odd) for half, odd in (tops, lefts))
+    else:
+        (top, left) = (bottom, right) = (0, 0) if conv.padding == "valid" else conv.padding
+    rows = (height + top + bottom - dh * (kh - 1) - 1) // sh + 1
+    columns = (width + left + right - dw * (kw - 1) - 1) // sw + 1
+    of_group = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    out = np.full((conv.out_channels, rows, columns, conv.in_channels, height, width), -1)
+    for o, r, s in np.ndindex(out.shape[:3]):
+        for c, i, j in np.ndindex(of_group[0], kh, kw):
+            y, x = r * sh + i * dh - top, s * sw + j * dw - left
+            if 0 <= y < height and 0 <= x < width:
+                channel = o // of_group[1] * of_group[0] + c
+                out[o, r, s, channel, y, x] = ((o * of_group[0] + c) * kh + i) * kw + j
+    return out.reshape(conv.out_channels * rows * columns, -1)
+
+
+def shared(per_entry: Array, index: Array) -> Array:
+    """Gradients (..., n_out, n_in) in a matrix as gradients in the weights that it is made of."""
+    out = np.zeros((*per_entry.shape[:-2], index.max() + 1))
+    np.add.at(out, (..., index[index >= 0]), per_entry[..., index >= 0])
+    return out
+
+
+def weighted(net: sbnlib.SBN) -> list[Any]:
+    return [m for m in net.layers.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+def matrices(net: sbnlib.SBN, image: torch.Tensor) -> list[Array | None]:
+    """For each layer its :func:`places`, None for a linear one; the shapes are read off a run."""
+    found: list[Array | None] = []
+
+    def see(layer: Any, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        found.append(None if isinstance(layer, nn.Linear) else places(layer, *inputs[0].shape[-2:]))
+
+    hooks = [layer.register_forward_hook(see) for layer in weighted(net)]
+    net(image)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def as_dense(net: sbnlib.SBN, indices: list[Array | None]) -> ref.RefNet:
+    """The same network with each convolution as its matrix."""
+    weights, biases = [], []
+    for layer, index in zip(weighted(net), indices, strict=True):
+        weight = layer.weight.detach().numpy()
+        bias = np.zeros(len(weight)) if layer.bias is None else layer.bias.detach().numpy()
+        if index is not None:
+            weight = np.where(index >= 0, weight.ravel()[index], 0)
+            bias = bias.repeat(len(index) // len(bias))
+        weights.append(weight)
+        biases.append(bias)
+    noise = ref.RefNoise(type(net.noise).__name__, net.noise.scale)
+    return ref.RefNet(tuple(weights), tuple(biases), noise)
+
+
+def conv_net(*layers: nn.Module, noise: str = "Logistic", seed: int = 0) -> sbnlib.SBN:
+    net = sbnlib.SBN(*layers, noise=make_noise(noise, 1.5)).double()
+    draw = np.random.default_rng(seed)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.tensor(draw.uniform(-1, 1, size=p.shape)))
+    return net
+
+
+def smooth(x: torch.Tensor) -> torch.Tensor:
+    """A loss of states (..., n) that no two units enter alike."""
+    n = x.shape[-1]
+    one, two = (torch.linspace(-1, 1.3, n, dtype=x.dtype) * k for k in (0.7, -1.1))
+    return torch.tanh((x * one).sum(-1) + 0.2) + torch.exp((x * two).sum(-1) / n)
+
+
+def of_images(x: torch.Tensor) -> torch.Tensor:
+    return smooth(x.flatten(-3))
+
+
+#: Options of the second of two convolutions, on images 4 x 5 with 4 channels.
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"stride": (2, 1)},
+    {"padding": (1, 2)},
+    {"dilation": (1, 2)},
+    {"groups": 2},
+    {"groups": 4, "bias": False},
+    {"stride": 2, "padding": 2, "dilation": 2, "groups": 2},
+    {"stride": (1, 3), "padding": (0, 1), "kernel_size": (3, 2)},
+    {"padding": "same", "kernel_size": (2, 3), "dilation": (3, 1)},
+    {"padding": "valid", "kernel_size": 1},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_convolution_has_the_estimate_of_its_matrix(options: dict, symmetric: bool) -> None:
+    """Images in, images out: the same states from the same seed, the same gradient to 1e-12."""
+    second = nn.Conv2d(4, 4, **{"kernel_size": 2} | options)
+    net = conv_net(nn.Conv2d(2, 4, 2, padding=(0, 1)), second, nn.Conv2d(4, 3, (2, 1), padding=1))
+    images = torch.rand(3, 2, 5, 4, generator=seeded(1), dtype=torch.float64)
+    check_against_matrix(net, images, of_images, symmetric)
+
+
+@pytest.mark.parametrize("noise_name", ["Uniform", "Cauchy"])
+def test_shapes_may_change_around_the_weights(noise_name: str) -> None:
+    """Images as rows of numbers, flattened below a linear layer or behind a convolution."""
+    net = conv_net(
+        nn.Sequential(nn.Unflatten(-1, (2, 3, 3)), nn.Conv2d(2, 3, 2), nn.Flatten()),
+        nn.Sequential(nn.Sequential(nn.Unflatten(1, (3, 2, 2))), nn.Conv2d(3, 4, 2, padding=1)),
+        nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(36, 8), nn.Unflatten(-1, (2, 2, 2))),
+        nn.Conv2d(2, 2, 1),
+        nn.Sequential(nn.Flatten(-3), nn.Linear(8, 2)),
+        noise=noise_name,
+    )
+    rows = torch.rand(4, 18, generator=seeded(2), dtype=torch.float64)
+    check_against_matrix(net, rows, smooth)
+    flat = conv_net(nn.Sequential(nn.Unflatten(-1, (2, 3, 3)), nn.Conv2d(2, 1, 2), nn.Flatten()))
+    check_against_matrix(flat, rows, smooth)
+    one = conv_net(nn.Conv2d(2, 3, 2), nn.Conv2d(3, 2, 2))  # a single image, without a batch
+    check_against_matrix(one, rows[0].view(2, 3, 3), of_images)
+
+
+def check_against_matrix(
+    net: sbnlib.SBN, inputs: torch.Tensor, loss: Any, symmetric: bool = False
+) -> None:
+    indices = matrices(net, inputs)
+    dense = make_net(as_dense(net, indices))
+    flat = inputs if inputs.dim() == 2 else inputs.flatten(-3)
+    shape = net(inputs).shape
+
+    def recording(x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-len(shape) :] == shape  # the flips in front
+        return loss(x)
+
+    for seed in range(3):
+        values = psa(net, inputs, recording, symmetric=symmetric, generator=seeded(seed))
+        others = psa(dense, flat, smooth, symmetric=symmetric, generator=seeded(seed))
+        torch.testing.assert_close(values, others, rtol=1e-12, atol=1e-12)
+        net.zero_grad()
+        dense.zero_grad()
+        values.sum().backward()
+        others.sum().backward()
+        for layer, other, index in zip(weighted(net), dense.layers, indices, strict=True):
+            weight, bias = other.weight.grad.numpy(), other.bias.grad.numpy()
+            if index is not None:
+                weight = shared(weight, index).reshape(layer.weight.shape)
+                bias = bias.reshape(layer.out_channels, -1).sum(-1)
+            assert np.abs(weight).max() > 1e-3
+            np.testing.assert_allclose(layer.weight.grad.numpy(), weight, rtol=1e-12, atol=1e-12)
+            if layer.bias is not None:
+                np.testing.assert_allclose(layer.bias.grad.numpy(), bias, rtol=1e-12, atol=1e-12)
+
+
+class Watched:
+    """The pre-activations of a net's layers, whose gradients are the estimates, and the states."""
+
+    def __init__(self, net: sbnlib.SBN) -> None:
+        self.pre: list[torch.Tensor] = []
+        self.below: list[torch.Tensor] = []
+        for layer in weighted(net):
+            layer.register_forward_hook(self.see)
+
+    def see(self, _: nn.Module, inputs: tuple[torch.Tensor, ...], a: torch.Tensor) -> None:
+        a.retain_grad()
+        self.pre.append(a)
+        self.below.append(inputs[0].detach())
+
+    def estimates(self, dtype: torch.dtype = torch.float64) -> list[Array]:
+        return [a.grad.flatten(1).to(dtype).numpy() for a in self.pre]
+
+    def states(self, k: int) -> Array:
+        return self.below[k].flatten(1).numpy()
+
+
+@noises
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_convolutions_compute_the_recursion_on_every_path(noise_name: str, symmetric: bool) -> None:
+    net = conv_net(
+        nn.Conv2d(1, 2, 2),
+        nn.Conv2d(2, 2, (1, 2), groups=2, bias=False),
+        nn.Sequential(nn.Flatten(), nn.Linear(2, 2)),
+        noise=noise_name,
+    )
+    v, rows, top = np.array([0.3, -0.8, 0.5, 0.9, -0.2, 0.7]), 2000, []
+    loss = ref.smooth_loss(2, 1)
+
+    def recording(x: torch.Tensor) -> torch.Tensor:
+        top.append(x.detach().numpy())
+        return loss.torch(x)
+
+    images = torch.tensor(v).view(1, 1, 2, 3).expand(rows, 1, 2, 3)
+    dense, watched = as_dense(net, matrices(net, images[:1])), Watched(net)
+    psa(net, images, recording, symmetric=symmetric, generator=seeded()).sum().backward()
+    path = index_of([watched.states(1), watched.states(2), top[0]])
+    assert len(np.unique(path)) > 0.2 * 2**8
+    for found, expected in zip(
+        watched.estimates(), psa_deltas(dense, v, loss, False, symmetric), strict=True
+    ):
+        np.testing.assert_allclose(found, expected[path], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("width", "symmetric", "exact"), [(3, False, True), (4, True, True), (4, False, False)]
+)
+def test_through_a_convolution_it_is_exact_where_the_theory_says(
+    width: int, symmetric: bool, exact: bool
+) -> None:
+    """One unit above, or with both sides two. Means of 20 000 paths; false-alarm rate 1e-6.
+
+    With two units above, which share two of the units below, PSA from one side is off by a quarter.
+    """
+    net = conv_net(nn.Conv2d(1, 1, 2), nn.Conv2d(1, 1, 2), seed=5)
+    with torch.no_grad():
+        net.layers[1].weight.mul_(4)
+    v, rows = np.random.default_rng(3).uniform(-1, 1, size=3 * width), 20_000
+    images = torch.tensor(v).view(1, 1, 3, width).expand(rows, 1, 3, width)
+    indices = matrices(net, images[:1])
+    dense, watched = as_dense(net, indices), Watched(net)
+    loss = product_loss(dense.widths[-1])
+    of_flat = lambda x: loss.torch(x.flatten(-3))  # noqa: E731
+    psa(net, images, of_flat, symmetric=symmetric, generator=seeded(7)).sum().backward()
+    expected, worst = ref.gradient_one(dense, v, loss, 0), []
+    for k, (delta, index) in enumerate(zip(watched.estimates(), indices, strict=True)):
+        each = shared(delta[:, :, None] * watched.states(k)[:, None, :], index)
+        worst.append(z_scores(each, shared(expected[k, "weight"], index)).max())
+    assert worst[1] < z_limit(8)
+    assert worst[0] < z_limit(8) if exact else worst[0] > 3 * z_limit(8)
+
+
+class Counting(sbnlib.Logistic):
+    """Remembers how many values of F it was asked for at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def _cdf(self, a: torch.Tensor) -> torch.Tensor:
+        self.asked.append(a.numel())
+        return super()._cdf(a)
+
+
+def test_the_memory_of_a_convolution_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All output channels at once, some, and one at a time: the same but for the sums' order."""
+    net = conv_net(nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 10, 3, padding=1, groups=2))
+    images = torch.rand(2, 2, 4, 4, generator=seeded(3), dtype=torch.float64)
+    unfolded, gradients = 2 * 6 * 9 * 16, []
+    assert 5 * unfolded < NUMBERS
+    for numbers, channels in ((NUMBERS, 5), (3 * unfolded, 3), (1, 1)):
+        monkeypatch.setattr(sys.modules["sbnlib.estimators.psa"], "NUMBERS", numbers)
+        net.noise = Counting()
+        psa(net, images, of_images, generator=seeded()).sum().backward()
+        assert max(net.noise.asked) == channels * unfolded
+        assert sum(n for n in net.noise.asked if n >= unfolded) == 5 * unfolded
+        gradients.append(weighted(net)[0].weight.grad.clone())
+        net.zero_grad()
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_convolutions_are_right_to_one_rounding(dtype: torch.dtype) -> None:
+    """Weights of few bits: pre-activations, so states, are those of float32."""
+    net = conv_net(nn.Conv2d(1, 2, (1, 3)), nn.Conv2d(2, 4, (1, 2)))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_((4 * p).round() / 4)
+    images, found = torch.randint(-1, 2, (50, 1, 2, 5), generator=seeded()).float(), []
+    for own in (torch.float32, dtype):
+        net, watched = net.to(own), Watched(net)
+        loss = lambda x: of_images(x.float())  # noqa: E731
+        psa(net, images.to(own), loss, generator=seeded(1)).sum().backward()
+        found.append([e.astype(float) for e in watched.estimates(torch.float32)])
+    for full, half in zip(*found, strict=True):
+        assert np.abs(full).max() > 0.05
+        at_most = 0.5001 * torch.finfo(dtype).eps * np.abs(full) + torch.finfo(dtype).tiny
+        assert (np.abs(half - full) <= at_most).all()
+
+
+def never(x: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("the loss was called before the check")
+
+
+NORMED = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+CIRCULAR = nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ((nn.Linear(2, 3), NORMED), r"of one nn.Linear .*1 is Sequential\(Linear, BatchNorm1d\)"),
+        ((nn.Conv2d(1, 2, 3), nn.Flatten(-3)), "nn.Linear or nn.Conv2d, .*layer 1 is Flatten"),
+        ((nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),), r"0 is Sequential\(Linear, Linear"),
+        ((nn.Conv1d(1, 2, 3),), "layer 0 is Conv1d"),
+        ((nn.ConvTranspose2d(1, 2, 3),), "layer 0 is ConvTranspose2d"),
+        ((sbnlib.nn.BernoulliConv2d(1, 2, 3),), "layer 0 is BernoulliConv2d"),
+        ((nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2)),), r"Sequential\(Conv2d, MaxPool2d"),
+        ((CIRCULAR,), "padded with zeros, layer 0 has padding_mode='circular'"),
+        ((nn.Conv2d(1, 2, 3), nn.Linear(2, 2)), r"one batch in all layers, of shape \(1, 2, 2\)"),
+        ((nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0)),), "one batch in all layers"),
+    ],
+)
+def test_what_is_not_served_is_refused_before_any_work(layers: tuple, words: str) -> None:
+    flat = any(isinstance(m, nn.Linear) for m in layers[0].modules())
+    inputs = torch.zeros(1, 2) if flat else torch.zeros(1, 1, 4, 4)
+    with pytest.raises(ValueError, match=words):
+        psa(sbnlib.SBN(*layers), inputs, never)
+
+
+def test_the_numbers_of_linear_layers_are_those_of_the_formula_in_torch() -> None:
+    """Bit for bit: what is stored of linear networks stays reproducible."""
+    for dtype, symmetric in itertools.product((torch.float64, torch.float32), (False, True)):
+        net = conv_net(nn.Linear(3, 5), nn.Linear(5, 7), nn.Linear(7, 2)).to(dtype)
+        x = torch.rand(4, 6, 3, generator=seeded(4), dtype=dtype)
+        value = psa(net, x, smooth, symmetric=symmetric, generator=seeded(5))
+        found = torch.autograd.grad(value.sum(), list(net.parameters()))
+        draw, a, states, F = seeded(5), [], [], net.noise
+        for layer in net.layers:
+            a.append(layer(states[-1] if states else x))
+            states.append(sbnlib.sample_sign(a[-1], F, generator=draw))
+        with torch.no_grad():
+            flips = states[-1] * (1 - 2 * torch.eye(2, dtype=dtype))[:, None, None]
+            d, deltas = smooth(states[-1])[..., None] - smooth(flips).movedim(0, -1), []
+            for k in (2, 1, 0):
+                deltas.insert(0, F.pdf(a[k]) * states[k] * d)
+                if k:
+                    moved = a[k][..., None] - 2 * net.layers[k].weight * states[k - 1][..., None, :]
+                    drop = F.cdf(states[k] * a[k])[..., None] - F.cdf(states[k][..., None] * moved)
+                    d = (d[..., None, :] @ drop)[..., 0, :]
+                    d = d / (2 * F.cdf(states[k - 1] * a[k - 1])) if symmetric else d
+        expected = torch.autograd.grad(a, list(net.parameters()), deltas)
+        assert all(torch.equal(g, e) for g, e in zip(found, expected, strict=True))
 
 
 # ------------------------------------------------------------------------- where it is exact

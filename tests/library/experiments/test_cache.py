@@ -73,6 +73,7 @@ def test_without_a_folder_nothing_is_kept(
         ({"lr": [0.1]}, r"lr: \[0.1\] there, \[0.2\] here"),
         ({"experiment": "weights"}, "experiment: 'weights' there, 'classify' here"),
         ({"torch": "2.0"}, "torch: '2.0' there, '2.1' here"),
+        ({"norm": "batch"}, "norm: 'batch' there, None here"),
     ],
 )
 def test_the_folder_of_another_key_is_refused_by_name(
@@ -115,11 +116,12 @@ def test_every_field_of_a_configuration_is_in_its_key(field: str, digits: data.D
         "data": "fashion-mnist", "estimator": "zgr", "noise": "Uniform", "hidden": (5,),
         "seeds": 2, "epochs": 3, "batch_size": 25, "lr": (0.1,), "init_gain": (1.0,),
         "schedule": "constant", "dtype": "float32", "accelerator": "auto", "devices": 2,
-        "threads": 2,
+        "threads": 2, "noise_scale": 0.5, "norm": "batch",
     }  # fmt: skip
     changed = dataclasses.replace(CONFIG, **{field: other[field]})
     here, there = (classify._key(config, digits) for config in (CONFIG, changed))
     assert cache._difference(there, here).startswith(f"{field}: ")
+    assert cache._difference(here, there).startswith(f"{field}: ")
 
 
 @pytest.mark.parametrize(("accelerator", "same"), [("cpu", True), ("cuda", False)])

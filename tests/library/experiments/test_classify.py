@@ -6,7 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -41,6 +41,13 @@ BAD = [
     ("data", ["digits"], r"got \['digits'\], known are"),
     ("estimator", "nope", "known are straight_through"),
     ("noise", "student", "known are cauchy, .*logistic"),
+    ("noise_scale", 0.0, "got 0.0, must be a number from 1e-37 to 1e37, or auto"),
+    ("noise_scale", -1, "got -1, must be a number"),
+    ("noise_scale", True, "got True, must be a number"),
+    ("noise_scale", math.nan, "got nan, must be a number"),
+    ("noise_scale", "automatic", "got 'automatic', must be a number .*, or auto"),
+    ("norm", "layer", "got 'layer', known are none, batch"),
+    ("norm", None, "got None, known are none, batch"),
     ("hidden", (), "at least one"),
     ("hidden", 100, "a list"),
     ("hidden", (10, 0), "must be an integer >= 1, got 0"),
@@ -63,6 +70,7 @@ BAD = [
     ("init_gain", (1, 1.0), "each number once"),
     ("schedule", "linear", "known are cosine, constant"),
     ("dtype", "int8", "known are float32, float64"),
+    ("draws", "rank", "known are stream, example"),
     ("accelerator", "tpu", "known are cpu"),
     ("devices", 0, "got 0"),
     ("devices", 3, "batch_size: got 50, must be a multiple of the 3 devices"),
@@ -76,6 +84,28 @@ def test_bad_settings_are_refused(field, value, complaint):
     with pytest.raises(ValueError, match=complaint) as error:
         Config(**{field: value})
     assert field in str(error.value) or field == "devices"
+
+
+@pytest.mark.parametrize("entry", registry.ESTIMATORS.values(), ids=lambda e: e.name)
+def test_batch_norm_is_for_estimators_that_run_each_layer_on_the_batch(entry):
+    if entry.kind in ("chain rule", "relaxation"):
+        Config(estimator=entry.name, norm="batch")
+        return
+    words = rf"norm: got 'batch', must be none with the estimator {entry.name} \({entry.kind}\)"
+    with pytest.raises(ValueError, match=words + ".* with batch norm are straight_through, .*zgr"):
+        Config(estimator=entry.name, norm="batch")
+
+
+def test_batch_norm_needs_two_images_a_device():
+    Config(norm="batch", batch_size=4, devices=2, accelerator="cuda")
+    for sizes in ({"batch_size": 1}, {"batch_size": 2, "devices": 2}):
+        with pytest.raises(ValueError, match="batch_size: got 1 a device, must be at least 2"):
+            Config(norm="batch", **sizes)
+
+
+def test_batch_norm_on_several_cpus_is_refused():
+    with pytest.raises(ValueError, match="devices: got 2 CPU processes, must be 1 with norm"):
+        Config(norm="batch", devices=2)
 
 
 def test_numbers_of_numpy_are_taken_as_plain_ones():
@@ -99,6 +129,42 @@ def test_noise_is_found_in_any_case():
     assert type(net.noise).__name__ == "Gaussian"
 
 
+#: The scale at which E (2f(a))^2 = 1 for a ~ N(0, 1): statement 2.2, by quadrature in test_depth.
+AT_GAIN_1 = {"Logistic": 0.2555, "Uniform": 0.7320, "Gaussian": 0.4306}
+
+
+@pytest.mark.parametrize("name", AT_GAIN_1)
+def test_the_noise_has_the_scale_asked_for(name):
+    scales = {}
+    for scale in (1.0, 0.25, np.float32(4), 3, "auto"):
+        config = Config(noise=name.upper(), noise_scale=scale)
+        noise = classify.build(config, "sbn", classify.load(config), 1.0, 0).net.noise
+        assert type(noise).__name__ == name
+        scales[scale] = noise.scale
+    assert scales.pop("auto") == pytest.approx(AT_GAIN_1[name], abs=5.1e-5)
+    assert scales == {1.0: 1.0, 0.25: 0.25, 4.0: 4.0, 3: 3.0}
+
+
+def test_what_is_not_asked_for_changes_neither_command_nor_key():
+    """Files and folders that were kept before there were these two options."""
+    data_set = classify.load(SMALL)
+    assert "norm" not in SMALL.command and "scale" not in SMALL.command
+    assert not {"norm", "noise_scale", "draws"} & set(classify._key(SMALL, data_set))
+    for options in (
+        {"noise_scale": 0.5},
+        {"noise_scale": "auto"},
+        {"norm": "batch"},
+        {"draws": "example"},
+    ):
+        ((name, value),) = options.items()
+        other = Config(**asdict(SMALL) | options)
+        assert f" --{name.replace('_', '-')} {value}" in other.command
+        assert classify._key(other, data_set) == classify._key(SMALL, data_set) | options
+        parsed = vars(classify._parser().parse_args(other.command.split()[3:]))
+        typed = {f: tuple(v) if isinstance(v, list) else v for f, v in parsed.items()}
+        assert {f: typed[f] for f in asdict(other)} == asdict(other)
+
+
 def test_batch_larger_than_the_data_is_refused_before_training(monkeypatch):
     monkeypatch.setattr(classify, "_train", None)
     with pytest.raises(ValueError, match="batch_size: got 2000, must be at most the 1078"):
@@ -115,6 +181,9 @@ def test_batch_larger_than_the_data_is_refused_before_training(monkeypatch):
         (["--seeds", "few"], "invalid int value"),
         (["--epochs", "-3"], "epochs must be an integer >= 1, got -3"),
         (["--gain", "3"], "unrecognized arguments: --gain 3"),
+        (["--noise-scale", "-2"], "noise_scale: got -2.0, must be a number"),
+        (["--noise-scale", "small"], "noise_scale: got 'small', must be a number"),
+        (["--norm", "batch", "--estimator", "psa"], "must be none with the estimator psa"),
     ],
 )
 def test_command_line_refuses(arguments, complaint, capsys, tmp_path, monkeypatch):
@@ -125,11 +194,26 @@ def test_command_line_refuses(arguments, complaint, capsys, tmp_path, monkeypatc
     assert not any(tmp_path.iterdir())
 
 
-def test_missing_data_stops_the_command(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("fashion-mnist", "train-images-idx3-ubyte.gz is not there"),
+        ("cifar-10", "data_batch_1.bin: cannot be read (No such file or directory)"),
+    ],
+)
+def test_missing_data_stops_the_command(name, missing, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("SBN_DATA", str(tmp_path))
     with pytest.raises(SystemExit):
-        classify.main(["--data", "fashion-mnist"])
-    assert "train-images-idx3-ubyte.gz is not there" in capsys.readouterr().err
+        classify.main(["--data", name])
+    assert missing in capsys.readouterr().err
+
+
+def test_a_net_takes_images_in_colour():
+    images = torch.rand(20, 3 * 32 * 32) * 2 - 1
+    split = data.Split(images, torch.arange(20) % 10)
+    colours = data.Dataset("cifar-10", (3, 32, 32), 10, split, split, split)
+    row = classify.train(replace(SMALL, batch_size=10), "sbn", 0.01, 1.0, 0, data=colours)
+    assert 0 <= row["test"]["sign"] <= 1
 
 
 # What is computed --------------------------------------------------------------------------------
@@ -284,6 +368,158 @@ def test_it_learns():
     config = Config(hidden=(30,), epochs=10)
     for model, prediction in classify.MODELS.items():
         assert classify.train(config, model, 0.03, 3.0, 0)["test"][prediction] > 0.85
+
+
+# Batch norm ---------------------------------------------------------------------------------------
+
+NORMED = Config(hidden=(12, 8), seeds=3, epochs=2, lr=(0.03, 0.1), init_gain=(1.0,), norm="batch",
+                noise_scale="auto")  # fmt: skip
+
+
+def test_layers_are_linear_without_biases_and_batch_norm():
+    data_set = classify.load(NORMED)
+    for model in classify.MODELS:
+        built, plain = (classify.build(c, model, data_set, 3.0, 0) for c in (NORMED, SMALL))
+        for layer, width in zip(built.net.layers, (12, 8), strict=True):
+            first, norm = layer
+            assert first.bias is None and first.weight.shape[0] == norm.num_features == width
+            assert norm.affine and norm.weight.dtype == torch.float64 and norm.training
+        assert torch.equal(built.net.layers[0][0].weight, plain.net.layers[0].weight)
+
+
+def normalized(a, over, layer):
+    """Batch norm with the mean and the unbiased variance of ``over``, written out."""
+    scale = layer[1].weight / (over.var(0, correction=1) + 1e-5).sqrt()
+    return (a - over.mean(0)) * scale + layer[1].bias
+
+
+@torch.no_grad()
+def by_hand(net, unit, inputs, over):
+    """The last layer's states of ``inputs``, with statistics of the images ``over``."""
+    x, y = inputs, over
+    for layer in net.layers:
+        a, b = x @ layer[0].weight.T, y @ layer[0].weight.T
+        x, y = unit(normalized(a, b, layer)), unit(normalized(b, b, layer))
+    return x
+
+
+def trained(model, config=NORMED):
+    """A classifier after a short training, and the data."""
+    fabric = classify.launch(config)
+    data_set = classify._on_device(config, fabric, classify.load(config))
+    one = classify._training(config, data_set, model, 0.03, 1.0, 0)
+    training.fit(fabric, [one], data_set.train)
+    return one.model, data_set
+
+
+def test_each_prediction_has_the_statistics_of_its_own_units():
+    """Those of all training images at the final weights, against batch norm written out."""
+    model, data_set = trained("sbn")
+    inputs, draw = data_set.train.inputs, torch.Generator().manual_seed(0)
+    nets = classify.settled(model.net, "sbn", inputs, draw)
+    scale, test = model.net.noise.scale, data_set.test.inputs
+    units = {
+        "sign": lambda a: torch.where(a >= 0, 1.0, -1.0).double(),
+        "mean": lambda a: torch.tanh(a / (2 * scale)),
+    }
+    scores = {}
+    for mode, unit in units.items():
+        expected = by_hand(model.net, unit, test, inputs)
+        torch.testing.assert_close(nets[mode](test, mode=mode), expected, rtol=1e-9, atol=1e-9)
+        scores[mode] = model.head(expected).argmax(-1) == data_set.test.labels
+    accuracy, _ = classify.evaluate(model, "sbn", data_set.test, draw, nets)
+    for mode, right in scores.items():
+        assert accuracy[mode] == pytest.approx(float(right.double().mean()))
+    twin, _ = trained("tanh")
+    (own,) = classify.settled(twin.net, "tanh", inputs, draw).values()
+    torch.testing.assert_close(own(test), by_hand(twin.net, torch.tanh, test, inputs))
+
+
+def test_samples_have_the_statistics_of_sampled_units():
+    """The second layer's mean over 1078 draws, to within 6 standard errors: false alarm 2e-8.
+
+    The variance of a sampled unit adds to that of its mean; 0.3 is 7 standard errors of the sum.
+    """
+    model, data_set = trained("sbn", Config(**asdict(NORMED) | {"noise_scale": 2.0}))
+    inputs, draw = data_set.train.inputs, torch.Generator().manual_seed(0)
+    nets = classify.settled(model.net, "sbn", inputs, draw)
+    first, second = model.net.layers
+    with torch.no_grad():
+        a, weight = inputs @ first[0].weight.T, second[0].weight
+        mean = torch.tanh(normalized(a, a, first) / (2 * model.net.noise.scale))
+        of_means, of_noise = (mean @ weight.T).var(0), ((1 - mean**2) @ (weight**2).T).mean(0)
+        norm, error = nets["sample"].layers[1][1], (of_noise / len(inputs)).sqrt()
+        assert ((norm.running_mean - (mean @ weight.T).mean(0)).abs() < 6 * error).all()
+        torch.testing.assert_close(norm.running_var, of_means + of_noise, rtol=0.3, atol=0)
+        assert (of_noise > 0.5 * of_means).all()  # the test can tell
+        torch.testing.assert_close(nets["mean"].layers[1][1].running_var, of_means)
+
+
+def test_looking_at_a_network_leaves_it_as_it_is():
+    for model in classify.MODELS:
+        classifier, data_set = trained(model)
+        before = {name: t.clone() for name, t in classifier.state_dict().items()}
+        draw = torch.Generator().manual_seed(0)
+        nets = classify.settled(classifier.net, model, data_set.train.inputs, draw)
+        first = classify.evaluate(classifier, model, data_set.test, draw.manual_seed(1), nets)
+        again = classify.evaluate(classifier, model, data_set.test, draw.manual_seed(1), nets)
+        assert first == again
+        after = classifier.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(t, after[name]) for name, t in before.items())
+        assert all(m.training for m in classifier.modules())
+        assert getattr(classifier.net, "mode", "sample") == "sample"
+        counts = [n for name, n in after.items() if name.endswith("tracked")]
+        assert counts == [2 * (1078 // 50)] * 2
+
+
+def test_without_batch_norm_the_network_itself_is_looked_at():
+    model, data_set = trained("sbn", SMALL)
+    nets = classify.settled(model.net, "sbn", data_set.train.inputs, torch.Generator())
+    assert set(nets) == {"sample", "sign", "mean"} and all(n is model.net for n in nets.values())
+
+
+def test_statistics_are_taken_with_their_own_generator():
+    model, data_set = trained("sbn")
+    found = []
+    for seed, own in ((5, 0), (6, 0), (6, 1)):
+        torch.manual_seed(seed)
+        before, draw = torch.get_rng_state(), torch.Generator().manual_seed(own)
+        nets = classify.settled(model.net, "sbn", data_set.train.inputs, draw)
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append(nets["sample"].layers[1][1].running_mean)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("model", classify.MODELS)
+def test_a_checkpoint_holds_the_running_statistics(model, tmp_path):
+    """Killed after the second of three epochs and taken up again: the same row."""
+    config = Config(**asdict(NORMED) | {"epochs": 3})
+    whole, file, seen = classify.train(config, model, 0.03, 1.0, 0), tmp_path / "run.ckpt", []
+
+    def die():
+        seen.append(1)
+        if len(seen) == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        classify.train(config, model, 0.03, 1.0, 0, checkpoint=file, after_epoch=die)
+    kept = torch.load(file, weights_only=True)["model"]
+    assert kept["net.layers.0.1.num_batches_tracked"] == 2 * (1078 // 50)
+    assert kept["net.layers.0.1.running_mean"].abs().max() > 0.1
+    assert classify.train(config, model, 0.03, 1.0, 0, checkpoint=file) == whole
+
+
+def test_it_learns_with_batch_norm():
+    """Chance is 0.10; five epochs of 64-30-30-10 bring all predictions above 0.85."""
+    config = Config(hidden=(30, 30), epochs=5, norm="batch", noise_scale="auto")
+    for model in classify.MODELS:
+        row = classify.train(config, model, 0.03, 1.0, 0)
+        assert min(row["test"].values()) > 0.85
 
 
 # Killed and resumed ------------------------------------------------------------------------------

@@ -138,6 +138,7 @@ UNITS = {
     "seeds": "number of runs", "threads": "number of CPU threads", "most": "number of terms",
     "devices": "number of devices", "hidden": "number of units", "lr": "learning rates",
     "init_gain": "factors on", "stack": "number of trainings",
+    "noise_scale": "units of the pre-activations",
 }  # fmt: skip
 
 

@@ -144,6 +144,22 @@ def test_numbers_that_are_not_finite_are_refused_by_name(record, tmp_path, numbe
         measurement.read(path)
 
 
+def test_two_may_write_one_file_at_once(record, tmp_path, monkeypatch):
+    """The second begins, and ends, while the first has not yet put its file in place."""
+    path, replace = tmp_path / "x.json", os.replace
+
+    def meanwhile(part, target):
+        monkeypatch.setattr(os, "replace", replace)
+        measurement.write(path, record | {"seeds": []})
+        assert measurement.read(path)["seeds"] == []
+        replace(part, target)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    measurement.write(path, record)
+    assert measurement.read(path) == record
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
 def test_a_failed_write_leaves_the_old_file(record, tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     measurement.write(path, record)

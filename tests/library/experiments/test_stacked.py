@@ -242,6 +242,31 @@ def test_an_experiment_has_the_same_rows_in_stacks_of_any_size(dtype: str) -> No
     assert rows[0] == rows[1] == rows[2]
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_with_batch_norm_the_rows_are_the_same_in_stacks_of_any_size(dtype: str) -> None:
+    """Training, and the statistics that are taken anew for each prediction."""
+    sizes: dict[str, Any] = {"hidden": (12, 7), "seeds": 3, "epochs": 2, "lr": (0.03, 0.1)}
+    options: dict[str, Any] = {"norm": "batch", "noise_scale": "auto", "init_gain": (1.0, 3.0)}
+    rows = []
+    for stack, made in ((1, ()), (4, (4, 3)), (3, (3,))):
+        with used(*made):
+            rows.append(classify.run(Config(dtype=dtype, stack=stack, **sizes, **options))["rows"])
+    assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.parametrize(
+    "name", [e.name for e in registry.ESTIMATORS.values() if e.kind in classify.ON_THE_BATCH]
+)
+def test_every_estimator_of_the_batch_takes_batch_norm_in_a_stack(fabric: Any, name: str) -> None:
+    config = Config(hidden=(11, 6), epochs=1, estimator=name, norm="batch", noise_scale=0.4)
+    digits, runs = classify.load(config), [("sbn", 0.03, 1.0, seed) for seed in range(3)]
+    alone = [classify.train(config, *run, fabric=fabric, data=digits) for run in runs]
+    named = [dict(zip(("model", "lr", "init_gain", "seed"), run, strict=True)) for run in runs]
+    with used(3):
+        found = list(classify._train(config, fabric, digits, named, [None] * 3, after_epoch=int))
+    assert found == alone
+
+
 # One batched product -----------------------------------------------------------------------------
 
 
