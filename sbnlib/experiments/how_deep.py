@@ -1,7 +1,7 @@
 r"""How deep a stochastic binary network can be: accuracy over depth and scale of the noise.
 
-    python -m sbnlib.experiments.how_deep --part predictions   what the law says, before any run
-    python -m sbnlib.experiments.how_deep --part grid          and so on, one file a part
+    python -m sbnlib.experiments.how_deep --part predictions         what the law says, before a run
+    python -m sbnlib.experiments.how_deep --part grid --workers 2    and so on, one file a part
 
 Networks as in ``sbnlib.experiments.deep``: at the start, pre-activations are N(0, 1) over the
 units, and a noise is told by its scale relative to that at which straight-through's gain is 1. Each
@@ -18,10 +18,12 @@ then asked for what was held out.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
+import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,16 @@ import torch
 from sbnlib import data as datasets
 from sbnlib.data import Dataset
 from sbnlib.experiments import measurement
-from sbnlib.experiments.cache import Cache, Row, folder_of, make_key
+from sbnlib.experiments.cache import Key, Row, folder_of, make_key
 from sbnlib.experiments.classify import evaluate
 from sbnlib.experiments.command import add_out, add_resume_dir, refusing
 from sbnlib.experiments.deep import Deep, centred
+from sbnlib.experiments.jobs import ScaleOut, add_scale_out
 from sbnlib.experiments.protocol import mean_se
 from sbnlib.experiments.training import Recipe, Training, fit, generator, threads
 from sbnlib.extras import extra
 
-__all__ = ["PARTS", "main", "predictions", "run"]
+__all__ = ["PARTS", "fitted", "law", "main", "predictions", "trained"]
 
 #: Length of a training and size of a step.
 EPOCHS, BATCH = 25, 50
@@ -112,17 +115,25 @@ PARTS = {
 }
 
 
-def trained(data: Dataset, settings: Mapping[str, Any]) -> Row:
+@functools.cache
+def _digits() -> Dataset:
+    return centred(datasets.load("digits"))
+
+
+def trained(settings: Mapping[str, Any]) -> list[Row]:
     """The row of one network: what it is, the rate that was chosen, its test accuracies.
 
     ``one``, ``ten`` and ``sign`` hold an accuracy a seed, of one sample (the mean over ten), of the
     class probabilities averaged over ten samples, and of every unit in its most probable state.
-    Batch norm keeps the statistics of training.
+    Batch norm keeps the statistics of training. ``validation`` has the mean of each rate.
+
+    Args:
+        settings: the fields of a :class:`Deep`, and ``seeds``, how many.
     """
     with extra("experiments"):
         from lightning_fabric import Fabric
 
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric, data = Fabric(accelerator="cpu", devices=1), _digits()
     own = {name: value for name, value in settings.items() if name != "seeds"}
     deep, runs = Deep(**own), list(product(RATES, range(settings["seeds"])))
     trainings = [_training(deep, data, lr, seed) for lr, seed in runs]
@@ -135,9 +146,8 @@ def trained(data: Dataset, settings: Mapping[str, Any]) -> Row:
     validation = {lr: statistics.fmean(v for v, _ in of) for lr, of in by_rate.items()}
     best = max(RATES, key=lambda lr: validation[lr])
     tests = {name: [test[name] for _, test in by_rate[best]] for name in ("one", "ten", "sign")}
-    return {
-        **vars(deep), **deep.numbers, "lr": best, "validation": list(validation.values()), **tests
-    }  # fmt: skip
+    row = {**vars(deep), **deep.numbers, "lr": best}
+    return [row | {"validation": [validation[lr] for lr in RATES]} | tests]
 
 
 def _training(deep: Deep, data: Dataset, lr: float, seed: int) -> Training:
@@ -229,30 +239,10 @@ def fitted(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 # The measurement --------------------------------------------------------------------------------
 
 
-def run(part: str, data: Dataset, *, folder: Path | None = None, progress: bool = False) -> Row:
-    """Carry out one part: a measurement.
-
-    Args:
-        part: one of ``PARTS``, or "predictions".
-        data: the data set.
-        folder: where finished networks are kept.
-        progress: whether to show a bar.
-    """
-    if part == "predictions":
-        return _record(part, predictions())
-    with extra("experiments"):
-        from lightning_fabric import Fabric
-        from tqdm import tqdm
-
-    data, all_settings = centred(data), list(PARTS[part]())
-    key = make_key(f"how-deep-{part}", {}, data)
-    own = None if folder is None else folder_of(folder, key)
-    with Cache(Fabric(accelerator="cpu", devices=1), key, own) as cache:
-        rows = [
-            cache.row(settings, lambda _, s=settings: trained(data, s))  # type: ignore[misc]
-            for settings in tqdm(all_settings, disable=not progress)
-        ]
-    return _record(part, rows)
+def _rows(part: str, scale_out: ScaleOut, key: Key, folder: Path) -> list[Row] | None:
+    """The rows of a part; None where no more than a list or a single one was asked for."""
+    found = scale_out.rows(list(PARTS[part]()), trained, key=key, folder=folder)
+    return None if found is None else list(chain.from_iterable(found))
 
 
 def _record(part: str, rows: Sequence[Row]) -> Row:
@@ -272,27 +262,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", required=True, choices=["predictions", *PARTS], help="which one")
     add_out(parser, "runs/how-deep-PART.json")
     add_resume_dir(parser)
+    add_scale_out(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
-    options = parser.parse_args(argv)
-    out = options.out or Path("runs") / f"how-deep-{options.part}.json"
+    options = vars(parser.parse_args(argv))
+    part = options["part"]
+    out = options["out"] or Path("runs") / f"how-deep-{part}.json"
+    scale_out = ScaleOut(parser, options, argv)
     with refusing(parser, RuntimeError, ValueError):
         measurement.check_writable(out)
-        result = run(
-            options.part, datasets.load("digits"), folder=options.resume_dir, progress=True
-        )
-    measurement.write(out, result)
-    for row in result["rows"]:
-        print(_said(row))
-    print(f"written to {out}")
+        key = make_key(f"how-deep-{part}", {}, _digits())
+    folder = folder_of(options["resume_dir"], key)
+    rows = predictions() if part == "predictions" else _rows(part, scale_out, key, folder)
+    if rows is not None:
+        measurement.write(out, _record(part, rows))
+        shutil.rmtree(folder, ignore_errors=True)  # its rows are in the file
+        print(*map(_said, rows), f"written to {out}", sep="\n")
     return 0
 
 
 def _said(row: Mapping[str, Any]) -> str:
-    if row["part"] == "predictions":
+    if "says" in row:
         return f"{row['name']}: {row['says']}"
     mean, se = mean_se(row["ten"])
     error = "" if se is None else f" +- {se:.3f}"
