@@ -117,6 +117,13 @@ EXPERIMENTS = (
         _command("experiments.width_law", "--of variance", "variance-law.json"),
     ),
     Experiment(
+        "how-deep",
+        "Accuracy against depth and noise",
+        "how deep",
+        "how-deep-*.json",
+        _command("experiments.how_deep", "--part grid", "how-deep-grid.json"),
+    ),
+    Experiment(
         "gpu",
         "The library on a GPU",
         "gpu",

@@ -165,6 +165,10 @@ _TIMED = {"seconds": "number", "spread": "number"}
 _RATIO = _TIMED | {"elements": "count", "copy_seconds": "number", "ratio": "number"}
 _AGAINST_CPU = {"cpu_seconds": "number", "ratio": "number"}
 
+_DEEP = {"depth": "count", "width": "count", "noise": "text", "relative_scale": "number"}
+_DEEP |= {"estimator": "text", "norm": "text", "residual": "verdict", "gain": "number"}
+_DEEP |= {"lr": "number", "ten": "list"}
+
 #: kind -> part of a row ("" where rows have none) -> field -> what it holds. "or null": the field
 #: is there and may be null; "or none": it may be missing too.
 FORMS: dict[str, dict[str, dict[str, str]]] = {
@@ -197,6 +201,10 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         "fit": _POWER,
     },
     "variance law": {"width": _POINT | {"relative_variance": "number"}, "fit": _POWER},
+    "how deep": {
+        "predictions": {"name": "text", "says": "text"},
+        **dict.fromkeys(("grid", "widths", "noises", "rescaled", "cures", "held-out"), _DEEP),
+    },
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
         "section": {"name": "text", "seconds": "number"},
@@ -685,6 +693,71 @@ def _chosen(parts: Mapping[str, list[Row]], method: str) -> str:
     return ", ".join([setting(found["lr"]), *second])
 
 
+# ---- how deep ----------------------------------------------------------------------------------
+
+#: What networks may differ in, and how it is said; the first that has several values is across.
+AXES: dict[str, Callable[[Any], str]] = {
+    "relative_scale": setting,
+    "depth": lambda depth: _layers(depth),
+    "noise": str,
+    "width": lambda width: f"{width} units",
+    "residual": lambda residual: "residual" if residual else "plain",
+    "estimator": str,
+    "norm": lambda norm: "batch norm" if norm == "batch" else "no norm",
+}
+
+
+def how_deep(parts: Mapping[str, list[Row]]) -> Drawing:
+    """What was predicted; the accuracies of each part, a table for each estimator and norm."""
+    said = Table(
+        "predictions",
+        "What was written down before the runs.",
+        ["Prediction", "In words"],
+        [[row["name"], row["says"]] for row in parts["predictions"]],
+    )
+    tables = [said] if said.rows else []
+    for part in (part for part in parts if part != "predictions" and parts[part]):
+        rows = parts[part]
+        kinds = dict.fromkeys((row["estimator"], row["norm"]) for row in rows)
+        split = list(kinds) if part == "grid" else [None]
+        tables += [_accuracies(part, rows, kind) for kind in split]
+    return Drawing(tables)
+
+
+def _values(rows: Iterable[Row], axis: str) -> list[Any]:
+    return list(dict.fromkeys(row[axis] for row in rows))
+
+
+def _accuracies(part: str, rows: Sequence[Row], kind: tuple[str, str] | None) -> Table:
+    """One value of an axis a column, each combination of the others a line."""
+    own = [r for r in rows if kind in (None, (r["estimator"], r["norm"]))]
+    several = [axis for axis in AXES if len(_values(own, axis)) > 1]
+    across, down = several[0], several[1:]
+    columns = _values(own, across)
+    at = {(tuple(r[axis] for axis in down), r[across]): r for r in own}
+    if len(at) < len(own):
+        raise Undrawable(f"two rows of one network in the part {part}")
+    lines = [
+        [", ".join(AXES[a](v) for a, v in zip(down, line, strict=True))]
+        + [_mean_of(at[line, column]) if (line, column) in at else NONE for column in columns]
+        for line in dict.fromkeys(line for line, _ in at)
+    ]
+    name = "-".join([part, *(kind or ())]).replace("_", "-")
+    return Table(name, _about(own, across, kind), ["Network", *map(AXES[across], columns)], lines)
+
+
+def _about(rows: Sequence[Row], across: str, kind: tuple[str, str] | None) -> str:
+    words = "over the scale of the noise, relative to that of gain 1" * (across == "relative_scale")
+    seeds = sorted({len(row["ten"]) for row in rows})
+    which = f"{kind[0]}, {AXES['norm'](kind[1])}: test" if kind else "Test"
+    means = f"means over {' or '.join(map(str, seeds))} seeds"
+    return f"{which} accuracy of ten samples in percent {words}".rstrip() + f"; {means}."
+
+
+def _mean_of(row: Row) -> str:
+    return f"{100 * sum(row['ten']) / len(row['ten']):.1f}"
+
+
 # ---- gpu ---------------------------------------------------------------------------------------
 
 
@@ -911,6 +984,7 @@ KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
     "binary weights": weights,
     "width law": width_law,
     "variance law": variance_law,
+    "how deep": how_deep,
     "gpu": gpu,
 }
 
