@@ -129,6 +129,15 @@ def test_a_share_within_a_stack() -> None:
         by_states((6, 3), stack)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("draw", [by_states, by_uniforms, by_noise])
+def test_trainings_of_both_kinds_in_one_stack(draw: Callable[..., Tensor], first: bool) -> None:
+    parts = [Share(seeded(1)), seeded(2)][:: 1 if first else -1]
+    both = draw((2, 6, 3), cast(torch.Generator, Generators(parts)))
+    alone = [draw((6, 3), g) for g in (share(seed=1), seeded(2))][:: 1 if first else -1]
+    assert all(torch.equal(both[k], own) for k, own in enumerate(alone))
+
+
 def test_weights_are_the_same_on_all_devices() -> None:
     layer = BernoulliLinear(40, 30, forward="sample")
     drawn = [layer.weight(generator=g) for g in (seeded(), share(), share(0, 2), share(1, 2))]
