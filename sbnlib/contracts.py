@@ -284,6 +284,10 @@ def check_weight(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a finite number or a tensor, got {value!r}")
 
 
+#: What moves the numbers of one input to other places, and does nothing else.
+AROUND = (torch.nn.Flatten, torch.nn.Unflatten, torch.nn.Identity)
+
+
 def linear_layers(net: Network, name: str) -> list[torch.nn.Linear]:
     """The layers of ``net`` for the function ``name``, which needs them to be ``nn.Linear``."""
     layers = []

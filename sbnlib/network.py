@@ -341,7 +341,7 @@ class _Layerwise:
     ) -> Tensor:
         check_function("loss", loss, "the states")
         for k, layer in enumerate(net.layers):
-            if any(isinstance(m, _CONVOLUTIONS) for m in layer.modules()):
+            if any(isinstance(m, CONVOLUTIONS) for m in layer.modules()):
                 raise ValueError(f"layerwise needs fully connected layers, layer {k} is {layer}")
         x = inputs
         total: Tensor | float = 0.0
@@ -414,7 +414,7 @@ def _rest(net: SBN, loss: Loss, k: int, mode: str, generator: torch.Generator | 
 
 
 #: Layers whose states may have more than one axis.
-_CONVOLUTIONS = (_ConvNd, BernoulliConv2d)
+CONVOLUTIONS = (_ConvNd, BernoulliConv2d)
 
 
 def batch_shape(net: SBN, x: Tensor) -> torch.Size:
@@ -423,5 +423,5 @@ def batch_shape(net: SBN, x: Tensor) -> torch.Size:
     That is one axis; behind a Conv2d three, unless they were flattened.
     """
     inside = net.layers[-1].modules()
-    axes = [1 + len(m.kernel_size) for m in inside if isinstance(m, _CONVOLUTIONS)]
+    axes = [1 + len(m.kernel_size) for m in inside if isinstance(m, CONVOLUTIONS)]
     return x.shape[: -axes[0] if axes and axes[0] <= x.dim() else -1]

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sbnlib import kernels
 from sbnlib.contracts import (
+    AROUND,
     ChainRule,
     check_ends_with,
     check_number,
@@ -562,8 +563,6 @@ class BernoulliConv2d(_Bernoulli):
 Module = TypeVar("Module", bound=torch.nn.Module)
 #: Layers of real weights; one with a forward of its own may do what it wants with them.
 _WEIGHTED = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-#: What moves the numbers of an input to other places, and does nothing else.
-_AROUND = (torch.nn.Flatten, torch.nn.Unflatten, torch.nn.Identity)
 #: Behind one of these the scale of a layer's weights is without effect.
 _NORMS = (_NormBase, torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm)
 
@@ -679,7 +678,7 @@ def _layers_below_units(net: torch.nn.Module) -> list[tuple[str, Any, Noise]]:
     """Each layer that feeds units, with their noise, from the bottom up."""
     if not isinstance(net, torch.nn.Module):
         raise TypeError(f"net must be a module, got {type(net).__name__}")
-    run = [(n, m) for n, m in _in_order("", net) if not isinstance(m, _AROUND)]
+    run = [(n, m) for n, m in _in_order("", net) if not isinstance(m, AROUND)]
     found: list[tuple[str, Any, Noise]] = []
     for k, (name, module) in enumerate(run):
         if isinstance(module, Sign):

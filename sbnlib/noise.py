@@ -653,7 +653,8 @@ class Share:
         places[:, -2] = places[:, -2] * self.count + self.index
         names = [f"{self.source.initial_seed()} {self.draws} {p}" for p in places.tolist()]
         seeds = [int.from_bytes(hashlib.sha256(n.encode()).digest()[:7], "big") for n in names]
-        return torch.tensor([seed * 2.0**-56 for seed in seeds], dtype=torch.float64)
+        numbers = [seed * 2.0**-56 for seed in seeds]
+        return torch.tensor(numbers, dtype=torch.float64, device=chosen.device)
 
 
 def without_rows(generator: torch.Generator | None) -> torch.Generator | None:

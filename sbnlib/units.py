@@ -134,7 +134,7 @@ def _words(shape: Sequence[int], generator: torch.Generator | Generators | Share
 def _words_by_trial(shape: Sequence[int], generators: Generators) -> Tensor:
     """Each training's words drawn in their place."""
     own = generators.own(shape)
-    if isinstance(generators.parts[0], Share):
+    if any(isinstance(part, Share) for part in generators.parts):
         return torch.stack([_words(own, part) for part in generators.parts], dim=-3)
     count = math.prod(own)
     pairs = torch.empty(len(generators.parts), (count + 1) // 2, dtype=torch.int64, device="cpu")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sbnlib.contracts import Loss, Network, evaluate
+from sbnlib.contracts import AROUND, Loss, Network, evaluate
 from sbnlib.estimators.flips import flip_costs
 from sbnlib.estimators.score import with_gradient
 from sbnlib.noise import Noise, widened
@@ -93,9 +93,6 @@ def psa(
 
 # ---- the layers of a network, and one path through them ------------------------------------------
 
-#: What moves numbers to other places within one input, and does nothing else.
-_AROUND = (nn.Flatten, nn.Unflatten, nn.Identity)
-
 
 def _layers(net: Network) -> list[list[nn.Module]]:
     """The parts of each layer, one of which has weights."""
@@ -103,7 +100,7 @@ def _layers(net: Network) -> list[list[nn.Module]]:
     for k, layer in enumerate(net.layers):
         parts = list(_parts(layer))
         weighted = [part for part in parts if _has_weights(part)]
-        if len(weighted) != 1 or not all(_has_weights(p) or type(p) in _AROUND for p in parts):
+        if len(weighted) != 1 or not all(_has_weights(p) or type(p) in AROUND for p in parts):
             raise ValueError(
                 "psa needs layers of one nn.Linear or nn.Conv2d, with nn.Flatten, nn.Unflatten and "
                 f"nn.Identity around it, layer {k} is {_words(layer, parts)}"
@@ -231,8 +228,9 @@ def _through_convolution(
     weight = conv.weight.flatten(1)[..., None].unflatten(0, (conv.groups, -1))  # (g, C'/g, k, 1)
     a, x, d = (t.reshape(len(image), conv.groups, -1, 1, patches.shape[-1]) for t in (a, x, d))
     cost = torch.zeros_like(patches[:, :, 0], dtype=d.dtype)
-    for some in torch.arange(a.shape[2]).split(max(1, NUMBERS // max(1, cost.numel()))):
-        o = slice(int(some[0]), int(some[-1]) + 1)
+    many = max(1, NUMBERS // max(1, cost.numel()))
+    for first in range(0, a.shape[2], many):
+        o = slice(first, first + many)
         moved = a[:, :, o] - 2 * weight[:, o] * patches
         change = noise.cdf(x[:, :, o] * a[:, :, o]) - noise.cdf(x[:, :, o] * moved)
         cost += change.mul_(d[:, :, o]).sum(2)

@@ -30,6 +30,7 @@ from sbnlib.experiments.cache import Checkpoint
 from sbnlib.experiments.models import Classifier, TanhNet, backprop
 from sbnlib.experiments.stacked import Forward, Step, alike, as_one, generators
 from sbnlib.inference import BatchNorm
+from sbnlib.network import CONVOLUTIONS
 from sbnlib.noise import Share
 
 if TYPE_CHECKING:
@@ -178,16 +179,15 @@ def fit(
             on a CPU.
 
     Raises:
-        ValueError: a batch is larger than ``data``.
-        ValueError: several devices, none of them CUDA's, and a model with batch norm.
+        ValueError: a batch is larger than ``data``, or no multiple of the devices; several devices,
+            none of them CUDA's, and a model with batch norm; ``draws="example"`` for states that
+            are not (..., B, n).
         CacheError: a checkpoint is of another run.
     """
     for training in trainings:
-        if training.recipe.batch_size > len(data):
-            raise ValueError(
-                f"batch_size must be at most the {len(data)} training images, got "
-                f"{training.recipe.batch_size}"
-            )
+        _check_size(training.recipe.batch_size, len(data), fabric.world_size)
+        if training.recipe.draws == "example":
+            _check_axes(training.model, data)
     exact = fabric.device.type == "cpu" if exact is None else exact
     for stack in _stacks([_Run(fabric, training) for training in trainings]):
         for epoch in range(max(run.recipe.epochs for run in stack)):
@@ -199,6 +199,24 @@ def fit(
                 run.save(epoch + 1)
             for run in own:
                 run.after_epoch()
+
+
+def _check_size(size: int, images: int, devices: int) -> None:
+    if size > images:
+        raise ValueError(f"batch_size must be at most the {images} training images, got {size}")
+    if size % devices:
+        raise ValueError(f"batch_size must be a multiple of the {devices} devices, got {size}")
+
+
+def _check_axes(model: nn.Module, data: Split) -> None:
+    """The rows that belong to examples are those of the second axis from the end."""
+    wrong = next((m for m in model.modules() if isinstance(m, CONVOLUTIONS)), None)
+    if wrong is not None or data.inputs.dim() != 2:
+        got = f"inputs of shape {tuple(data.inputs.shape)}" if wrong is None else f"{wrong}"
+        raise ValueError(
+            "draws must be 'stream' where not all states are (..., B, n), examples times units, "
+            f"got 'example' and {got}"
+        )
 
 
 class _Run:

@@ -40,6 +40,7 @@ class Reader:
         self.window = {"width": width, "height": 900}
         self.colors = "dark" if dark else "light"
         self.context = browser.new_context(java_script_enabled=javascript)
+        self.context.set_default_timeout(120_000)  # a busy machine is slow, not broken
         self.context.add_init_script("localStorage.clear()")
         self.tab = self.context.new_page()
         note_problems(self.tab, site)

@@ -116,7 +116,7 @@ def test_every_field_of_a_configuration_is_in_its_key(field: str, digits: data.D
         "data": "fashion-mnist", "estimator": "zgr", "noise": "Uniform", "hidden": (5,),
         "seeds": 2, "epochs": 3, "batch_size": 25, "lr": (0.1,), "init_gain": (1.0,),
         "schedule": "constant", "dtype": "float32", "accelerator": "auto", "devices": 2,
-        "threads": 2, "noise_scale": 0.5, "norm": "batch",
+        "threads": 2, "noise_scale": 0.5, "norm": "batch", "draws": "example",
     }  # fmt: skip
     changed = dataclasses.replace(CONFIG, **{field: other[field]})
     here, there = (classify._key(config, digits) for config in (CONFIG, changed))

@@ -13,12 +13,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from places import ROOT
 from scipy import stats
 from torch import Tensor
 
-from sbnlib import Logistic, kernels, sample_sign
-from sbnlib.experiments.training import Recipe
+from sbnlib import SBN, Logistic, kernels, sample_sign
+from sbnlib.data import Split
+from sbnlib.experiments.models import Classifier
+from sbnlib.experiments.training import Recipe, Training, _check_size, fit
+from sbnlib.network import network_estimator
 from sbnlib.nn import BernoulliLinear
 from sbnlib.noise import Generators, Share
 from sbnlib.units import uniforms
@@ -125,6 +129,15 @@ def test_a_share_within_a_stack() -> None:
         by_states((6, 3), stack)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("draw", [by_states, by_uniforms, by_noise])
+def test_trainings_of_both_kinds_in_one_stack(draw: Callable[..., Tensor], first: bool) -> None:
+    parts = [Share(seeded(1)), seeded(2)][:: 1 if first else -1]
+    both = draw((2, 6, 3), cast(torch.Generator, Generators(parts)))
+    alone = [draw((6, 3), g) for g in (share(seed=1), seeded(2))][:: 1 if first else -1]
+    assert all(torch.equal(both[k], own) for k, own in enumerate(alone))
+
+
 def test_weights_are_the_same_on_all_devices() -> None:
     layer = BernoulliLinear(40, 30, forward="sample")
     drawn = [layer.weight(generator=g) for g in (seeded(), share(), share(0, 2), share(1, 2))]
@@ -178,6 +191,26 @@ def test_a_draw_without_rows_is_refused() -> None:
 def test_the_fused_sampler_has_one_seed_for_all_rows(generator: Any) -> None:
     with pytest.raises(TypeError, match="fused sampler, which has one seed for all rows, got"):
         kernels.sample(torch.zeros(2, 3, 4), Logistic(), generator=generator)
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_states_of_another_form_are_refused_for_draws_by_example(images: bool) -> None:
+    """A convolution's states, and inputs that are images: before any work."""
+    layer = torch.nn.Conv2d(1, 2, 3) if images else torch.nn.Linear(8, 4)
+    head = torch.nn.Linear(4, 10)
+    model = Classifier(SBN(layer), head, network_estimator("straight_through"))
+    training = Training(model, [], Recipe(0, 1, 2, draws="example"))
+    data = Split(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))
+    got = r"Conv2d\(1, 2" if images else r"inputs of shape \(4, 1, 8, 8\)"
+    with pytest.raises(ValueError, match=f"draws must be 'stream' .* got 'example' and {got}"):
+        fit(Fabric(accelerator="cpu", devices=1), [training], data)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 2 devices, got 5"):
+        _check_size(5, 100, 2)
+    with pytest.raises(ValueError, match="batch_size must be at most the 4 training images, got 6"):
+        _check_size(6, 4, 2)
 
 
 def test_unknown_draws_are_refused() -> None:
