@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,23 +90,14 @@ def _zgr_factor(a: Tensor, x: Tensor, noise: Noise) -> Tensor:
     return noise.pdf(a0) / p.where(p != 0, math.inf)
 
 
-def rescaled(a: Tensor, x: Tensor, noise: Noise | str) -> Tensor:
-    r"""Straight-through with every slope multiplied by :math:`G^{-1/2}`, so that its gain is 1."""
-    noise = as_noise(noise)
-    return attach(x, a, 2 * noise.pdf(widened(a.detach())) / _root_of_gain(noise))
+def rescaled(a: Tensor, x: Tensor, noise: Noise | str, *, by: float) -> Tensor:
+    r"""Straight-through with every slope multiplied by one number."""
+    return attach(x, a, 2 * by * as_noise(noise).pdf(widened(a.detach())))
 
 
-_ROOTS: dict[Noise, float] = {}
-
-
-def _root_of_gain(noise: Noise) -> float:
-    if noise not in _ROOTS:
-        _ROOTS[noise] = math.sqrt(gain(noise))
-    return _ROOTS[noise]
-
-
-#: What trains a deep network here; the first two are the library's.
-ESTIMATORS: dict[str, ChainRule] = {
+#: What trains a deep network here; the first two are the library's. The last one wants ``by``,
+#: the number that makes its gain 1.
+ESTIMATORS: dict[str, Callable[..., Tensor]] = {
     "straight_through": straight_through,
     "zgr": zgr,
     "zgr_clipped_2": partial(clipped, most=2.0),
@@ -202,6 +194,12 @@ class Deep:
         law = self.law
         return {"scale": law.scale, "gain": gain(law), "overlap": overlap(law)}
 
+    @property
+    def chain_rule(self) -> ChainRule:
+        """What the estimator of this name delivers; rescaled slopes have the gain 1."""
+        rule = ESTIMATORS[self.estimator]
+        return partial(rescaled, by=gain(self.law) ** -0.5) if rule is rescaled else rule
+
     def build(self, data: Dataset, seed: int) -> Classifier:
         """The network before training, float32, on the CPU."""
         draw = generator("cpu", "deep weights", seed=seed)
@@ -215,7 +213,7 @@ class Deep:
             pairs = zip(linears, norms, strict=True)
             net = SBN(*(nn.Sequential(*pair) for pair in pairs), noise=self.law)
         head = linear(self.width, data.num_classes, 1.0, draw, torch.float32)
-        return Classifier(net, head, pathwise(ESTIMATORS[self.estimator]))
+        return Classifier(net, head, pathwise(self.chain_rule))
 
     def _norm(self) -> nn.Module:
         return nn.BatchNorm1d(self.width) if self.norm == "batch" else nn.Identity()

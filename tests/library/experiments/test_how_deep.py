@@ -107,16 +107,26 @@ def expected(name: str, p: float, f: float, x: int, gain: float) -> float:
 @pytest.mark.parametrize("law", ["Logistic", "Uniform", "Triangular"])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_factors_are_those_of_their_definitions(name: str, law: str) -> None:
-    scale = 0.4
-    noise = NOISES[law.lower()](scale)
+    net = Deep(2, noise=law, estimator=name, relative_scale=0.8)
+    noise, scale = net.law, net.law.scale
     gain = 2 * integrate.quad(
         lambda a: 4 * pdf(law, a, scale) ** 2 * math.exp(-a * a / 2) / math.sqrt(2 * math.pi),
         0, 12, points=[scale],
     )[0]  # fmt: skip
-    for a in (-0.39, -0.3, -0.02, 0.11, 0.36, 0.395):
+    for a in (scale * v for v in (-0.975, -0.75, -0.05, 0.275, 0.9, 0.9875)):
         for x in (-1, 1):
             wanted = expected(name, cdf(law, a, scale), pdf(law, a, scale), x, gain)
-            assert delivered(ESTIMATORS[name], a, x, noise) == pytest.approx(wanted, rel=1e-9)
+            assert delivered(net.chain_rule, a, x, noise) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_trains_beside_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rates and seeds of a network are one stack, in which nothing may be new to it."""
+    monkeypatch.setattr(how_deep, "EPOCHS", 1)
+    net = {"depth": 2, "width": 8, "estimator": name, "seeds": 2}
+    [row] = how_deep.trained(net)
+    assert len(row["ten"]) == 2
+    assert all(0 <= value <= 1 for value in row["ten"])
 
 
 def test_clipping_is_biased_for_linear_losses_and_capping_is_not() -> None:
