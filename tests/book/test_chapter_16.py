@@ -162,8 +162,8 @@ def ratio(top: Array, bottom: Array) -> tuple[float, float]:
 )
 @pin(
     "eq-16-gain",
-    r"\frac{\mathbb E\|\delta_l\|^2}{\mathbb E\|\delta_{l+1}\|^2}\to G,"
-    r"\qquad G=\mathbb E\,c(a,x)^2 .",
+    r"\frac{\mathbb E\|d_l\|^2}{\mathbb E\|d_{l+1}\|^2}\to \Gamma,"
+    r"\qquad \Gamma=\mathbb E\,c(a,x)^2 .",
 )
 @pytest.mark.parametrize(
     ("name", "scale", "s"),
@@ -180,8 +180,8 @@ def test_eq_16_gain(name: str, scale: float, s: float) -> None:
 
 @pin(
     "eq-16-line",
-    r"G(s)=\mathbb E\Bigl[4f(a)^2+(1-s)^2\,\frac{\mu(a)^2f(a)^2}{F(a)\,F(-a)}\Bigr],"
-    r"\qquad G_{\mathrm{ST}}=\mathbb E\,4f(a)^2 .",
+    r"\Gamma(s)=\mathbb E\Bigl[4f(a)^2+(1-s)^2\,\frac{\mu(a)^2f(a)^2}{F(a)\,F(-a)}\Bigr],"
+    r"\qquad \Gamma_{\mathrm{ST}}=\mathbb E\,4f(a)^2 .",
 )
 @pytest.mark.parametrize("s", [1.0, 0.3, 0.0, -1.0])
 @pytest.mark.parametrize("name", ["Logistic", "Gaussian", "Triangular", "Cauchy", "FastSigmoid"])
@@ -204,9 +204,10 @@ def test_eq_16_line(name: str, s: float) -> None:
 @pin(
     "eq-16-finite",
     r"""
-    \begin{aligned} \mathbb ES_l&=G\Bigl[\bigl(1-\tfrac1n\bigr)\,\mathbb ES_{l+1}+\tfrac1n\,\mathbb
-    ET_{l+1}^2\Bigr],\\ \mathbb ET_l^2&=(B-A^2)\bigl(1-\tfrac1n\bigr)\,\mathbb
-    ES_{l+1}+\Bigl[A^2+\frac{B-A^2}n\Bigr]\mathbb ET_{l+1}^2, \end{aligned}
+    \begin{aligned} \mathbb ES_l&=\Gamma\Bigl[\bigl(1-\tfrac1n\bigr)\,\mathbb
+    ES_{l+1}+\tfrac1n\,\mathbb ET_{l+1}^2\Bigr],\\ \mathbb
+    ET_l^2&=(B-A^2)\bigl(1-\tfrac1n\bigr)\,\mathbb ES_{l+1}+\Bigl[A^2+\frac{B-A^2}n\Bigr]\mathbb
+    ET_{l+1}^2, \end{aligned}
     """,
 )
 @pytest.mark.parametrize("s", [1.0, 0.0])
@@ -262,8 +263,8 @@ def test_eq_16_finite(s: float) -> None:
     inside it, and let $F(-a)=C(t-a)^\alpha$ near $t$, with $C,\alpha>0$. Then straight-through has
     a finite gain exactly if $\alpha>\tfrac12$, and the member $s$ exactly if $\alpha>1$. For
     uniform noise on $[-\sigma,\sigma]$, $\alpha=1$, and the part of the integral where both states
-    have a probability above $\epsilon$ is {eq-16-log} with the density $\varphi$ of
-    $\mathcal N(0,1)$.
+    have a probability above $m$ is, up to a number that stays bounded as $m\to0$, {eq-16-log} with
+    the density $\phi$ of $\mathcal N(0,1)$.
     """,
 )
 @pytest.mark.parametrize("alpha", [0.3, 0.45, 0.55, 0.9, 1.0, 1.1, 2.0])
@@ -340,7 +341,7 @@ def test_what_batch_norm_makes_of_unrelated_inputs(batch: int, low: float) -> No
 
 @pin(
     "eq-16-log",
-    r"\frac{(1-s)^2}{\sigma}\,\varphi(\sigma)\,\ln\frac1\epsilon+O(1)\qquad(\epsilon\to0),",
+    r"\frac{(1-s)^2}{\sigma}\,\phi(\sigma)\,\ln\frac1m,",
 )
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 1.7])
 @pytest.mark.parametrize("s", [0.0, 0.5, -1.0])
@@ -371,15 +372,16 @@ def test_eq_16_log(sigma: float, s: float) -> None:
     "thm-16-overlap",
     r"""
     In a network that is wide at its start, with noise that has a density, the overlap $r$ of two
-    states becomes in the next layer, in the limit, {eq-16-map} On $[0,1]$ the map $R$ is convex,
-    $R(0)=0$ and $R(1)=\mathbb E\mu^2<1$. So $0$ is its only fixed point there, and from layer to
-    layer the overlap of any two passes tends to $0$. If $G_{\mathrm{ST}}<\infty$, then
-    $R'(r)=\mathbb E[2f(a)\,2f(a')]$, and {eq-16-slopes} For every noise $R'(0)<2/\pi$.
+    states becomes in the next layer, in the limit, {eq-16-map} On $[0,1]$ the map $\Omega$ is
+    convex, $\Omega(0)=0$ and $\Omega(1)=\mathbb E\mu^2<1$. So $0$ is its only fixed point there,
+    and from layer to layer the overlap of any two passes tends to $0$. If
+    $\Gamma_{\mathrm{ST}}<\infty$, then $\Omega'(r)=\mathbb E[2f(a)\,2f(a')]$, and {eq-16-slopes}
+    For every noise $\Omega'(0)<2/\pi$.
     """,
 )
 @pin(
     "eq-16-map",
-    r"R(r)=\mathbb E\,\mu(a)\,\mu(a'),\qquad\operatorname{corr}(a,a')=r .",
+    r"\Omega(r)=\mathbb E\,\mu(a)\,\mu(a'),\qquad\operatorname{corr}(a,a')=r .",
 )
 @pytest.mark.parametrize("r", [0.0, 0.4, 0.9])
 def test_eq_16_map(r: float) -> None:
@@ -400,7 +402,8 @@ def test_eq_16_map(r: float) -> None:
 @pin(
     "eq-16-slopes",
     r"""
-    R'(0)=(\mathbb E\,2f)^2\ <\ \mathbb E\,\mu^2\ <\ \mathbb E\,(2f)^2=R'(1)=G_{\mathrm{ST}} .
+    \Omega'(0)=(\mathbb E\,2f)^2\ <\ \mathbb E\,\mu^2\ <\ \mathbb
+    E\,(2f)^2=\Omega'(1)=\Gamma_{\mathrm{ST}} .
     """,
 )
 @pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
@@ -480,8 +483,8 @@ def bound(v: float) -> float:
 @pin(
     "eq-16-ceiling",
     r"""
-    \frac{\varrho}{\max(G_{\mathrm{ST}},1)}\ \le\
-    \min_{m>0}\Bigl(2m+\Bigl[\int\frac{(\varphi-m)_+^2}{\varphi}\,da\Bigr]^{1/2}\Bigr)^2=0.54448\ldots
+    \frac{\varrho}{\max(\Gamma_{\mathrm{ST}},1)}\ \le\
+    \min_{m>0}\Bigl(2m+\Bigl[\int\frac{(\phi-m)_+^2}{\phi}\,da\Bigr]^{1/2}\Bigr)^2=0.54448\ldots
     """,
 )
 def test_eq_16_ceiling() -> None:
@@ -519,8 +522,8 @@ def test_eq_16_ceiling() -> None:
 
 @pin(
     "eq-16-snr",
-    r"q_l:=\frac{\mathbb E\langle\delta_lx_{l-1}^\top,\delta_l'x_{l-1}'^{\top}\rangle}"
-    r"{\mathbb E\|\delta_lx_{l-1}^\top\|^2}\to r_{l-1}\prod_{k=l}^{K}\frac{R'(r_{k-1})}{G} .",
+    r"q_l:=\frac{\mathbb E\langle d_lx_{l-1}^\top,d_l'x_{l-1}'^{\top}\rangle}"
+    r"{\mathbb E\|d_lx_{l-1}^\top\|^2}\to r_{l-1}\prod_{k=l}^{K}\frac{\Omega'(r_{k-1})}{\Gamma} .",
 )
 @pytest.mark.parametrize(("s", "scale"), [(1.0, 0.5), (0.0, 0.5), (1.0, 0.3)])
 def test_eq_16_snr(s: float, scale: float) -> None:
@@ -541,16 +544,16 @@ def test_eq_16_snr(s: float, scale: float) -> None:
 @pin(
     "prop-16-snr",
     r"""
-    In a network that is wide at its start let $r_0=1$ and $r_l=R(r_{l-1})$. For every factor that
-    is exact for linear losses and has $\mathbb E[(1+a^2)c^2]<\infty$, in the limit, {eq-16-snr} Up
-    to a factor between two positive constants that depend on neither $K$ nor $l$ this is
-    $\varrho^K/G^{K-l+1}$, with the overlap rate $\varrho=R'(0)$. So the smallest share is near the
-    last layer if $G<1$ and near the first one if $G>1$; if $G=1$, no layer is much worse than
-    another. With each further layer the smallest share falls by a factor that tends to
-    {eq-16-worst}
+    In a network that is wide at its start let $r_0=1$ and $r_l=\Omega(r_{l-1})$. For every factor
+    that is exact for linear losses and has $\mathbb E[(1+a^2)c^2]<\infty$, in the limit,
+    {eq-16-snr} Up to a factor between two positive constants that depend on neither $K$ nor $l$
+    this is $\varrho^K/\Gamma^{K-l+1}$, with the overlap rate $\varrho=\Omega'(0)$. So the smallest
+    share is near the last layer if $\Gamma<1$ and near the first one if $\Gamma>1$; if $\Gamma=1$,
+    no layer is much worse than another. With each further layer the smallest share falls by a
+    factor that tends to {eq-16-worst}
     """,
 )
-@pin("eq-16-worst", r"\frac{\varrho}{\max(G,1)} .")
+@pin("eq-16-worst", r"\frac{\varrho}{\max(\Gamma,1)} .")
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.4306, 0.3])
 def test_eq_16_worst(scale: float) -> None:
     """The worst layer of 30 and of 31, from the maps themselves."""
@@ -602,14 +605,14 @@ def test_def_16_wide() -> None:
 @pytest.mark.parametrize("kappa", [0.3, 2.0])
 def test_larger_weights_are_less_noise(kappa: float) -> None:
     """sign(kappa a - Z) and sign(a - Z/kappa): the same states, the same slopes in a."""
-    says(r"because $\operatorname{sign}(\kappa a-Z)=\operatorname{sign}(a-Z/\kappa)$ for")
+    says(r"because $\operatorname{sign}(ka-Z)=\operatorname{sign}(a-Z/k)$ for $k>0$")
     a = np.linspace(-2, 2, 9)
     one, other = ref.RefNoise("Logistic"), ref.RefNoise("Logistic", 1 / kappa)
     assert one.cdf(kappa * a) == pytest.approx(other.cdf(a))
     assert kappa * one.pdf(kappa * a) == pytest.approx(other.pdf(a))
 
 
-@pin("eq-16-gaussian", r"R(r)=\frac2\pi\arcsin\frac r{1+\sigma^2} .")
+@pin("eq-16-gaussian", r"\Omega(r)=\frac2\pi\arcsin\frac r{1+\sigma^2} .")
 @pytest.mark.parametrize("scale", [0.2, 0.43, 1.5])
 def test_eq_16_gaussian(scale: float) -> None:
     noise = ref.RefNoise("Gaussian", scale)
@@ -801,7 +804,7 @@ def test_the_page_s_shares_are_those_of_weight_gradients() -> None:
 
 def test_for_these_noises_the_worst_layer_is_best_at_gain_1() -> None:
     """The rate grows and rate/G falls as the scale falls; not so for a noise with a hole."""
-    says(r"For the seven laws of this chapter $\varrho/G_{\mathrm{ST}}$ falls meanwhile")
+    says(r"For the seven laws of this chapter $\varrho/\Gamma_{\mathrm{ST}}$ falls meanwhile")
 
     def laplace(scale: float) -> tuple[float, float]:
         one, two = (
