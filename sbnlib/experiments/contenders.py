@@ -21,6 +21,7 @@ and the last take the learning rate, and the kind, from the file of ``train``.
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,7 @@ from sbnlib.experiments.cache import (
     folder_of,
     make_key,
 )
-from sbnlib.experiments.command import add_option, add_out, add_resume_dir, as_typed, refusing
+from sbnlib.experiments.command import add_option, add_out, add_resume_dir, refusing
 from sbnlib.experiments.jobs import ScaleOut, add_scale_out, job_names
 from sbnlib.experiments.protocol import SEARCH_SEED, summary
 from sbnlib.experiments.training import Recipe, Training, threads
@@ -231,11 +232,13 @@ def _is_inside(row: Row) -> bool:
 def _command(options: Mapping[str, Any]) -> str:
     """The command line that repeats the part."""
     part = options["part"]
-    words = f"python -m sbnlib.experiments.contenders --part {part} --data {options['data']}"
+    words = ["--part", part, "--data", options["data"]]
     for name, default in OWN[part].items():
         if options[name] != default:
-            words += f" --{name.replace('_', '-')} {as_typed(options[name])}"
-    return words
+            value = options[name]
+            given = map(str, value if isinstance(value, tuple) else [value])
+            words += [f"--{name.replace('_', '-')}", *given]
+    return shlex.join(["python", "-m", "sbnlib.experiments.contenders", *words])
 
 
 # The budget ---------------------------------------------------------------------------------------

@@ -176,11 +176,18 @@ def fresh(way: Way, data: Dataset, lr: float, recipe: Recipe) -> Training:
     """
     draw = recipe.generator("cpu", "weights")
     net = _convolutional(way, data, draw) if way.convolutional else _dense(way, data, draw)
-    with torch.no_grad():
-        features = net(data.train.inputs[:2]).shape[-1]
-    head = linear(features, data.num_classes, 1.0, draw, torch.float32)
+    head = linear(_features(net, data), data.num_classes, 1.0, draw, torch.float32)
     model = Classifier(net, head, _estimator(way))
     return Training(model, _optimizers(way, model, lr), recipe)
+
+
+@torch.no_grad()
+def _features(net: nn.Module, data: Dataset) -> int:
+    """The number of the last layer's units; nothing is drawn, and no statistics are moved."""
+    net.eval()
+    features = net(data.train.inputs[:1], **({"mode": "sign"} if isinstance(net, SBN) else {}))
+    net.train()
+    return features.shape[-1]
 
 
 def _dense(way: Way, data: Dataset, draw: torch.Generator) -> nn.Module:
