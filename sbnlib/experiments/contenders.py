@@ -322,14 +322,14 @@ class _Sweep:
 
     def __init__(self, options: Mapping[str, Any], scale_out: ScaleOut, out: Path) -> None:
         self.options, self.scale_out, self.out = options, scale_out, out
-        data = data_of(options["data"])
         settings: dict[str, Any] = {}
         self.compute: Callable[..., list[Row]] = small_nets.small_net
         seeds = small_nets.SEEDS
         if options["part"] == "gradients":
             settings = {"lr": chosen_rate(options["chosen"], directions.WAY)}
             self.compute, seeds = partial(directions.looked_at, **settings), directions.SEEDS
-        else:
+        data = data_of(options["data"])
+        if options["part"] == "exact":
             small_nets.pooled(data)  # whether it can be
         self.jobs = [{"seed": seed} for seed in range(seeds)]
         self.key = make_key(f"contenders-{options['part']}", settings, data)
