@@ -167,7 +167,9 @@ _AGAINST_CPU = {"cpu_seconds": "number", "ratio": "number"}
 
 _DEEP = {"depth": "count", "width": "count", "noise": "text", "relative_scale": "number"}
 _DEEP |= {"estimator": "text", "norm": "text", "residual": "verdict", "gain": "number"}
-_DEEP |= {"lr": "number", "ten": "list"}
+_DEEP |= {"lr": "number", "ten": "list", "data": "text or none"}
+
+DEEP_PARTS = ("grid", "widths", "noises", "rescaled", "cures", "held-out", "fashion")
 
 #: kind -> part of a row ("" where rows have none) -> field -> what it holds. "or null": the field
 #: is there and may be null; "or none": it may be missing too.
@@ -203,7 +205,7 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
     "variance law": {"width": _POINT | {"relative_variance": "number"}, "fit": _POWER},
     "how deep": {
         "predictions": {"name": "text", "says": "text"},
-        **dict.fromkeys(("grid", "widths", "noises", "rescaled", "cures", "held-out"), _DEEP),
+        **dict.fromkeys(DEEP_PARTS, _DEEP),
     },
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
@@ -750,7 +752,8 @@ def _about(rows: Sequence[Row], across: str, kind: tuple[str, str] | None) -> st
     words = "over the scale of the noise, relative to that of gain 1" * (across == "relative_scale")
     seeds = sorted({len(row["ten"]) for row in rows})
     which = f"{kind[0]}, {AXES['norm'](kind[1])}: test" if kind else "Test"
-    means = f"means over {' or '.join(map(str, seeds))} seeds"
+    names = sorted({str(row.get("data", "digits")) for row in rows})
+    means = f"{', '.join(names)}; means over {' or '.join(map(str, seeds))} seeds"
     return f"{which} accuracy of ten samples in percent {words}".rstrip() + f"; {means}."
 
 

@@ -11,7 +11,8 @@ chosen by mean validation accuracy, and the test accuracies are those of that ra
 The parts: ``grid`` (four noises, straight-through and ZGR, with and without batch norm), ``widths``
 (32, 128, and residual networks, at depth 16), ``noises`` (seven noises at gain 1 over depths),
 ``rescaled`` (slopes multiplied so that the gain is 1), ``cures`` (ZGR and what may mend it),
-``held-out`` (Laplace noise, and width 96). The law is fitted to ``grid`` and ``widths`` alone and
+``held-out`` (Laplace noise, and width 96), ``fashion`` (width 256 on 4 000 images of Fashion-MNIST
+instead of the digits). The law is fitted to ``grid`` and ``widths`` alone and
 then asked for what was held out.
 """
 
@@ -35,7 +36,7 @@ from sbnlib.data import Dataset
 from sbnlib.experiments import measurement
 from sbnlib.experiments.cache import Key, Row, folder_of, make_key
 from sbnlib.experiments.classify import evaluate
-from sbnlib.experiments.command import add_out, add_resume_dir, refusing
+from sbnlib.experiments.command import add_option, add_out, add_resume_dir, refusing
 from sbnlib.experiments.deep import Deep, centred
 from sbnlib.experiments.jobs import ScaleOut, add_scale_out
 from sbnlib.experiments.protocol import mean_se
@@ -53,6 +54,7 @@ SCALES = (4.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.25)
 DEPTHS = (2, 4, 8, 16)
 NOISES = ("Logistic", "Gaussian", "Triangular", "Uniform")
 HEAVY = ("Cauchy", "FastSigmoid")
+DIGITS = "digits"
 
 Settings = dict[str, Any]
 
@@ -105,6 +107,13 @@ def _held_out() -> Iterator[Settings]:
     yield from _each(5, width=(96,), noise=NOISES, depth=DEPTHS, relative_scale=SCALES)
 
 
+def _fashion() -> Iterator[Settings]:
+    yield from _each(
+        3, data=("fashion-mnist-4000",), width=(256,), depth=DEPTHS,
+        relative_scale=(4.0, 2.0, 1.0, 0.5, 0.25),
+    )  # fmt: skip
+
+
 PARTS = {
     "grid": _grid,
     "widths": _widths,
@@ -112,12 +121,13 @@ PARTS = {
     "rescaled": _rescaled,
     "cures": _cures,
     "held-out": _held_out,
+    "fashion": _fashion,
 }
 
 
 @functools.cache
-def _digits() -> Dataset:
-    return centred(datasets.load("digits"))
+def _load(name: str) -> Dataset:
+    return centred(datasets.load(name))
 
 
 def trained(settings: Mapping[str, Any]) -> list[Row]:
@@ -128,14 +138,16 @@ def trained(settings: Mapping[str, Any]) -> list[Row]:
     Batch norm keeps the statistics of training. ``validation`` has the mean of each rate.
 
     Args:
-        settings: the fields of a :class:`Deep`, and ``seeds``, how many.
+        settings: the fields of a :class:`Deep`, ``seeds``, how many, and ``data``, the name of the
+            data set, which is the digits where it is missing.
     """
     with extra("experiments"):
         from lightning_fabric import Fabric
 
-    fabric, data = Fabric(accelerator="cpu", devices=1), _digits()
-    own = {name: value for name, value in settings.items() if name != "seeds"}
-    deep, runs = Deep(**own), list(product(RATES, range(settings["seeds"])))
+    own = dict(settings)
+    seeds, name = own.pop("seeds"), own.pop("data", DIGITS)
+    fabric, data = Fabric(accelerator="cpu", devices=1), _load(name)
+    deep, runs = Deep(**own), list(product(RATES, range(seeds)))
     trainings = [_training(deep, data, lr, seed) for lr, seed in runs]
     with threads(1):
         fit(fabric, trainings, data.train)
@@ -146,7 +158,7 @@ def trained(settings: Mapping[str, Any]) -> list[Row]:
     validation = {lr: statistics.fmean(v for v, _ in of) for lr, of in by_rate.items()}
     best = max(RATES, key=lambda lr: validation[lr])
     tests = {name: [test[name] for _, test in by_rate[best]] for name in ("one", "ten", "sign")}
-    row = {**vars(deep), **deep.numbers, "lr": best}
+    row = {**vars(deep), **deep.numbers, "data": name, "lr": best}
     return [row | {"validation": [validation[lr] for lr in RATES]} | tests]
 
 
@@ -245,6 +257,12 @@ def _rows(part: str, scale_out: ScaleOut, key: Key, folder: Path) -> list[Row] |
     return None if found is None else list(chain.from_iterable(found))
 
 
+def _data(part: str) -> str:
+    """The name of the data set of a part."""
+    first: Settings = next(PARTS[part](), {}) if part in PARTS else {}
+    return str(first.get("data", DIGITS))
+
+
 def _record(part: str, rows: Sequence[Row]) -> Row:
     with threads(1):
         device = measurement.describe_device()
@@ -259,7 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sbnlib.experiments.how_deep", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--part", required=True, choices=["predictions", *PARTS], help="which one")
+    words = "what is trained, or what the law says of it before a run"
+    add_option(parser, "part", "predictions", words, choices=["predictions", *PARTS])
     add_out(parser, "runs/how-deep-PART.json")
     add_resume_dir(parser)
     add_scale_out(parser)
@@ -274,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scale_out = ScaleOut(parser, options, argv)
     with refusing(parser, RuntimeError, ValueError):
         measurement.check_writable(out)
-        key = make_key(f"how-deep-{part}", {}, _digits())
+        key = make_key(f"how-deep-{part}", {}, _load(_data(part)))
     folder = folder_of(options["resume_dir"], key)
     rows = predictions() if part == "predictions" else _rows(part, scale_out, key, folder)
     if rows is not None:

@@ -55,8 +55,9 @@ H100, FASHION = sorted(PINNED, reverse=True)
 
 
 def text_of(name):
-    """A file, with the name that files of 0.1.0 have for a field replaced by today's."""
-    return (MEASUREMENTS / name).read_text("utf-8").replace('"gain": ', '"init_gain": ')
+    """A file, with the name that classify's of 0.1.0 have for a field replaced by today's."""
+    text = (MEASUREMENTS / name).read_text("utf-8")
+    return text.replace('"gain": ', '"init_gain": ') if '"kind": "classify"' in text else text
 
 
 @functools.cache
@@ -137,6 +138,13 @@ class Built:
         assert found is not None, f"{name}: no table {part}"
         return [[words(cell) for cell in row.find_all("td")] for row in found.tbody.find_all("tr")]
 
+    def tables(self, name):
+        """The cells of all tables of a file, one after the other."""
+        return [
+            [[words(cell) for cell in row.find_all("td")] for row in table.tbody.find_all("tr")]
+            for table in self.drawn(name).find_all("table")
+        ]
+
     def facts(self, name):
         box = self.drawn(name).find("dl", class_="sbn-facts")
         return {
@@ -202,7 +210,7 @@ def test_the_page_says_where_a_file_comes_from(built, path):
     (command,) = box.find_all("div", class_="sbn-command")
     assert command.pre.get_text() == found["command"]
     held, count = sum(found["checks"].values()), len(found["checks"])
-    whole_ = "held: " if count == 1 else f"all {count} held"
+    whole_ = {0: "none", 1: "held: "}.get(count, f"all {count} held")
     assert facts["Checks"].startswith(whole_ if held == count else f"{count - held} of {count} fai")
     first, last = (found["seeds"] or [""])[0], (found["seeds"] or [""])[-1]
     known = (", ".join(map(str, found["seeds"])), f"{first} to {last}")
@@ -459,6 +467,27 @@ def check_accuracy(cells, values, twin, *, welch):
     else:
         assert with_error(gap, *mean_se([a - b for a, b in zip(values, twin, strict=True)]))
         assert p == "–"
+
+
+HOW_DEEP = [path.name for path in FILES if record(path.name)["kind"] == "how deep"]
+
+
+@pytest.mark.parametrize("name", HOW_DEEP)
+def test_accuracies_in_depth_are_those_of_the_runs(built, name):
+    """Every network is in one cell, which holds the mean of its seeds."""
+    rows = [r for r in rows_of(name) if r["part"] != "predictions"]
+    if not rows:
+        said = built.table(name, "predictions")
+        assert [line[0] for line in said] == [r["name"] for r in rows_of(name)]
+        return
+    tables = built.tables(name)
+    shown = sorted(float(c) for t in tables for line in t for c in line[1:] if c != "–")
+    assert shown == sorted(round(100 * statistics.fmean(r["ten"]), 1) for r in rows)
+    if name == "how-deep-cures.json":
+        expected = [r for r in rows if r["estimator"] == "zgr"]
+        assert [r["noise"] for r in expected] == ["Uniform", "Triangular", "Logistic"]
+        means = [f"{100 * statistics.fmean(r['ten']):.1f}" for r in expected]
+        assert one(tables[0], "zgr")[1:] == means
 
 
 def by_welch(name):
@@ -845,6 +874,7 @@ NOW = {
     "--sampled-widths 4 8 --samples 40",
     "variance law": "experiments.width_law --of variance --nets 3 --layers 1 2 --widths 2 4 5 "
     "--sampled-layers 2 --sampled-widths 4 8 --samples 40",
+    "how deep": "experiments.how_deep --part predictions",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -1017,6 +1047,8 @@ NOT_NEEDED = {
     "width law": set(),
     "variance law": set(),
     "binary weights": {"validation", "validation_loss", "minus_twin", "minus_twin_df"} | SINCE_0_2,
+    "how deep": {"scale", "overlap", "validation", "one", "sign", "data"}
+    | {"difference", "ratio", "above", "error"},
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 

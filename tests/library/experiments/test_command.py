@@ -23,9 +23,11 @@ SHORT = {
     "bench": ["--quick", "--only", "cost-samples"],
     "exact_cost": ["--most", "16"],
     "gpu": ["--device", "cpu", "--tiny"],
+    "how_deep": ["--part", "predictions"],
 }
 #: The function of each in which its work begins.
 WORK = {"classify": "_run", "weights": "_run", "bench": "make", "exact_cost": "run", "gpu": "run"}
+WORK |= {"how_deep": "predictions"}
 every_experiment = pytest.mark.parametrize("name", SHORT)
 RESUMES = ("classify", "weights")
 
@@ -138,7 +140,7 @@ UNITS = {
     "seeds": "number of runs", "threads": "number of CPU threads", "most": "number of terms",
     "devices": "number of devices", "hidden": "number of units", "lr": "learning rates",
     "init_gain": "factors on", "stack": "number of trainings",
-    "noise_scale": "units of the pre-activations",
+    "noise_scale": "units of the pre-activations", "workers": "number of processes",
 }  # fmt: skip
 
 

@@ -261,10 +261,31 @@ def test_the_parts_are_those_that_the_docstring_names() -> None:
     counts = {part: len(list(make())) for part, make in how_deep.PARTS.items()}
     assert counts == {
         "grid": 448, "widths": 42, "noises": 56, "rescaled": 8, "cures": 24, "held-out": 140,
+        "fashion": 20,
     }  # fmt: skip
     for make in how_deep.PARTS.values():
         for settings in make():
-            Deep(**{k: v for k, v in settings.items() if k != "seeds"})
+            Deep(**{k: v for k, v in settings.items() if k not in ("seeds", "data")})
+
+
+def test_a_part_names_its_data(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fashion-MNIST's images have 784 pixels and the digits 64: a net of the one has no other."""
+    seen: list[int] = []
+    build = Deep.build
+
+    def watched(self: Deep, data: Any, seed: int) -> Any:
+        seen.append(data.train.inputs.shape[1])
+        return build(self, data, seed)
+
+    monkeypatch.setattr(Deep, "build", watched)
+    for part, pixels in (("grid", 64), ("fashion", 784)):
+        first = next(how_deep.PARTS[part]()) | {"width": 8, "seeds": 1}
+        monkeypatch.setitem(how_deep.PARTS, "cures", lambda first=first: iter([first]))
+        assert how_deep.main(["--part", "cures", "--out", str(short)]) == 0
+        assert set(seen) == {pixels}
+        [row] = measurement.read(short)["rows"]
+        assert row["data"] == ("digits" if part == "grid" else "fashion-mnist-4000")
+        seen.clear()
 
 
 def tiny() -> Any:
