@@ -202,8 +202,8 @@ def _read(path: Path) -> Arrays:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         said = str(arrays.pop("sha256"))
-    except (OSError, EOFError, KeyError, TypeError, ValueError, AttributeError,
-            NotImplementedError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+    except (OSError, EOFError, AttributeError, KeyError, RuntimeError, TypeError, ValueError,
+            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise DataError(f"{path}: damaged, cut off or no network file ({error})") from error
     if said != (found := _hash(arrays)):
         raise DataError(f"{path}: expected content with sha256 {said}, found {found}")

@@ -416,7 +416,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sbnlib.experiments.contenders",
         description=(__doc__ or "").split("\n")[0],
     )
-    parser.add_argument("--part", required=True, choices=PARTS, help="which one")
+    words = "what is measured: the trainings, or what the other parts of the module's page say"
+    add_option(parser, "part", "train", words, choices=PARTS)
     known = sorted(datasets.DATASETS)
     add_option(parser, "data", "fashion-mnist", f"data set: {', '.join(known)}", choices=known)
     parser.add_argument(
