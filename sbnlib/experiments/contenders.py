@@ -416,7 +416,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sbnlib.experiments.contenders",
         description=(__doc__ or "").split("\n")[0],
     )
-    words = "what is measured: the trainings, or what the other parts of the module's page say"
+    words = (
+        "what is made: trainings, directions of estimators, exact bias, or packed binary weights"
+    )
     add_option(parser, "part", "train", words, choices=PARTS)
     known = sorted(datasets.DATASETS)
     add_option(parser, "data", "fashion-mnist", f"data set: {', '.join(known)}", choices=known)

@@ -203,5 +203,18 @@ def test_a_trained_network_is_kept_with_its_accuracy(name: str, tmp_path: Path) 
     guess = load_net(path)(DIGITS.test.inputs).argmax(-1)
     assert (guess == DIGITS.test.labels).double().mean().item() == row["test"]
     with np.load(path) as file:
-        assert file["shape1"].tolist() == [32, 64] and file["shape2"].tolist() == [24, 32]
-        assert 0.3 < np.unpackbits(file["bits1"]).mean() < 0.7
+        arrays = dict(file)
+    assert arrays["shape1"].tolist() == [32, 64] and arrays["shape2"].tolist() == [24, 32]
+    assert 0.3 < np.unpackbits(arrays["bits1"]).mean() < 0.7
+    check_statistics(arrays, DIGITS.train.inputs.double().numpy())
+
+
+def check_statistics(arrays: dict[str, np.ndarray], x: np.ndarray) -> None:
+    """They are those of units at their signs; float32 may turn a few signs near 0."""
+    for k in (1, 2):
+        W = np.unpackbits(arrays[f"bits{k}"], axis=1)[:, : x.shape[1]] * 2.0 - 1
+        a = x @ W.T
+        assert np.allclose(arrays[f"mean{k}"], a.mean(0), atol=0.02)
+        assert np.allclose(arrays[f"var{k}"], a.var(0, ddof=1), rtol=0.02)
+        normed = (a - a.mean(0)) / np.sqrt(a.var(0, ddof=1) + arrays["eps"])
+        x = np.where(normed * arrays[f"scale{k}"] + arrays[f"shift{k}"] >= 0, 1.0, -1.0)

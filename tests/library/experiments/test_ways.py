@@ -359,6 +359,19 @@ def test_every_way_is_trained_and_repeats_itself(name: str, monkeypatch: Any) ->
     assert all(0 <= v <= 1 for name in ("validation", "test", "ece") for v in row[name].values())
 
 
+def test_two_ways_that_differ_in_name_alone_share_no_random_number(monkeypatch: Any) -> None:
+    """Nor do two seeds: neither of the weights, the order of the images nor the draws."""
+    way = tiny("st-logistic", images=300)
+    for name in ("st-logistic", "st-gaussian"):
+        monkeypatch.setitem(WAYS, name, replace(way, name=name))
+    rows = []
+    for name, seed in (("st-logistic", 0), ("st-gaussian", 0), ("st-logistic", 1)):
+        job = {"part": "final", "name": name, "lr": 0.01, "seed": seed}
+        rows += ways.trained(job, data="digits", epochs={"final": 1})
+    for prediction in way.predictions:
+        assert len({row["nll"][prediction] for row in rows}) == 3
+
+
 def test_training_helps(monkeypatch: Any) -> None:
     """Eight epochs, against chance (.1): each kind of unit and of weight learns."""
     for name in ("twin", "st-logistic", "zgr-uniform", "sign-hardtanh", "weights-mirror"):
