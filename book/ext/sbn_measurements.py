@@ -80,7 +80,7 @@ EXPERIMENTS = (
         "classify-fashion-mnist",
         "Fashion-MNIST: an SBN beside its tanh twin",
         "classify",
-        "classify-fashion-mnist*.json",
+        "classify-fashion-mnist[.-][!4]*",  # not of fashion-mnist-4000, another data set
         _command(
             "experiments.classify",
             "--data fashion-mnist --hidden 512 512 --epochs 30 --batch-size 500 "
@@ -99,7 +99,7 @@ EXPERIMENTS = (
         "weights-fashion-mnist",
         "Fashion-MNIST: binary weights, by optimizer",
         "binary weights",
-        "weights-fashion-mnist*.json",
+        "weights-fashion-mnist[.-][!4]*",
         _command("experiments.weights", "--data fashion-mnist", "weights-fashion-mnist.json"),
     ),
     Experiment(
@@ -122,6 +122,13 @@ EXPERIMENTS = (
         "how deep",
         "how-deep-*.json",
         _command("experiments.how_deep", "--part grid", "how-deep-grid.json"),
+    ),
+    Experiment(
+        "contenders",
+        "Sixteen ways to train a deep network",
+        "contenders",
+        "contenders-*.json",
+        _command("experiments.contenders", "--part train", "contenders-train.json"),
     ),
     Experiment(
         "gpu",

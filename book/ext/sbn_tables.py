@@ -171,6 +171,19 @@ _DEEP |= {"lr": "number", "ten": "list", "data": "text or none"}
 
 DEEP_PARTS = ("grid", "widths", "noises", "rescaled", "cures", "held-out", "fashion")
 
+_CONTENDER = {"name": "text", "label": "text", "kind": "text", "estimator": "text"}
+_CONTENDER |= {"noise": "text", "noise_scale": "number or null", "weights": "text"}
+_CONTENDER |= {"hidden": "list", "rates": "list", "seeds": "count", "images": "count"}
+_CONTENDER |= {"twin": "text"}
+_RATED = {"name": "text", "lr": "number", "seed": "count"}
+_MOMENT = {"seed": "count", "epoch": "count", "estimator": "text", "layer": "text"}
+
+
+def _estimated(*names: str) -> dict[str, str]:
+    """Numbers with their standard errors, null where they are not told."""
+    return {f"{name}{end}": "number or null" for name in names for end in ("", "_se")}
+
+
 #: kind -> part of a row ("" where rows have none) -> field -> what it holds. "or null": the field
 #: is there and may be null; "or none": it may be missing too.
 FORMS: dict[str, dict[str, dict[str, str]]] = {
@@ -206,6 +219,21 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
     "how deep": {
         "predictions": {"name": "text", "says": "text"},
         **dict.fromkeys(DEEP_PARTS, _DEEP),
+    },
+    "contenders": {
+        "contender": _CONTENDER,
+        "search": _RATED | {"validation": "number", "validation_loss": "number"},
+        "final": _RATED | dict.fromkeys(("validation", "test", "nll", "ece"), "shares"),
+        "summary": {"name": "text", "prediction": "text", "mean": "number", "se": "number or null"}
+        | {"images": "count", "image_se": "number"}
+        | {"minus_twin": "number or none", "minus_twin_se": "number or none"}
+        | _WELCH,
+        "gradients": _MOMENT | _estimated("one", "many"),
+        "reference": _MOMENT | {"length": "number", "samples": "count", "se": "number or null"},
+        "candidate": _MOMENT | {"evaluations": "count", "deviation": "number or null"},
+        "exact": _MOMENT
+        | {"length": "number", "samples": "count"}
+        | _estimated("bias2", "variance", "cosine"),
     },
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
@@ -761,6 +789,214 @@ def _mean_of(row: Row) -> str:
     return f"{100 * sum(row['ten']) / len(row['ten']):.1f}"
 
 
+# ---- contenders --------------------------------------------------------------------------------
+
+
+def contenders(parts: Mapping[str, list[Row]]) -> Drawing:
+    """The ways of the part train; directions along a training; exact bias in a small net."""
+    for row in parts["summary"]:
+        if ("minus_twin" in row) != ("minus_twin_se" in row):
+            raise Undrawable(f"half a difference to the twin of {row['name']}")
+    tables = [*_ways(parts), *_directions(parts), *_small_net(parts["exact"])]
+    tried = {sum(r["name"] == row["name"] for r in parts["search"]) for row in parts["contender"]}
+    settings = f"{' or '.join(map(str, sorted(tried)))} learning rates tried for each way"
+    return Drawing(
+        tables, ({"Settings": settings} if tried else {}) | _test_images(parts["summary"])
+    )
+
+
+def _ways(parts: Mapping[str, list[Row]]) -> list[Table]:
+    final: dict[str, list[Row]] = {row["name"]: [] for row in parts["contender"]}
+    for row in parts["final"]:
+        final[row["name"]].append(row)
+    if not final:
+        return []
+    words = {
+        "test": ("predictions", "Test accuracy in percent of each prediction", 100),
+        "nll": ("likelihood", "Mean negative log-likelihood of the test images", 1),
+        "ece": ("calibration", "Expected calibration error on the test images in percent", 100),
+    }
+    return [
+        _contest(parts, final),
+        *(_by_prediction(final, number, *about) for number, about in words.items()),
+    ]
+
+
+def _contest(parts: Mapping[str, list[Row]], final: Mapping[str, list[Row]]) -> Table:
+    lines = []
+    for way in parts["contender"]:
+        own, used = final[way["name"]], _used(way)
+        (row,) = [r for r in parts["summary"]
+                  if (r["name"], r["prediction"]) == (way["name"], used)]  # fmt: skip
+        cells = [setting(own[0]["lr"]), used, percent(row["mean"], row["se"]), *_gap(row)]
+        numbers = [_over_seeds([r["nll"][used] for r in own])]
+        numbers += [_over_seeds([r["ece"][used] for r in own], 100)]
+        small = f"{way['label']}, {count(way['images'])} images, {len(own)} seeds"
+        lines.append([Cell(way["name"], "", small), *cells, *numbers])
+    return Table(
+        "accuracy",
+        "Each way with the learning rate that its search chose and the prediction by which it is "
+        "used: test accuracy in percent, the difference to its tanh twin in percentage points with "
+        "p of Welch’s test, negative log-likelihood, and expected calibration error in percent; "
+        "mean and standard error over the seeds.",
+        ["Way", "Rate", "Prediction", "Accuracy, %", "Minus twin, points", "p", "NLL", "ECE, %"],
+        lines,
+    )
+
+
+def _used(way: Row) -> str:
+    """The prediction by which a way is chosen and used."""
+    if way["kind"] != "sbn":
+        return way["kind"]
+    return "ten" if way["weights"] == "real" else "sign"
+
+
+def _by_prediction(
+    final: Mapping[str, list[Row]], number: str, name: str, words: str, unit: float
+) -> Table:
+    columns = list(dict.fromkeys(p for own in final.values() for r in own for p in r[number]))
+    order = [p for p in (*PREDICTIONS, *columns) if p in columns]
+    columns = list(dict.fromkeys(order))
+    return Table(
+        name,
+        f"{words}; “running” is with the statistics of training, all others with statistics taken "
+        "anew; mean and standard error over the seeds.",
+        ["Way", *columns],
+        [
+            [Cell(way)]
+            + [_over_seeds([r[number][p] for r in own], unit) if p in own[0][number] else NONE
+               for p in columns]
+            for way, own in final.items()
+        ],
+    )  # fmt: skip
+
+
+def _over_seeds(values: Sequence[float], unit: float = 1) -> str:
+    """Mean and standard error, to the second digit of the error."""
+    mean = unit * sum(values) / len(values)
+    if len(values) < 2:
+        return rounded(mean)
+    spread = math.sqrt(sum((unit * v - mean) ** 2 for v in values) / (len(values) - 1))
+    return signed(_with_error(mean, spread / math.sqrt(len(values))))
+
+
+def _directions(parts: Mapping[str, list[Row]]) -> list[Table]:
+    of = ", ".join(dict.fromkeys(row["estimator"] for row in parts["reference"]))
+    samples = " or ".join(sorted({count(row["samples"]) for row in parts["reference"]}))
+    return [
+        table
+        for table in (
+            _along("one", parts["gradients"], lambda r: _told(r, "one"),
+                   "Cosine of one sample with the gradient, by epochs of training."),
+            _along("many", parts["gradients"], lambda r: _told(r, "many"),
+                   "Cosine of the mean of many samples with the gradient, by epochs of training; "
+                   "without bias it is 1."),
+            _along("reference", parts["reference"], lambda r: _length_of(r),
+                   f"Length of the gradient, from {samples} samples of {of}, and the standard "
+                   "error of that mean, a vector, relative to it."),
+            _along("candidates", parts["candidate"], lambda r: _number(r["deviation"]),
+                   "Standard deviation of one sample of unbiased estimators, relative to the "
+                   "length of the gradient.", lambda r: f", {count(r['evaluations'])} evaluations"),
+        )
+        if table.rows
+    ]  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else rounded(value)
+
+
+def _told(row: Row, name: str) -> str:
+    value, se = row[name], row[f"{name}_se"]
+    if value is None:
+        return NONE
+    return signed(f"{value:.3f}" if se is None else _with_error(value, se))
+
+
+def _length_of(row: Row) -> str:
+    return f"{rounded(row['length'])} ({_number(row['se'])})"
+
+
+def _along(
+    name: str,
+    rows: Sequence[Row],
+    shown: Callable[[Row], str],
+    caption: str,
+    more: Callable[[Row], str] = lambda row: "",
+) -> Table:
+    """Estimators and layers down, epochs across."""
+    seeds, epochs = _values(rows, "seed"), _values(rows, "epoch")
+    lines: dict[tuple[Any, ...], dict[int, Row]] = {}
+    for row in rows:
+        line = lines.setdefault((row["estimator"], row["layer"], row["seed"]), {})
+        if row["epoch"] in line:
+            raise Undrawable(f"two rows of {row['estimator']} at one moment in {name}")
+        line[row["epoch"]] = row
+    return Table(
+        name, caption, ["Estimator", *(f"epoch {epoch}" for epoch in epochs)],
+        [
+            [Cell(estimator, "", _layer_of(layer) + f", seed {seed}" * (len(seeds) > 1)
+                  + more(next(iter(line.values()))))]
+            + [shown(line[epoch]) if epoch in line else NONE for epoch in epochs]
+            for (estimator, layer, seed), line in lines.items()
+        ],
+    )  # fmt: skip
+
+
+def _layer_of(layer: str) -> str:
+    return "all layers" if layer == "all" else f"layer {layer}"
+
+
+def _small_net(rows: Sequence[Row]) -> list[Table]:
+    seeds = len(_values(rows, "seed"))
+    about = f"by epochs of training, {seeds} seeds; exact where the estimator is a function of the "
+    about += "state, else of samples."
+    return [
+        _of_seeds("bias", rows, lambda found: _root(found, "bias2"),
+                  f"Root of the mean squared bias, relative to the length of the gradient, {about} "
+                  "A squared bias that came out below 0 stands as 0."),
+        _of_seeds("deviation", rows, lambda found: _root(found, "variance"),
+                  f"Root of the mean variance of one sample, relative to that length, {about}"),
+        _of_seeds("cosine", rows, _mean_cosine,
+                  f"Mean cosine of the expected estimate with the gradient, {about}"),
+    ] if rows else []  # fmt: skip
+
+
+def _root(rows: Sequence[Row], name: str) -> str:
+    values = [row[name] for row in rows]
+    if None in values:
+        return NONE
+    return rounded(math.sqrt(max(sum(values) / len(values), 0)))
+
+
+def _mean_cosine(rows: Sequence[Row]) -> str:
+    values = [row["cosine"] for row in rows]
+    return NONE if None in values else signed(f"{sum(values) / len(values):.3f}")
+
+
+def _of_seeds(
+    name: str, rows: Sequence[Row], shown: Callable[[Sequence[Row]], str], caption: str
+) -> Table:
+    """Estimators and layers down, epochs across, all seeds in a cell."""
+    epochs, seeds = _values(rows, "epoch"), _values(rows, "seed")
+    cells: dict[tuple[str, str], dict[int, list[Row]]] = {}
+    for row in rows:
+        line = cells.setdefault((row["estimator"], row["layer"]), {e: [] for e in epochs})
+        line[row["epoch"]].append(row)
+    for (estimator, _), line in cells.items():
+        if any(
+            _values(found, "seed") != seeds or len(found) > len(seeds) for found in line.values()
+        ):
+            raise Undrawable(f"{estimator} does not have one row a seed and moment in {name}")
+    return Table(
+        name, caption, ["Estimator", *(f"epoch {epoch}" for epoch in epochs)],
+        [
+            [Cell(estimator, "", _layer_of(layer)), *map(shown, line.values())]
+            for (estimator, layer), line in cells.items()
+        ],
+    )  # fmt: skip
+
+
 # ---- gpu ---------------------------------------------------------------------------------------
 
 
@@ -988,6 +1224,7 @@ KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
     "width law": width_law,
     "variance law": variance_law,
     "how deep": how_deep,
+    "contenders": contenders,
     "gpu": gpu,
 }
 

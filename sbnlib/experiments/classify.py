@@ -349,7 +349,7 @@ def build(config: Config, model: str, data: Dataset, init_gain: float, seed: int
     draw = generator("cpu", "weights", seed=seed, contender=model)
     sizes = [inputs.shape[1], *config.hidden]
     layers = [
-        _layer(m, n, init_gain, draw, dtype, config.norm)
+        layer(m, n, init_gain, draw, dtype, config.norm)
         for m, n in zip(sizes, sizes[1:], strict=False)
     ]
     head = linear(sizes[-1], data.num_classes, 1.0, draw, dtype)
@@ -359,9 +359,10 @@ def build(config: Config, model: str, data: Dataset, init_gain: float, seed: int
     return Classifier(net, head, network_estimator(config.estimator)).to(inputs.device)
 
 
-def _layer(
+def layer(
     inputs: int, outputs: int, gain: float, draw: torch.Generator, dtype: torch.dtype, norm: str
 ) -> nn.Module:
+    """What comes in front of the units: linear, and with norm="batch" batch norm behind it."""
     if norm == "none":
         return linear(inputs, outputs, gain, draw, dtype)
     first = linear(inputs, outputs, gain, draw, dtype, bias=False)
@@ -389,14 +390,18 @@ def settled(
         "sample", "sign" and "mean", or "tanh", to the net that makes it.
     """
     modes = ("tanh",) if model == "tanh" else MODES
+    return {mode: settled_for(net, mode, inputs, draw) for mode in modes}
+
+
+def settled_for(net: nn.Module, mode: str, inputs: Tensor, draw: torch.Generator) -> nn.Module:
+    """The net that makes the prediction of one mode, see :func:`settled`."""
     if not any(isinstance(m, BatchNorm) for m in net.modules()):
-        return dict.fromkeys(modes, net)
-    nets = {mode: copy.deepcopy(net) for mode in modes}
-    for mode, own in nets.items():
-        if mode != "tanh":
-            set_mode(own, mode)
-        reestimate_batch_norm(_Drawing(own, draw) if mode == "sample" else own, inputs)
-    return nets
+        return net
+    own = copy.deepcopy(net)
+    if mode != "tanh":
+        set_mode(own, mode)
+    reestimate_batch_norm(_Drawing(own, draw) if mode == "sample" else own, inputs)
+    return own
 
 
 class _Drawing(nn.Module):

@@ -145,7 +145,7 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
-class _Layer(torch.nn.Module):
+class BinaryLayer(torch.nn.Module):
     """A matrix of weights and batch norm, one layer of the SBN."""
 
     takes_axes = True
@@ -253,7 +253,7 @@ def _moved(
 ) -> tuple[Classifier, list[torch.optim.Optimizer]]:
     """The untrained classifier and the optimizers of its latent weights and of the rest."""
     model = _build(method, seed, data, hidden)
-    latent = [m.latent for m in model.modules() if isinstance(m, _Layer)]
+    latent = [m.latent for m in model.modules() if isinstance(m, BinaryLayer)]
     rest = [p for p in model.parameters() if all(p is not q for q in latent)]
     return model, [METHODS[method].optimizer(latent, lr, other), torch.optim.Adam(rest, 0.01)]
 
@@ -262,7 +262,9 @@ def _build(method: str, seed: int, data: Dataset, hidden: Sequence[int]) -> Clas
     """The untrained classifier."""
     draw = generator("cpu", "weights", seed=seed, contender=method)
     sizes = [data.train.inputs.shape[1], *hidden]
-    layers = [_Layer(m, n, METHODS[method], draw) for m, n in zip(sizes, sizes[1:], strict=False)]
+    layers = [
+        BinaryLayer(m, n, METHODS[method], draw) for m, n in zip(sizes, sizes[1:], strict=False)
+    ]
     net = SBN(*layers).double()
     head = linear(sizes[-1], data.num_classes, 1.0, draw, torch.float64)
     return Classifier(net, head, network_estimator("straight_through"))
@@ -283,7 +285,7 @@ def _settle(net: torch.nn.Module, split: Split) -> None:
     for m in net.modules():
         if isinstance(m, BernoulliLinear):
             m.mode = "sign"
-    layers = [m for m in net.modules() if isinstance(m, _Layer)]
+    layers = [m for m in net.modules() if isinstance(m, BinaryLayer)]
     for layer in layers:  # from the bottom up: a layer's inputs must be settled first
         layer.norm.reset_running_stats()
         layer.norm.momentum = None

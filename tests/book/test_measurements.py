@@ -490,6 +490,183 @@ def test_accuracies_in_depth_are_those_of_the_runs(built, name):
         assert one(tables[0], "zgr")[1:] == means
 
 
+# contenders: files of the book, and small ones as the command writes them
+
+
+CONTENDERS = [path.name for path in FILES if record(path.name)["kind"] == "contenders"]
+SMALL = ("train", "gradients", "exact")
+
+
+@pytest.fixture(scope="module")
+def small_contenders(tmp_path_factory):
+    """part -> a record of few, narrow trainings."""
+    from dataclasses import replace
+
+    from sbnlib.experiments import contenders, directions, small_nets
+    from sbnlib.experiments.ways import WAYS
+
+    folder = tmp_path_factory.mktemp("contenders")
+    common = ["--data", "digits", "--resume-dir", str(folder)]
+    names = ["twin", "st-logistic", "sign-hardtanh", "weights-bc", "conv-tanh", "conv-st"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            hidden = (8, 6) if WAYS[name].hidden else ()
+            patch.setitem(WAYS, name, replace(WAYS[name], hidden=hidden, seeds=3, images=300))
+        for module in (directions, small_nets):
+            patch.setattr(module, "EPOCHS", (0, 1))
+            patch.setattr(module, "IMAGES", 4)
+            patch.setattr(module, "SAMPLES", 40)
+        patch.setattr(directions, "GROUPS", 4)
+        patch.setattr(directions, "REFERENCE_SAMPLES", 30)
+        patch.setattr(small_nets, "SEEDS", 2)
+        lengths = ["--epochs", "2", "--search-epochs", "1"]
+        own = {"train": ["--only", *names, *lengths], "exact": []}
+        own["gradients"] = ["--chosen", str(folder / "train.json")]
+        for part in SMALL:
+            out = ["--out", str(folder / f"{part}.json")]
+            assert contenders.main(["--part", part, *own[part], *common, *out]) == 0
+    return {part: json.loads((folder / f"{part}.json").read_text()) for part in SMALL}
+
+
+def drawn_tables(content):
+    """name of a table -> its rows, each a list of texts: code, words and small words of a cell."""
+
+    def text(cell):
+        return cell if isinstance(cell, str) else " ".join(
+            part for part in (cell.code, cell.text, cell.small) if part)  # fmt: skip
+
+    drawing = sbn_tables.draw(content)
+    return {t.name: [[text(c) for c in row] for row in t.rows] for t in drawing.tables}
+
+
+def told(text, value, se):
+    """The text shows value ± se to the second digit of the error."""
+    left, _, right = text.replace("−", "-").partition(" ± ")
+    places = len(right.partition(".")[2])
+    assert len(right.replace(".", "").lstrip("0")) in (2, 3) or places == 0
+    return (abs(float(left) - value) <= 0.5001 * 10.0**-places
+            and abs(float(right) - se) <= 0.5001 * 10.0**-places)  # fmt: skip
+
+
+def check_ways(content):
+    """From the single runs: every way, every prediction, accuracies, likelihood, calibration."""
+    tables = drawn_tables(content)
+    rows = content["rows"]
+    ways = {r["name"]: r for r in rows if r["part"] == "contender"}
+    final = {n: [r for r in rows if r["part"] == "final" and r["name"] == n] for n in ways}
+    assert [line[0].split()[0] for line in tables["accuracy"]] == list(ways)
+    for name, way in ways.items():
+        used = {"tanh": "tanh", "sign": "sign"}.get(way["kind"], "ten")
+        used = "sign" if name.startswith("weights") else used
+        what, rate, prediction, *cells, nll, ece = one(tables["accuracy"], name)
+        assert way["label"] in what and f"{len(final[name])} seeds" in what
+        assert value(rate) == pytest.approx(final[name][0]["lr"]) and prediction == used
+        values = [r["test"][used] for r in final[name]]
+        twin = [r["test"]["tanh"] for r in final[way["twin"]]] if way["twin"] != name else None
+        check_accuracy(cells, values, twin, welch=True)
+        assert told(nll, *mean_se([r["nll"][used] for r in final[name]]))
+        assert told(ece, *mean_se([100 * r["ece"][used] for r in final[name]]))
+        for table, number, unit in (("predictions", "test", 100), ("likelihood", "nll", 1),
+                                    ("calibration", "ece", 100)):  # fmt: skip
+            shown = [c for c in one(tables[table], name)[1:] if c != "–"]
+            # in the order of the columns: sign, one, ten, mean, tanh, and those with "running"
+            order = ["sign", "one", "ten", "mean", "tanh"]
+            there = sorted(final[name][0][number], key=lambda p: ("running" in p, order.index(
+                p.split()[0])))  # fmt: skip
+            for cell, p in zip(shown, there, strict=True):
+                assert told(cell, *mean_se([unit * r[number][p] for r in final[name]]))
+
+
+def check_moments(content):
+    tables, rows = drawn_tables(content), content["rows"]
+    epochs = sorted({r["epoch"] for r in rows})
+
+    def lines(part):
+        found = {}
+        for r in (r for r in rows if r["part"] == part):
+            found.setdefault((r["seed"], r["estimator"], r["layer"]), {})[r["epoch"]] = r
+        return found.values()
+
+    for table, part in (("one", "gradients"), ("many", "gradients")):
+        for line, of in zip(tables[table], lines(part), strict=True):
+            for cell, epoch in zip(line[1:], epochs, strict=True):
+                number, se = of[epoch][table], of[epoch][f"{table}_se"]
+                assert cell == "–" if number is None else se is None or told(cell, number, se)
+    for line, of in zip(tables["reference"], lines("reference"), strict=True):
+        for cell, epoch in zip(line[1:], epochs, strict=True):
+            length, se = cell.rstrip(")").split(" (")
+            assert close(length, of[epoch]["length"])
+            assert se == "–" if of[epoch]["se"] is None else close(se, of[epoch]["se"])
+    for line, of in zip(tables["candidates"], lines("candidate"), strict=True):
+        assert f"{of[0]['evaluations']} evaluations" in line[0]
+        for cell, epoch in zip(line[1:], epochs, strict=True):
+            found = of[epoch]["deviation"]
+            assert cell == "–" if found is None else close(cell, found)
+
+
+def check_small_net(content):
+    tables, rows = drawn_tables(content), content["rows"]
+    epochs = sorted({r["epoch"] for r in rows})
+    names = list(dict.fromkeys((r["estimator"], r["layer"]) for r in rows))
+    for table, number in (("bias", "bias2"), ("deviation", "variance"), ("cosine", "cosine")):
+        for line, (estimator, layer) in zip(tables[table], names, strict=True):
+            assert line[0].split() == [estimator, *(["all", "layers"] if layer == "all" else [
+                "layer", layer])]  # fmt: skip
+            for cell, epoch in zip(line[1:], epochs, strict=True):
+                own = [
+                    r[number]
+                    for r in rows
+                    if (r["estimator"], r["layer"], r["epoch"]) == (estimator, layer, epoch)
+                ]
+                if None in own:
+                    assert cell == "–"
+                elif table == "cosine":
+                    assert fixed(cell, np.mean(own), 3)
+                else:
+                    mean = max(np.mean(own), 0)
+                    assert cell == "0" if mean == 0 else close(cell, math.sqrt(mean))
+
+
+def check_contenders(content):
+    parts = {r["part"] for r in content["rows"]}
+    for part, check in (("contender", check_ways), ("gradients", check_moments),
+                        ("exact", check_small_net)):  # fmt: skip
+        if part in parts:
+            check(content)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_the_ways_of_a_file_are_drawn_with_its_numbers(name):
+    check_contenders(record(name))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Precision loss occurred")  # of Welch's test of equal numbers
+@pytest.mark.parametrize("part", SMALL)
+def test_what_the_contenders_write_is_drawn_with_its_numbers(small_contenders, part):
+    check_contenders(small_contenders[part])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", SMALL)
+def test_a_row_of_the_contenders_that_lacks_a_field_is_refused(small_contenders, part):
+    check_lacking(small_contenders[part])
+
+
+@pytest.mark.slow
+def test_rows_of_the_contenders_that_contradict_each_other_are_refused(small_contenders):
+    def refused(part, change, said):
+        content = copy.deepcopy(small_contenders[part])
+        change(content["rows"])
+        with pytest.raises(sbn_tables.Undrawable, match=said):
+            sbn_tables.draw(content)
+
+    refused("gradients", lambda rows: rows.append(rows[-1]), "two rows of .* at one moment")
+    refused("exact", lambda rows: rows.pop(), "does not have one row a seed and moment")
+    refused("train", lambda rows: rows.remove(next(r for r in rows if r["part"] == "contender")),
+            "KeyError: 'twin'")  # fmt: skip
+
+
 def by_welch(name):
     return any("minus_twin_p" in row for row in rows_of(name, "summary"))
 
@@ -793,6 +970,14 @@ def test_a_file_belongs_to_one_experiment():
         assert len([e for e in EXPERIMENTS.values() if fnmatch(path.name, e.pattern)]) == 1
 
 
+@pytest.mark.parametrize("kind", ["classify", "weights"])
+def test_a_part_of_a_data_set_is_another_data_set(kind):
+    whole_, part = f"{kind}-fashion-mnist", f"{kind}-fashion-mnist-4000"
+    for end in (".json", "-h100-2026-11-27.json", "-a-cpu.json"):
+        assert sbn_measurements.owner(f"{whole_}{end}") is EXPERIMENTS[whole_]
+        assert sbn_measurements.owner(f"{part}{end}") is None
+
+
 def overview(built):
     """What the table of experiments says of each: (its command, where it was measured)."""
     found = {}
@@ -875,6 +1060,8 @@ NOW = {
     "variance law": "experiments.width_law --of variance --nets 3 --layers 1 2 --widths 2 4 5 "
     "--sampled-layers 2 --sampled-widths 4 8 --samples 40",
     "how deep": "experiments.how_deep --part predictions",
+    "contenders": "experiments.contenders --part train --data digits --only conv-tanh conv-st "
+    "--epochs 1 --search-epochs 1",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -888,7 +1075,7 @@ def test_the_kinds_are_those_of_the_commands():
 def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path, monkeypatch):
     module, *options = NOW[kind].split()
     out = tmp_path / "new.json"
-    resumes = kind in ("classify", "binary weights")
+    resumes = kind in ("classify", "binary weights", "contenders")
     resume = ["--resume-dir", str(tmp_path / "runs")] if resumes else []
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes its time
     command = importlib.import_module(f"sbnlib.{module}")
@@ -1049,14 +1236,14 @@ NOT_NEEDED = {
     "binary weights": {"validation", "validation_loss", "minus_twin", "minus_twin_df"} | SINCE_0_2,
     "how deep": {"scale", "overlap", "validation", "one", "sign", "data"}
     | {"difference", "ratio", "above", "error"},
+    "contenders": {"minus_twin_df", "minus_twin_p"},
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 
 
-@every_file
-def test_a_row_that_lacks_a_field_is_refused(path):
+def check_lacking(content):
     """Each field of each part of a file in turn."""
-    content, lacking, seen = record(path.name), set(), set()
+    lacking, seen = set(), set()
     for k, row in enumerate(content["rows"]):
         for key in row:
             part = (row.get("part"), row.get("model") == "tanh", tuple(row), key)
@@ -1072,6 +1259,11 @@ def test_a_row_that_lacks_a_field_is_refused(path):
             lacking.add(key)
     there = {key for row in content["rows"] for key in row}
     assert lacking == NOT_NEEDED[content["kind"]] & there
+
+
+@every_file
+def test_a_row_that_lacks_a_field_is_refused(path):
+    check_lacking(record(path.name))
 
 
 @every_file
