@@ -320,23 +320,12 @@ def test_the_rarest_state_that_is_drawn() -> None:
             least.append(P.min())
         medians.append(float(np.median(squares)))
         rarest.append(float(np.median(least)))
-    says("its median is about 1.9 with a thousand draws and 3.3 with a million")
+    says("typically about 1.9 over a thousand draws and 3.3 over a million; 1.44 of the difference")
+    assert 0.5 * math.log(1e3) * phi(sigma) / sigma == pytest.approx(1.44, abs=5e-3)
     assert medians == pytest.approx([1.87, 3.33], abs=0.12)
     grown = medians[1] - medians[0]
     assert grown == pytest.approx(0.5 * math.log(1e3) * phi(sigma) / sigma, rel=0.15)
     assert rarest[0] / rarest[1] == pytest.approx(math.sqrt(1000), rel=0.3)
-
-
-@pytest.mark.parametrize(("batch", "low"), [(20, 0.04), (50, 0.01)])
-def test_what_batch_norm_makes_of_unrelated_inputs(batch: int, low: float) -> None:
-    says("comes out about 4 % below that for $\\mathcal N(0,1)$, with 50 about 1 %")
-    a = np.random.default_rng(0).normal(size=(100_000, batch))
-    a = a - a.mean(1, keepdims=True)
-    a = a / np.sqrt((a**2).mean(1, keepdims=True))
-    for name in TRAINABLE:
-        noise = ref.RefNoise(name, scale_at_one(name))
-        off = 1 - float((4 * noise.pdf(a) ** 2).mean())
-        assert 0.65 * low < off < 1.6 * low
 
 
 @pin(
@@ -476,8 +465,8 @@ def bound(v: float) -> float:
     "thm-16-ceiling",
     r"""
     Let $\varrho=(\mathbb E\,2f)^2$ be the overlap rate of a noise with a density. Then
-    {eq-16-ceiling} and the bound is attained, by a density proportional to
-    $\bigl(1-e^{(a^2-t^2)/2}\bigr)_+$ with $t=0.885$.
+    {eq-16-ceiling} where the minimum is over numbers $m$. The bound is attained, by a density
+    proportional to $\bigl(1-e^{(a^2-t^2)/2}\bigr)_+$ with $t=0.885$.
     """,
 )
 @pin(
@@ -775,7 +764,7 @@ def test_the_table_of_rates() -> None:
 
 
 def test_the_table_of_shares() -> None:
-    _, *rows = lines_of(containing(PATH, "law_says = [r"))
+    _, *rows = lines_of(containing(PATH, "theory = [r"))
     noise = ref.RefNoise("Logistic", scale_at_one("Logistic"))
     r, chi = course(noise, 6)
     for s, (found, law) in zip((1.0, 0.0), (rows[:2], rows[2:]), strict=True):
@@ -804,7 +793,7 @@ def test_the_page_s_shares_are_those_of_weight_gradients() -> None:
 
 def test_for_these_noises_the_worst_layer_is_best_at_gain_1() -> None:
     """The rate grows and rate/G falls as the scale falls; not so for a noise with a hole."""
-    says(r"For the seven laws of this chapter $\varrho/\Gamma_{\mathrm{ST}}$ falls meanwhile")
+    says(r"and Laplace noise, which comes later) $\varrho/\Gamma_{\mathrm{ST}}$ falls meanwhile")
 
     def laplace(scale: float) -> tuple[float, float]:
         one, two = (
@@ -1018,7 +1007,11 @@ def test_what_the_text_says_of_the_cures() -> None:
         for e in cured:
             mean, se = ten(rows, noise=noise, estimator=e)
             assert mean < st[0] + 2 * math.hypot(se, st[1])
-    says("no cure is *better* than straight-through")
+    says("No cure is ahead of straight-through by more than its error")
+    for noise in ("Uniform", "Triangular", "Logistic"):
+        (st, e0), others = ten(rows, noise=noise, estimator="straight_through"), [
+            ten(rows, noise=noise, estimator=e) for e in ("zgr", *cured)]  # fmt: skip
+        assert all(v - st < math.hypot(e, e0) for v, e in others)
     exact = [
         (cured_gain(e, noise), ten(rows, noise=noise, estimator=e)[0])
         for noise in ("Uniform", "Triangular", "Logistic")
@@ -1027,8 +1020,22 @@ def test_what_the_text_says_of_the_cures() -> None:
     low = [a for g, a in exact if g < 1.085]
     high = [a for g, a in exact if g > 1.175]
     assert len(low) + len(high) == len(exact)
-    assert [f"{v:.3f}" for v in (min(low), max(low), max(high))] == ["0.952", "0.962", "0.955"]
-    says("those with a gain of at most 1.08 have .952 to .962, those from 1.18 on at most .955")
+    mid = [a for g, a in exact if 1.175 < g < 1.43]
+    assert [f"{v:.3f}" for v in (min(low), max(low), min(mid), max(mid))] == [
+        "0.952", "0.962", "0.944", "0.955",
+    ]  # fmt: skip
+    rest = [a for g, a in exact if g > 1.43]
+    assert [f"{v:.3f}" for v in rest] == ["0.842", "0.928"] and max(high) == max(mid)
+    says(
+        ".952 to .962 up to a gain of 1.08, .944 to .955 from 1.18 to 1.42, .928 at 1.72, and .842"
+    )
+    for noise in ("Uniform", "Triangular"):
+        best = max(ten(rows, noise=noise, estimator=e)[0] for e in ("straight_through", *cured))
+        assert best - ten(rows, noise=noise, estimator="zgr_clipped_2")[0] < 0.0055
+    one = {e: rows_at(rows, "Logistic", e) for e in ("zgr", "zgr_clipped_4", "zgr_capped_4")}
+    assert one["zgr"] == one["zgr_capped_4"] != one["zgr_clipped_4"]
+    assert f"{ten(rows, noise='Logistic', estimator='zgr_clipped_4')[1]:.3f}" == "0.008"
+    assert f"{ten(rows, noise='Logistic', estimator='zgr')[1]:.3f}" == "0.002"
     assert all(cured_gain("zgr_clipped_2", n) < 1 for n in ("Uniform", "Triangular", "Logistic"))
     says("With logistic noise no factor exceeds $1/\\sigma=3.91$")
     assert 1 / scale_at_one("Logistic") == pytest.approx(3.91, abs=5e-3)
@@ -1037,10 +1044,20 @@ def test_what_the_text_says_of_the_cures() -> None:
     assert [f"{v:.3f}" for v in same] == ["0.944", "0.936", "0.944"]
 
 
+def rows_at(rows: list[dict[str, Any]], noise: str, estimator: str) -> list[float]:
+    (row,) = (r for r in rows if (r["noise"], r["estimator"]) == (noise, estimator))
+    return row["ten"]
+
+
 def test_the_table_of_rescaled_slopes() -> None:
     rows, lines = rows_of("rescaled"), lines_of(containing(PATH, "rescaled = stored("))
     scales = list(dict.fromkeys(r["relative_scale"] for r in rows))
     assert len(lines) == len(scales) == 4
+    says("twelve layers of 64 units, logistic noise, batch norm, ten seeds")
+    for row in rows:
+        assert (row["depth"], row["width"], row["noise"], row["norm"], len(row["ten"])) == (
+            12, 64, "Logistic", "batch", 10
+        )  # fmt: skip
     for line, scale in zip(lines, scales, strict=True):
         (one, e1), (two, e2) = (
             ten(rows, relative_scale=scale, estimator=f"straight_through{more}")
@@ -1067,11 +1084,22 @@ def test_the_overlaps_after_training() -> None:
     assert gain == pytest.approx([1.0] * 8, abs=0.04)
     assert min(gain_end) > 0.5 and max(gain_end) < 0.75
     says("the gain has fallen to about .6")
+    assert [f"{v[k]:.2f}"[-3:] for v in (same_end, same) for k in (7, 1)] == [
+        ".70", ".77", ".00", ".35"
+    ]  # fmt: skip
+    says("almost as much in the eighth layer as in the second, .70 against .77, where it was .00")
 
 
 def test_the_table_of_the_grid() -> None:
     rows = rows_of("grid")
-    _, *lines = lines_of(containing(PATH, 'grid = stored("grid")'))
+    _, gains, *lines = lines_of(containing(PATH, 'grid = stored("grid")'))
+    one = [
+        r["gain"]
+        for s in SCALES
+        for r in rows
+        if r["noise"] == "Logistic" and r["relative_scale"] == s
+    ][:: len(rows) // 28]
+    assert numbers(gains) == pytest.approx(one, abs=6e-3)
     at = {"norm": "batch", "estimator": "straight_through", "noise": "Logistic"}
     found = {}
     for line, depth in zip(lines, (2, 4, 8, 16), strict=True):
@@ -1093,18 +1121,38 @@ def test_the_table_of_the_grid() -> None:
 SCALES = (4.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.25)
 
 
-def test_the_best_scale_is_below_that_of_gain_1() -> None:
+def test_what_the_text_says_of_the_four_tables() -> None:
     rows, best = rows_of("grid"), {}
-    for noise in ("Logistic", "Gaussian", "Triangular", "Uniform"):
+    at = {"norm": "batch", "estimator": "straight_through"}
+    spread: dict[int, list[float]] = {d: [] for d in (2, 4, 8, 16)}
+    errors = []
+    for depth in spread:
+        for scale in (1.4, 1.0, 0.7, 0.5, 0.25):
+            four = [
+                ten(rows, noise=n, depth=depth, relative_scale=scale, **at) for n in TRAINABLE[:4]
+            ]
+            spread[depth].append(max(v for v, _ in four) - min(v for v, _ in four))
+            errors += [e for _, e in four] if depth == 16 else []
+    assert max(spread[2] + spread[4] + spread[8]) < 0.03
+    assert f"{max(spread[16]):.2f}" == "0.13" and 0.05 < max(errors) < 0.065
+    says("with sixteen layers they differ by up to .13, with standard errors of up to .06")
+    for noise in TRAINABLE[:4]:
         for depth in (8, 16):
-            at = {"norm": "batch", "estimator": "straight_through", "noise": noise, "depth": depth}
-            best[noise, depth] = max(SCALES, key=lambda s: ten(rows, relative_scale=s, **at)[0])
+            best[noise, depth] = max(
+                SCALES,
+                key=lambda s: ten(rows, relative_scale=s, noise=noise, depth=depth, **at)[0],  # noqa: B023
+            )
+            if depth == 8:
+                most, at_one = (
+                    ten(rows, relative_scale=s, noise=noise, depth=8, **at)[0] for s in (0.7, 1.0)
+                )
+                assert most - at_one < 0.0055
     assert {v for (_, d), v in best.items() if d == 8} == {0.7}
     assert {v for (_, d), v in best.items() if d == 16} == {0.7, 0.5}
-    gains = {s: [r["gain"] for r in rows if r["relative_scale"] == s] for s in (0.7, 0.5)}
-    assert all(abs(g - 1.5) < 0.05 for g in gains[0.7])
-    assert max(gains[0.5]) == pytest.approx(2.1, abs=0.05)
-    says("at 8 layers it is .7 for all four, with a gain of about 1.5, and at 16 layers .7 or .5")
+    for scale, gain in ((0.7, 1.5), (0.5, 2.1)):
+        assert all(abs(r["gain"] - gain) < 0.05 for r in rows if r["relative_scale"] == scale)
+    says("In the first two lines the best scale is .7 or .5, that is, the gain is 1.5 or 2.1")
+    says("But with eight layers it is the best by .005 at most")
 
 
 def crossing(rows: list[dict[str, Any]], noise: str) -> float:
@@ -1129,34 +1177,68 @@ def test_the_table_of_failure_depths() -> None:
         assert depth == pytest.approx(first[name], abs=0.06)
         assert over == pytest.approx(first[name] / first["Uniform"], abs=6e-3)
         assert law == pytest.approx(math.log(rates["Uniform"]) / math.log(rates[name]), abs=6e-3)
-    says(".66 of it, and .67 was written down")
-    says("For Cauchy it is .73 where the law has .76, for Laplace noise, which no trial had seen,")
+    says("falls to .55 at .66 of the depth at which that of uniform noise does, and .67 was")
+    says(
+        "For Cauchy the rule gives .76 and the runs .73, for Laplace noise, which no trial had seen"
+    )
     over = {n: f"{first[n] / first['Uniform']:.2f}"[1:] for n in first}
     assert [over[n] for n in ("FastSigmoid", "Cauchy", "Laplace")] == [".66", ".73", ".87"]
     assert first["FastSigmoid"] < first["Cauchy"] < first["Laplace"] < min(
         first[n] for n in TRAINABLE[:4])  # fmt: skip
     four = [rates[n] for n in TRAINABLE[:4]]
     assert max(four) - min(four) == pytest.approx(0.0134, abs=5e-4)
-    says("rates within .014 of each other and cannot be told apart up to twelve layers")
+    says("rates within .014 of each other and cannot be told apart up to twelve layers, where the")
+    twelve = [ten(rows, noise=n, depth=12)[1] for n in TRAINABLE[:4]]
+    assert min(twelve) > 0.025 and max(twelve) < 0.055
     two = [ten(rows, noise=n, depth=2)[0] for n in first]
     assert max(two) - min(two) == pytest.approx(0.012, abs=5e-4)
     (a, ea), (b, eb) = (ten(rows, noise=n, depth=24) for n in ("Uniform", "Logistic"))
-    assert (a - b) / math.hypot(ea, eb) > 3
+    assert f"{a - b:.3f} ± {math.hypot(ea, eb):.3f}".replace("0.", ".") == ".092 ± .027"
+    says("uniform noise is ahead of logistic by .092 ± .027")
     for depth in (2, 3, 4, 6, 8, 12):
         values = [ten(rows, noise=n, depth=depth) for n in TRAINABLE[:4]]
         spread = max(v for v, _ in values) - min(v for v, _ in values)
         assert spread < 3 * math.sqrt(2) * max(e for _, e in values), depth
 
 
-def test_the_residual_networks() -> None:
+def test_the_table_of_widths() -> None:
     rows, grid = rows_of("widths"), rows_of("grid")
-    at = {"noise": "Uniform", "relative_scale": 1.0}
-    skip = ten(rows, residual=True, **at)[0]
-    plain = ten(grid, estimator="straight_through", norm="batch", depth=16, **at)[0]
-    says(f"the accuracy is {skip:.3f}, where the plain network has {plain:.3f}".replace("0.", "."))
-    every = [np.mean(r["ten"]) for r in rows if r["residual"]]
-    assert len(every) == 14 and min(every) > 0.96
-    says("over the seven scales it stays above .96 for both noises that were tried")
+    _, *lines = lines_of(containing(PATH, 'wide = stored("widths")'))
+    at: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+        "32 units": (rows, {"width": 32}),
+        "64 units": (grid, {"estimator": "straight_through", "norm": "batch", "depth": 16}),
+        "128 units": (rows, {"width": 128}),
+        "64 units, residual": (rows, {"residual": True}),
+    }
+    found = {}
+    for line, (name, (of, own)) in zip(lines, at.items(), strict=True):
+        assert line.startswith(name)
+        found[name] = [ten(of, noise="Uniform", relative_scale=s, **own)[0] for s in SCALES]
+        assert numbers(line) == pytest.approx(found[name], abs=6e-4)
+    for narrow, wide in (("32 units", "64 units"), ("64 units", "128 units")):
+        assert all(a < b for a, b in zip(found[narrow], found[wide], strict=True))
+    assert min(found["64 units, residual"]) > 0.96
+    assert {r["depth"] for r in rows} == {16}
+
+
+def test_how_deep_chance_agreement_is_reached() -> None:
+    says(
+        "$\\ln n\\,/\\,2\\ln(1/\\varrho)$ layers, which is 3.3 layers for 64 units at a rate of .53"
+    )
+    assert math.log(64) / (2 * math.log(1 / 0.53)) == pytest.approx(3.3, abs=0.05)
+
+
+def test_the_second_layer_has_a_smaller_share() -> None:
+    says(
+        r"the factor $\Gamma\,\mathbb E\mu^2/\Gamma_{\mathrm{ST}}$, which is below 1 in both cases"
+    )
+    noise = ref.RefNoise("Logistic", scale_at_one("Logistic"))
+    r, chi = course(noise, 3)
+    for s in (1.0, 0.0):
+        G = mean_square(noise, s)
+        share = [r[k] * math.prod(chi[k:3]) / G ** (3 - k) for k in (0, 1)]
+        assert share[1] / share[0] == pytest.approx(G * r[1] / chi[0])
+        assert share[1] < share[0]
 
 
 def formula(of: Array, rows: list[dict[str, Any]]) -> Array:
@@ -1260,9 +1342,10 @@ def test_the_table_of_what_was_held_out() -> None:
     parts = {
         "Laplace noise": [r for r in held if r["noise"] == "Laplace"],
         "width 96": [r for r in held if r["width"] == 96],
-        "fitted": fitted,
+        "grid (fitted)": fitted,
     }
-    _, *lines = lines_of(containing(PATH, 'held = stored("held-out")'))
+    of, _, *lines = lines_of(containing(PATH, 'held = stored("held-out")'))
+    assert numbers(of) == pytest.approx(law_fitted(), abs=0.03)
     found = {}
     for line, (name, rows) in zip(lines, parts.items(), strict=True):
         off = abs(formula(law_fitted(), rows) - np.array([np.mean(r["ten"]) for r in rows]))
@@ -1275,7 +1358,7 @@ def test_the_table_of_what_was_held_out() -> None:
     assert max(found["Laplace noise"][0], found["width 96"][0]) < allowed == 0.05
     says("with a mean error of .046 and .045, where .05 was allowed")
     says("with eight and sixteen the errors are .066 and .078, and single networks are missed by")
-    assert found["fitted"][0] > max(found["Laplace noise"][0], found["width 96"][0])
+    assert found["grid (fitted)"][0] > max(found["Laplace noise"][0], found["width 96"][0])
     wide = [r for r in fitted if r["depth"] == 16 and r["relative_scale"] == 4.0]
     assert formula(law_fitted(), wide) == pytest.approx([0.1] * 4, abs=0.01)
     assert [float(np.mean(r["ten"])) for r in wide] == pytest.approx([0.2] * 4, abs=0.025)
