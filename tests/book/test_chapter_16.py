@@ -1282,7 +1282,7 @@ def test_fig_16_grid() -> None:
         table = [
             [ten(rows, depth=d, relative_scale=s, **at)[0] for d in (2, 4, 8, 16)] for s in SCALES
         ]
-        assert np.asarray(ax.images[0].get_array()) == pytest.approx(np.array(table))
+        assert np.asarray(ax.collections[0].get_array()) == pytest.approx(np.array(table))
         assert [t.get_text() for t in ax.texts] == [f"{v:.2f}"[1:] for v in np.ravel(table)]
         x, y = np.array(ax.lines[-1].get_data(), float)
         assert y == pytest.approx(range(7))
