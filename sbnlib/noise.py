@@ -147,7 +147,7 @@ class Noise:
 
         Args:
             gain: a number from 1e-6 to 1e6. For 1 the six laws get the scales .2555 (logistic),
-                .7320 (uniform), 1.0128 (triangular), .4306 (Gaussian), .2479 (Cauchy) and .2603
+                .7320 (uniform), 1.0130 (triangular), .4306 (Gaussian), .2479 (Cauchy) and .2603
                 (fast sigmoid).
 
         Returns:

@@ -238,9 +238,13 @@ def _on_cluster(tasks: Sequence[Task], address: str) -> Outcomes:
     """
     with extra("cluster"):
         from distributed import Client
+    connect = functools.partial(Client, address, timeout=ANSWER, set_as_default=False)
     try:
-        client = Client(address, timeout=ANSWER, set_as_default=False)
-    except (OSError, TypeError, ValueError) as error:
+        try:
+            client = connect()
+        except AssertionError:  # its thread did not start within 10 s, on a machine that stalled
+            client = connect()
+    except (AssertionError, OSError, TypeError, ValueError) as error:
         raise WorkerError(f"no Dask scheduler answers at {address!r}: {error}") from error
     with client:
         _look_at_workers(client, address)

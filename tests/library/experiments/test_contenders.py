@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +29,15 @@ SHORT = ["--data", "digits", "--search-epochs", "1", "--epochs", "2"]
 def narrow(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Six ways, narrow, of three rates and two seeds."""
     patch.chdir(folder)
-    for name, way in list(WAYS.items()):
-        if name in FEW:
-            hidden = (9, 7) if way.hidden else ()
-            own = replace(way, hidden=hidden, rates=way.rates[1:4], seeds=2, images=300)
-            patch.setitem(WAYS, name, own)
-        else:
-            patch.delitem(WAYS, name)
+    few = {
+        name: replace(
+            way, hidden=(9, 7) if way.hidden else (), rates=way.rates[1:4], seeds=2, images=300
+        )
+        for name, way in WAYS.items()
+        if name in FEW
+    }
+    for module in (ways, contenders, directions, sys.modules[__name__]):
+        patch.setattr(module, "WAYS", few)
 
 
 @pytest.fixture
