@@ -236,19 +236,23 @@ def _on_cluster(tasks: Sequence[Task], address: str) -> Outcomes:
     It blames a death on all tasks that the worker had been given, so that several it gives up are
     tried again, each alone.
     """
-    with extra("cluster"):
-        from distributed import Client
-    connect = functools.partial(Client, address, timeout=ANSWER, set_as_default=False)
-    try:
-        try:
-            client = connect()
-        except AssertionError:  # its thread did not start within 10 s, on a machine that stalled
-            client = connect()
-    except (AssertionError, OSError, TypeError, ValueError) as error:
-        raise WorkerError(f"no Dask scheduler answers at {address!r}: {error}") from error
-    with client:
+    with _client(address) as client:
         _look_at_workers(client, address)
         yield from _told_apart(functools.partial(_submitted, client, address), tasks)
+
+
+def _client(address: str, *, again: bool = True) -> Any:
+    """Connected; tried again where its thread did not start in time, on a machine that stalls."""
+    with extra("cluster"):
+        from distributed import Client
+    try:
+        return Client(address, timeout=ANSWER, set_as_default=False)
+    except AssertionError as error:  # distributed's own, after 10 s
+        if again:
+            return _client(address, again=False)
+        raise WorkerError("this machine is too busy to start a client of Dask") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise WorkerError(f"no Dask scheduler answers at {address!r}: {error}") from error
 
 
 def _told_apart(submit: Callable[[Sequence[Task]], GivenUp], tasks: Sequence[Task]) -> Outcomes:

@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from chapters import as_in_the_book, chapter, containing, curves, define, printed, prose, under
+from chapters import (
+    as_in_the_book,
+    chapter,
+    containing,
+    curves,
+    define,
+    lean,
+    printed,
+    prose,
+    under,
+)
 from pins import pin
 from scipy import integrate, optimize, stats
 
@@ -73,10 +83,6 @@ def two_values(noise: object, a: float, s: float) -> tuple[float, float]:
     """The factors at +1 and -1, by d = s f mu."""
     p, q, f, mu = unit(noise, a)
     return (f + s * f * mu) / p, (f - s * f * mu) / q
-
-
-def lean(text: str) -> str:
-    return " ".join(text.split())
 
 
 # ------------------------------------------------------------------------- every exact factor

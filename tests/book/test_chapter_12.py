@@ -12,9 +12,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chapters
 import numpy as np
 import problems_by_hand as hand
 import pytest
@@ -28,6 +30,7 @@ from chapters import (
     curves,
     define,
     figures,
+    lean,
     printed,
     prose,
     run,
@@ -44,6 +47,7 @@ from sbnlib.registry import ESTIMATORS
 
 Array = np.ndarray
 PATH = chapter(12)
+says = partial(chapters.says, PATH)
 RESULTS = json.loads((hand.FILE.parent / "sbn-map-1-results.json").read_text("utf-8"))
 ROWS = {
     (name, row["problem"]): row for name, e in RESULTS["estimators"].items() for row in e["rows"]
@@ -93,14 +97,6 @@ def winner(problem: str, budget: float) -> str:
     """The smallest error among those of which the budget pays for a sample."""
     can = [n for n in NAMES if cost(n, problem) <= budget * (1 + 1e-12)]
     return min(can, key=lambda n: error(n, problem, budget / cost(n, problem)))
-
-
-def lean(text: str) -> str:
-    return " ".join(text.split())
-
-
-def says(words: str) -> None:
-    assert lean(words) in lean(prose(PATH)), words
 
 
 # ----------------------------------------------------------------------------------- formulas

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import chapters
 import numpy as np
 import pytest
 import reference as ref
@@ -24,6 +25,7 @@ from chapters import (
     curves,
     define,
     figures,
+    lean,
     printed,
     prose,
     run,
@@ -39,6 +41,7 @@ from sbnlib.experiments import measurement
 
 Array = np.ndarray
 PATH = chapter(16)
+says = partial(chapters.says, PATH)
 noises = pytest.mark.parametrize("name", ref.NOISES)
 TRAINABLE = ("Logistic", "Gaussian", "Triangular", "Uniform", "Cauchy", "FastSigmoid")
 
@@ -47,14 +50,6 @@ TRAINABLE = ("Logistic", "Gaussian", "Triangular", "Uniform", "Cauchy", "FastSig
 def float64() -> Iterator[None]:
     with as_in_the_book():
         yield
-
-
-def lean(text: str) -> str:
-    return " ".join(text.split())
-
-
-def says(words: str) -> None:
-    assert lean(words) in lean(prose(PATH)), words
 
 
 def phi(a: Array | float) -> Array:
@@ -1083,7 +1078,10 @@ def test_the_overlaps_after_training() -> None:
     assert max(map(abs, other)) < 0.03 and max(map(abs, other_end)) < 0.05
     assert gain == pytest.approx([1.0] * 8, abs=0.04)
     assert min(gain_end) > 0.5 and max(gain_end) < 0.75
-    says("the gain has fallen to about .6")
+    share = [v * noise.scale**2 for v in gain_end]
+    says("that share was .54 at the start, and now it is between .30 and .37")
+    assert [f"{v:.2f}" for v in (min(share), max(share))] == ["0.30", "0.37"]
+    assert f"{math.erf(noise.scale / math.sqrt(2)):.2f}" == "0.54"
     assert [f"{v[k]:.2f}"[-3:] for v in (same_end, same) for k in (7, 1)] == [
         ".70", ".77", ".00", ".35"
     ]  # fmt: skip
@@ -1108,7 +1106,7 @@ def test_the_table_of_the_grid() -> None:
     assert min(found[2] + found[4]) > 0.95
     says("over its sixteenfold range all accuracies lie above .95")
     ends = [f(found[d]) for d in (8, 16) for f in (min, max)]
-    assert [f"{v:.2f}"[1:] for v in ends] == [".36", ".95", ".20", ".58"] or ends[3] < 0.575
+    assert [f"{v:.2f}"[1:] for v in ends] == [".36", ".95", ".20", ".58"]
     says("With eight layers it decides between .36 and .95, and with sixteen between .20 and")
     opening = [found[2][0], found[8][0], found[16][0], found[8][3]]
     assert [f"{v:.3f}"[1:] for v in opening] == [".972", ".356", ".198", ".950"]

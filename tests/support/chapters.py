@@ -81,6 +81,16 @@ def prose(path: Path) -> str:
     return "\n\n".join(c.source for c in cells(path, "markdown"))
 
 
+def lean(text: str) -> str:
+    """A text in one line."""
+    return " ".join(text.split())
+
+
+def says(path: Path, words: str) -> None:
+    """The page has these words."""
+    assert lean(words) in lean(prose(path)), words
+
+
 # -------------------------------------------------------------------------------- running
 
 

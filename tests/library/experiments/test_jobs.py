@@ -351,6 +351,28 @@ def test_a_wrong_way_is_refused(options: dict, words: str, swept: Sweep) -> None
     assert not swept.folder.exists()
 
 
+@pytest.mark.parametrize("stalls", [1, 2])
+def test_a_client_whose_thread_does_not_start_is_tried_once_more(
+    stalls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """distributed gives its thread ten seconds, and says no more than AssertionError."""
+    distributed, calls = pytest.importorskip("distributed"), []
+
+    def client(address: str, **_: Any) -> str:
+        calls.append(address)
+        if len(calls) <= stalls:
+            raise AssertionError
+        return "connected"
+
+    monkeypatch.setattr(distributed, "Client", client)
+    if stalls == 1:
+        assert workers._client("there") == "connected"
+    else:
+        with pytest.raises(WorkerError, match="too busy to start a client"):
+            workers._client("there")
+    assert calls == ["there", "there"]
+
+
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nowhere"])
 def test_a_scheduler_that_is_not_there_is_named(
     address: str, swept: Sweep, monkeypatch: pytest.MonkeyPatch
