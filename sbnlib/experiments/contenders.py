@@ -5,8 +5,8 @@ r"""Sixteen ways to train a deep network, each with the same search budget.
     python -m sbnlib.experiments.contenders --part gradients            and so on
 
 The ways are those of ``sbnlib.experiments.ways``. Each gets a search of six learning rates with one
-fixed seed, chosen by validation accuracy, then fresh seeds at the chosen rate; only these see the
-test images. The schedule is a half cosine over the length of a training, in the search too.
+fixed seed, chosen by validation accuracy, and further rates where the best is an end of them, then
+fresh seeds at the chosen rate; only these see the test images. The schedule is a half cosine over the length of a training, in the search too.
 
 Two trainings of one way share the images alone; two ways share no random number. The measurement
 file is written anew whenever a way is complete, and holds those that are.
@@ -67,6 +67,8 @@ __all__ = ["PARTS", "budget", "load_net", "main", "summarize"]
 
 #: Length of a trial of the search and of a final run, in passes through the training images.
 SEARCH_EPOCHS, EPOCHS = 2, 5
+#: Trials beyond the ends of the learning rates, at most.
+BEYOND = 3
 #: Length of the training whose weights are kept.
 KEPT_EPOCHS = 15
 PARTS = ("train", "gradients", "exact", "weights-net")
@@ -84,15 +86,36 @@ LOOKED_AT = 500
 # The trainings ------------------------------------------------------------------------------------
 
 
-def search_jobs(way: Way) -> list[Row]:
-    """One trial for each learning rate."""
-    return [_job("search", way, lr, SEARCH_SEED) for lr in way.rates]
+def search_jobs(way: Way, search: Sequence[Row] = ()) -> list[Row]:
+    """The next trials: one for each learning rate; then one beyond the end that is the best.
+
+    Args:
+        way: what is trained.
+        search: the trials that are over; none are due if the best of them lies between others.
+    """
+    rates = way.rates if not search else _beyond(search)
+    if len(search) >= len(way.rates) + BEYOND:
+        rates = ()
+    return [_job("search", way, lr, SEARCH_SEED) for lr in rates]
+
+
+def _beyond(search: Sequence[Row]) -> tuple[float, ...]:
+    """As far beyond the end as the rate next to it is within, to two digits."""
+    rates = sorted(row["lr"] for row in search)
+    for end, next_to in (rates[:2], rates[:-3:-1]):
+        if _best(search)["lr"] == end:
+            return (float(f"{end**2 / next_to:.2g}"),)
+    return ()
 
 
 def final_jobs(way: Way, search: Sequence[Row]) -> list[Row]:
-    """Fresh seeds at the best rate of the search: by validation accuracy, among equals by loss."""
-    best = max(search, key=lambda row: (row["validation"], -row["validation_loss"]))
-    return [_job("final", way, best["lr"], seed) for seed in range(way.seeds)]
+    """Fresh seeds at the best rate of the search."""
+    return [_job("final", way, _best(search)["lr"], seed) for seed in range(way.seeds)]
+
+
+def _best(search: Sequence[Row]) -> Row:
+    """By validation accuracy, among equals by loss."""
+    return max(search, key=lambda row: (row["validation"], -row["validation_loss"]))
 
 
 def _job(part: str, way: Way, lr: float, seed: int) -> Row:
@@ -129,12 +152,18 @@ class _Train:
 
     def single(self) -> None:
         """A list of jobs, or one of them: of the search, and of the final runs once it is over."""
-        jobs = [job for way in self.ways for job in search_jobs(way)]
-        known = self._known(jobs)
-        if None not in known:
-            search = [row for row in known if row is not None]
-            for way in self.ways:
-                jobs += final_jobs(way, [row for row in search if row["name"] == way.name])
+        jobs: list[Row] = []
+        search: dict[str, list[Row]] = {way.name: [] for way in self.ways}
+        while due := [job for way in self.ways for job in search_jobs(way, search[way.name])]:
+            jobs += due
+            known = self._known(due)
+            for row in known:
+                if row is not None:
+                    search[row["name"]].append(row)
+            if None in known:
+                break
+        else:
+            jobs += [job for way in self.ways for job in final_jobs(way, search[way.name])]
         self.rows(jobs)
 
     def _known(self, jobs: Sequence[Row]) -> list[Row | None]:
@@ -146,7 +175,9 @@ class _Train:
         """Way after way; the file is written when each is complete."""
         rows: list[Row] = []
         for way in self.ways:
-            search = self.rows(search_jobs(way)) or []
+            search: list[Row] = []
+            while jobs := search_jobs(way, search):
+                search += self.rows(jobs) or []
             final = self.rows(final_jobs(way, search)) or []
             rows += [_described(way, self.data), *search, *final]
             measurement.write(self.out, _trained(self.options, rows, self.data))
@@ -204,7 +235,8 @@ def _of_twin(way: Way, final: Mapping[str, Sequence[Row]]) -> list[float] | None
 
 def _trained(options: Mapping[str, Any], rows: Sequence[Row], data: Dataset) -> Row:
     final = [row for row in rows if row["part"] == "final"]
-    inside = {f"{row['name']}_inside_grid": _is_inside(row) for row in final if not row["seed"]}
+    names = dict.fromkeys(row["name"] for row in final)
+    inside = {f"{name}_inside_grid": _is_inside(rows, name) for name in names}
     return _record(options, [*rows, *summarize(rows, len(data.test))], final, inside)
 
 
@@ -223,10 +255,10 @@ def _record(
     )  # fmt: skip
 
 
-def _is_inside(row: Row) -> bool:
-    """Whether the chosen rate is not one of the ends of the grid."""
-    rates = WAYS[row["name"]].rates
-    return min(rates) < row["lr"] < max(rates)
+def _is_inside(rows: Sequence[Row], name: str) -> bool:
+    """Whether the chosen rate lies between others that were tried."""
+    own = [row for row in rows if row["name"] == name and row["part"] == "search"]
+    return not _beyond(own)
 
 
 def _command(options: Mapping[str, Any]) -> str:
@@ -311,7 +343,8 @@ def _budget_said(costs: Sequence[Row], workers: int) -> str:
         words = "{name:14}{trainings:>10}{epochs:>8}{images:>8}".format(**cost)
         lines.append(f"{words}{minutes:>9.1f}")
     many = f" by {workers} workers" if workers > 1 else ""
-    return "\n".join([*lines, f"estimated from a few steps of each{many}"])
+    more = f"a search whose best rate is an end of them goes on, by {BEYOND} trials at most"
+    return "\n".join([*lines, f"estimated from a few steps of each{many}", more])
 
 
 # The other parts ----------------------------------------------------------------------------------
