@@ -5,8 +5,9 @@ r"""Sixteen ways to train a deep network, each with the same search budget.
     python -m sbnlib.experiments.contenders --part gradients            and so on
 
 The ways are those of ``sbnlib.experiments.ways``. Each gets a search of six learning rates with one
-fixed seed, chosen by validation accuracy, and further rates where the best is an end of them, then
-fresh seeds at the chosen rate; only these see the test images. The schedule is a half cosine over the length of a training, in the search too.
+fixed seed, chosen by validation accuracy, and of further ones where the best is an end of them; then
+fresh seeds at the chosen rate, and only these see the test images. The schedule is a half cosine
+over the length of a training, in the search too.
 
 Two trainings of one way share the images alone; two ways share no random number. The measurement
 file is written anew whenever a way is complete, and holds those that are.
