@@ -4,10 +4,10 @@ r"""Sixteen ways to train a deep network, each with the same search budget.
     python -m sbnlib.experiments.contenders --part train --workers 2    the trainings
     python -m sbnlib.experiments.contenders --part gradients            and so on
 
-The ways are those of ``sbnlib.experiments.ways``. Each gets a search of six learning rates with one
-fixed seed, chosen by validation accuracy, and of further ones where the best is an end of them; then
-fresh seeds at the chosen rate, and only these see the test images. The schedule is a half cosine
-over the length of a training, in the search too.
+The ways are those of ``sbnlib.experiments.ways``. Each gets a search of six learning rates, and of
+further ones where the best is an end of them, with one fixed seed and chosen by validation
+accuracy; then fresh seeds at the chosen rate, and only these see the test images. The schedule is a
+half cosine over the length of a training, in the search too.
 
 Two trainings of one way share the images alone; two ways share no random number. The measurement
 file is written anew whenever a way is complete, and holds those that are.
