@@ -89,6 +89,18 @@ EXPERIMENTS = (
         ),
     ),
     Experiment(
+        "classify-cifar-10",
+        "CIFAR-10: an SBN beside its tanh twin",
+        "classify",
+        "classify-cifar-10*.json",
+        _command(
+            "experiments.classify",
+            "--data cifar-10 --hidden 512 512 --epochs 30 --batch-size 500 "
+            "--lr 0.0003 0.001 0.003 0.01 --dtype float32 --accelerator auto",
+            "classify-cifar-10.json",
+        ),
+    ),
+    Experiment(
         "weights-digits",
         "Digits: binary weights, by optimizer",
         "binary weights",
