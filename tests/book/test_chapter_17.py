@@ -627,14 +627,18 @@ def test_the_protocol_is_as_the_page_has_it() -> None:
     assert [w["seeds"] for w in ways_.values()] == [10] * 10 + [5] * 6
     says("Ten more runs follow for the first ten ways, and five for the rest.")
     assert all(file["checks"].values()) and len(file["checks"]) == 16
+    more = []
     for name in ways_:
         search = [r["lr"] for r in file["rows"] if (r["part"], r["name"]) == ("search", name)]
-        assert len(search) in (6, 7, 8, 9)
+        more += [name] * (len(search) - 6)
         best = max(
             (r for r in file["rows"] if (r["part"], r["name"]) == ("search", name)),
             key=lambda r: (r["validation"], -r["validation_loss"]),
         )
-        assert min(search) < best["lr"] < max(search)
+        assert min(search) < best["lr"] < max(search) and best["lr"] in search[:6]
+    assert more == ["st-uniform", "sign-hardtanh"]
+    says("A seventh trial was due for two ways, straight-through with uniform noise and the rule of"
+         " binarized networks; it was not the best.")  # fmt: skip
     assert {w["images"] for n, w in ways_.items() if not n.startswith("conv")} == {50_000}
     assert {w["images"] for n, w in ways_.items() if n.startswith("conv")} == {8_000}
     assert {tuple(w["hidden"]) for n, w in ways_.items()} == {(512, 512), (256,) * 8, ()}
@@ -658,9 +662,9 @@ def test_what_the_text_says_of_the_sixteen_ways() -> None:
         for p in (("tanh",) if r["kind"] == "tanh" else ("sign", "one", "ten", "mean"))
     )
     most = short(max(errors.values()), 4)
-    says(f"Standard errors over the seeds are {short(least, 4)} to {most} for the dense networks of "
-         f"real weights with two layers, up to {short(binary, 4)} with binary weights, and up to "
-         f"{short(rest, 4)} in the last six lines.")  # fmt: skip
+    says(f"Standard errors over the seeds are {short(least, 4)} to {most} for the dense networks "
+         f"of real weights with two layers, up to {short(binary, 4)} with binary weights, and up "
+         f"to {short(rest, 4)} in the last six lines.")  # fmt: skip
     leads = [minus((f"st-{n}", "ten"), ("twin", "tanh"))
              for n in ("gaussian", "logistic", "uniform")]  # fmt: skip
     says("Ten samples are {} ± {} above the twin with Gaussian noise, {} ± {} below it with "

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from places import BOOK, MEASUREMENTS, ROOT, SITE
 from scipy import stats
 
-from sbnlib.experiments import measurement
+from sbnlib import data as datasets
+from sbnlib.experiments import binary_net, measurement
 
 pytest.importorskip("sphinx")
 sys.path.insert(0, str(BOOK / "ext"))
@@ -720,6 +721,50 @@ def check_test_images(built, name, images):
     said = built.facts(name)["Test images"]
     assert said.startswith(f"{images:,}; ".replace(",", " "))
     assert f"{100 * worst:.2f} points" in said
+
+
+# the packed network
+
+
+NETWORK = MEASUREMENTS / "binary-weights-512-512.npz"
+
+
+def test_the_packed_network_is_the_one_that_the_page_describes():
+    content, words_ = NETWORK.read_bytes(), " ".join(PAGE.read_text("utf-8").split())
+    assert f"sha256 {hashlib.sha256(content).hexdigest()}" in words_
+    assert f"{len(content):,} bytes".replace(",", " ") in words_
+    with np.load(NETWORK, allow_pickle=False) as file:
+        assert [file[f"shape{k}"].tolist() for k in (1, 2)] == [[512, 784], [512, 512]]
+        assert file["head_weight"].shape == (10, 512)
+        about = json.loads(str(file["about"]))
+        assert (about["epochs"], f".{10_000 * about['test']:.0f}") == (15, ".8861")
+    assert "classifies .8861 of the 10 000 test images right" in words_
+    better = max(
+        ("weights-mirror", "weights-bc"),
+        key=lambda name: np.mean([
+            r["validation"]["sign"] for r in rows_of("contenders-train.json", "final")
+            if r["name"] == name
+        ]),
+    )  # fmt: skip
+    assert about["name"] == better
+
+
+def test_the_packed_network_classifies_the_images_of_the_package():
+    """By numpy, from the bits; the thousand images are of the 10 000, or near them."""
+    test = datasets.load("fashion-mnist-4000").test
+    with np.load(NETWORK, allow_pickle=False) as file:
+        a = test.inputs.numpy()
+        for k in (1, 2):
+            outputs, inputs = file[f"shape{k}"]
+            bits = np.unpackbits(file[f"bits{k}"], axis=1)[:, :inputs]
+            a = a @ (2.0 * bits.reshape(outputs, inputs) - 1).T
+            a = (a - file[f"mean{k}"]) / np.sqrt(file[f"var{k}"] + file["eps"])
+            a = np.where(a * file[f"scale{k}"] + file[f"shift{k}"] >= 0, 1.0, -1.0)
+        guess = (a @ file["head_weight"].T + file["head_bias"]).argmax(1)
+    right = guess == test.labels.numpy()
+    assert abs(right.mean() - 0.8861) < 3 * math.sqrt(0.8861 * 0.1139 / len(right))
+    found = binary_net.load_net(NETWORK)(test.inputs).argmax(-1).numpy()
+    assert (found == guess).mean() > 0.998  # rounding of a sum that is near 0
 
 
 # gpu
