@@ -904,10 +904,13 @@ def test_the_table_of_directions() -> None:
         assert f"{cosine('many', 'straight_through', e, '2'):.3f}" == "1.000"
         off = abs(cosine("many", "straight_through", e, "1") - 1)
         assert off < 0.0024 and off < 2 * cosine("many_se", "straight_through", e, "1")
+    first = [cosine("many", "straight_through", e, "1") for e in EPOCHS]
     worst = max(cosine("many_se", "straight_through", e, "1") for e in EPOCHS)
-    middle = fmean(cosine("many", "straight_through", e, "1") for e in EPOCHS)
-    says("in the second layer with a cosine of 1.000, in the first with "
-         f"{middle:.3f} ± {short(worst)}")  # fmt: skip
+    says("in the second layer with a cosine of 1.000 at every one of the four moments")
+    says(f"in the first with {short(min(first))} to {max(first):.3f} and standard errors of up to "
+         f"{short(worst)}.")  # fmt: skip
+    low, high = short(min(unbiased[:4]), 2), short(max(unbiased[:4]), 2)
+    says(f"One sample of MuProp has a cosine of {low} to {high} to")
     relaxed = [1 - cosine("many", n, e, k) for n in ("st_gumbel", "concrete") for k, e in AT]
     says(f"is seen at this width, too, and costs them up to {short(max(relaxed), 2)}")
     for name, words in (
