@@ -944,12 +944,6 @@ def test_the_table_of_long_runs() -> None:
     best = short(twins[-1][0], 4)
     says(f"among its settings was one with a validation accuracy of {short(second, 4)}, against "
          f"{best} of the one that won, and a loss of {short(loss)}")  # fmt: skip
-    leads = []
-    for name in LONG:
-        (row,) = (r for r in rows_of(name)
-                  if (r["part"], r.get("prediction")) == ("summary", "ten"))  # fmt: skip
-        leads += [short(row["minus_twin"], 4), short(row["minus_twin_se"], 4)]
-    says("it was {} ± {}, and with fresh seeds it is {} ± {}".format(*leads))
     says("the twin ends at {}, where ten samples have {}".format(
         *(short(long(LONG[1])[1][m], 2) for m in ("tanh", "sbn"))))  # fmt: skip
     says("each side with the best of twelve pairs of a learning rate and a factor")
@@ -966,7 +960,8 @@ def test_the_leads_of_the_long_runs_are_those_of_the_runs() -> None:
         error = apart if name.endswith("again") else pairs
         leads += [short(fmean(ten) - fmean(tanh), 4), short(error, 4)]
         assert fmean(accuracy["mean"]) > fmean(ten) and loss["tanh"] > loss["sbn"] + 0.08
-    says("it was {} ± {}, and with fresh seeds it is {} ± {}".format(*leads))
+    old, new = ("{} ± {}".format(*leads[k : k + 2]) for k in (0, 2))
+    says(f"it was {old} (by pairs of one seed), and with fresh seeds it is {new} (by Welch)")
     says("There ten samples were ahead of the twin, and the means further ahead.")
 
 
