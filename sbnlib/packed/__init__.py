@@ -11,9 +11,9 @@ be copied beside the model.
 
 from sbnlib.packed.convert import convert, load
 from sbnlib.packed.products import best
-from sbnlib.packed.runtime import pack, unpack, xnor_conv2d, xnor_linear
+from sbnlib.packed.runtime import Model, pack, unpack, xnor_conv2d, xnor_linear
 
-__all__ = ["best", "convert", "load", "pack", "unpack", "xnor_conv2d", "xnor_linear"]
+__all__ = ["Model", "best", "convert", "load", "pack", "unpack", "xnor_conv2d", "xnor_linear"]
 
 
 def __dir__() -> list[str]:  # what completion offers

@@ -45,14 +45,27 @@ def convert(net: nn.Module, *, backend: str | None = None) -> Model:
 
     Raises:
         TypeError: ``net`` is not a module.
-        ValueError: a layer that cannot be packed; the message names it and says why.
+        ValueError: a layer that cannot be packed; the message names it and says why. Or an unknown
+            backend.
+        ModuleNotFoundError: numba is asked for and not installed.
     """
     plain = to_plain(_at_signs(net))
     return Model(list(_layers(list(_steps("", plain)))), product=products.product(backend))
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
-    """The model that ``Model.save`` wrote. Raises as ``runtime.load`` and :func:`convert`."""
+    """The model that ``Model.save`` wrote.
+
+    Args:
+        path: its file.
+        backend: as in :func:`convert`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, cut short, altered, no model, or of another version of its form;
+            the message names the file. Or an unknown backend.
+        ModuleNotFoundError: numba is asked for and not installed.
+    """
     return runtime.load(path, products.product(backend))
 
 

@@ -23,6 +23,7 @@ MODULES = [
     "sbnlib.kernels",
     "sbnlib.nn",
     "sbnlib.optim",
+    "sbnlib.packed",
     "sbnlib.registry",
     "sbnlib.figures",
     "sbnlib.data",

@@ -59,7 +59,7 @@ AS_A_WHOLE = {
     "mcculloch1943logical", "mnih2016variational", "mohamed2020monte", "neal1992connectionist",
     "nesterov2009primal", "paulus2021rao", "pervez2020low", "qin2020forward",
     "rabiner1989tutorial", "raiko2015techniques", "raskutti2015information",
-    "rastegari2016xnor", "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom",
+    "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom",
     "shayer2018learning", "soudry2014expectation", "spallanzani2022training",
     "tang2013learning", "titsias2015local", "tokui2017evaluating", "tucker2017rebar",
     "wang2023bitnet", "wang2026beyond", "williams1992simple", "wu2023estimator", "xiao2010dual",

@@ -13,7 +13,7 @@ from places import ROOT
 from test_inference import made, nets, seeded
 from torch import Tensor, nn
 
-from sbnlib import SBN, reestimate_batch_norm, set_mode, to_plain
+from sbnlib import SBN, packed, reestimate_batch_norm, set_mode, to_plain
 from sbnlib.inference import PlainSign
 
 pytestmark = pytest.mark.slow
@@ -107,6 +107,8 @@ def test_the_road_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     far = decided(plain, images)
     assert far.float().mean() > 0.9
     assert np.allclose(run(images[far]), scores[far], rtol=1e-4, atol=1e-4)
+    bits = packed.load(tmp_path / "digits.npz")(images[far].numpy())
+    assert np.allclose(bits, scores[far], rtol=1e-4, atol=1e-4)
 
 
 def test_every_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

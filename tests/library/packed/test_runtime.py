@@ -178,9 +178,10 @@ def test_without_numba_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def model() -> Model:
+    weight = np.where(np.arange(350) % 3, 1, -1).reshape(5, 70)
     layers = [
         Layer("sign"),
-        Layer("linear", {"inputs": 70}, {"bits": pack(np.where(np.arange(350) % 3, 1, -1).reshape(5, 70))}),
+        Layer("linear", {"inputs": 70}, {"bits": pack(weight)}),
         Layer("threshold", {}, {"at": np.arange(5, dtype=np.int32), "up": np.arange(5) % 2 == 0}),
         Layer("linear", {"inputs": 5}, {"weight": np.arange(15, dtype=np.float32).reshape(3, 5)}),
         Layer("bias", {}, {"bias": np.array([1, 2, 3], np.float32)}),
@@ -258,7 +259,9 @@ def test_the_runtime_runs_alone(tmp_path: Path) -> None:
     guard = "import sys; sys.modules['torch'] = sys.modules['sbnlib'] = None; "
     code = f"{guard}import runpy; sys.argv = ['runtime.py', 'm.npz', 'x.npy', 'y.npy']; "
     code += "runpy.run_path('runtime.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (np.load(tmp_path / "y.npy") == own(x)).all()
     spec = importlib.util.spec_from_file_location("alone", copy)
