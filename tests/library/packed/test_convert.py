@@ -191,6 +191,7 @@ def test_a_bias_and_two_norms_go_into_one_threshold() -> None:
         Sign(), BernoulliLinear(20, 30), nn.BatchNorm1d(30), nn.BatchNorm1d(30, affine=False),
         Sign(), nn.Linear(30, 3),
     )  # fmt: skip
+    net[1].bias.data = 5 * torch.randn(30)  # of the size of the sums
     compared(settled(net, x), x)
     assert [m.kind for m in packed.convert(net).layers][1:3] == ["linear", "threshold"]
 
