@@ -131,7 +131,7 @@ def xnor_linear(x: Array, w: Array, n: int, *, product: Product | None = None) -
         x: states, (..., ceil(n / 64)) words.
         w: weights, a row an output, (m, ceil(n / 64)) words.
         n: signs of a row.
-        product: counts the bits in which rows differ; default :func:`differing`.
+        product: counts the bits in which rows differ; by default numpy's count.
 
     Returns:
         (..., m), int32, each of the parity of n and between -n and n.
@@ -177,7 +177,7 @@ def xnor_conv2d(
         stride: step of the window, one number or (rows, columns).
         padding: how many rows and columns are added at each side.
         pad: what is added: 0, which adds nothing to a sum, or the sign +1 or -1.
-        product: counts the bits in which rows differ; default :func:`differing`.
+        product: counts the bits in which rows differ; by default numpy's count.
 
     Returns:
         (B, height', width', m), int32.
@@ -357,7 +357,7 @@ class Model:
     Args:
         layers: its steps.
         about: what is kept with it, values of JSON.
-        product: counts the bits in which rows differ; default :func:`differing`.
+        product: counts the bits in which rows differ; by default numpy's count.
     """
 
     def __init__(
