@@ -19,8 +19,6 @@ from sbnlib.packed.runtime import Layer, Model
 __all__ = ["convert", "load"]
 
 Array = np.ndarray[Any, Any]
-#: A value that every sum of signs reaches.
-LEAST = np.iinfo(np.int32).min
 
 
 def convert(net: nn.Module, *, backend: str | None = None) -> Model:
@@ -113,6 +111,7 @@ def _layers(steps: Steps) -> Iterator[Layer]:
             signs = True
         else:
             yield _other(name, module)
+            signs = signs and not isinstance(module, BatchNorm)
 
 
 def _after(steps: Steps, bias: Tensor | None) -> list[Tensor | BatchNorm]:
@@ -223,13 +222,9 @@ def _threshold(layer: Layer, after: list[Tensor | BatchNorm]) -> Layer:
     bits = layer.arrays["bits"]
     most = layer.options["inputs"] * int(np.prod(bits.shape[1:-1]))
     plus = _signs_of_sums(most, len(bits), after)
-    up = plus[-1] | ~plus[0]  # never and always count as up
-    change = np.where(up, plus, ~plus).argmax(0)
-    at = (change - most).astype(np.int32)
-    at[plus[0] & plus[-1]] = LEAST
-    up[~plus[0] & ~plus[-1]] = False
-    at[~plus[0] & ~plus[-1]] = LEAST
-    return Layer("threshold", arrays={"at": at, "up": up})
+    up = plus[-1]
+    at = (plus == up).argmax(0) - most  # the first sum of the last ones; -most of a constant unit
+    return Layer("threshold", arrays={"at": at.astype(np.int32), "up": up})
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sbnlib import SBN, packed, set_mode
 from sbnlib.nn import BernoulliConv2d, BernoulliLinear, Sign
-from sbnlib.packed.convert import LEAST
 
 HERE = Path(__file__).resolve()
 NETWORK = HERE.parents[3] / "book" / "measurements" / "binary-weights-512-512.npz"
@@ -181,7 +180,7 @@ def test_a_threshold_is_where_torch_changes_its_mind(dtype: torch.dtype) -> None
     assert (((sums[:, None] >= at) == up) == own).all()
     ties = (torch.tensor(sums)[:, None] == norm.running_mean) & (norm.bias == 0)
     assert ties.any(0).sum() > 20
-    assert (~up).sum() > 50 and ((at == LEAST) & up).any() and ((at == LEAST) & ~up).any()
+    assert (~up).sum() > 50 and ((at == -n) & up).any() and ((at == -n) & ~up).any()
 
 
 def test_a_bias_and_two_norms_go_into_one_threshold() -> None:
@@ -194,6 +193,17 @@ def test_a_bias_and_two_norms_go_into_one_threshold() -> None:
     net[1].bias.data = 5 * torch.randn(30)  # of the size of the sums
     compared(settled(net, x), x)
     assert [m.kind for m in packed.convert(net).layers][1:3] == ["linear", "threshold"]
+
+
+def test_a_norm_of_signs_makes_real_inputs_of_them() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 20)
+    net = nn.Sequential(
+        Sign(), nn.BatchNorm1d(20), BernoulliLinear(20, 30), nn.BatchNorm1d(30), Sign(),
+        nn.Linear(30, 3),
+    )  # fmt: skip
+    compared(settled(net, x), x)
+    assert "threshold" not in [m.kind for m in packed.convert(net).layers]
 
 
 def test_sums_of_real_inputs_have_no_threshold() -> None:
