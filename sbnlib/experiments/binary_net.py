@@ -14,12 +14,9 @@ pickled, and the same network gives the same bytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -40,6 +37,7 @@ from sbnlib.extras import extra
 from sbnlib.inference import set_mode
 from sbnlib.network import SBN
 from sbnlib.noise import NOISES
+from sbnlib.packed import runtime
 
 __all__ = ["about_net", "load_net", "make_net", "save_net"]
 
@@ -117,10 +115,9 @@ def save_net(
             which. Nothing has been written.
     """
     arrays = _arrays(net, head) | {"about": np.array(json.dumps(dict(about), sort_keys=True))}
-    stream = io.BytesIO()
-    np.savez_compressed(stream, allow_pickle=False, **arrays, sha256=np.array(_hash(arrays)))
-    files.write_whole(path, stream.getvalue())
-    return hashlib.sha256(stream.getvalue()).hexdigest()
+    content = runtime.as_file(arrays)
+    files.write_whole(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _arrays(net: SBN, head: nn.Linear) -> Arrays:
@@ -154,16 +151,6 @@ def _array(values: Tensor) -> np.ndarray:
     return values.detach().float().numpy()
 
 
-def _hash(arrays: Mapping[str, np.ndarray]) -> str:
-    """Of the name, type, shape and values of each array."""
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype.str} {arrays[name].shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
-
-
 # Reading ------------------------------------------------------------------------------------------
 
 
@@ -178,7 +165,7 @@ def load_net(path: str | os.PathLike[str]) -> nn.Sequential:
         DataError: it is damaged, cut off or no file of :func:`save_net`, or what it holds does not
             fit together; the message names it.
     """
-    arrays = _read(Path(path))
+    arrays = _read(path)
     count = sum(name.startswith("bits") for name in arrays)
     try:
         layers = [_layer(arrays, k) for k in range(1, count + 1)]
@@ -193,21 +180,14 @@ def load_net(path: str | os.PathLike[str]) -> nn.Sequential:
 
 def about_net(path: str | os.PathLike[str]) -> dict[str, Any]:
     """How the network of a file was made. Raises as :func:`load_net`."""
-    return json.loads(str(_read(Path(path))["about"]))
+    return json.loads(str(_read(path)["about"]))
 
 
-def _read(path: Path) -> Arrays:
-    content = path.read_bytes()
+def _read(path: str | os.PathLike[str]) -> Arrays:
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        said = str(arrays.pop("sha256"))
-    except (OSError, EOFError, AttributeError, KeyError, RuntimeError, TypeError, ValueError,
-            zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-        raise DataError(f"{path}: damaged, cut off or no network file ({error})") from error
-    if said != (found := _hash(arrays)):
-        raise DataError(f"{path}: expected content with sha256 {said}, found {found}")
-    return arrays
+        return runtime.read_arrays(path)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _layer(arrays: Arrays, k: int) -> nn.Sequential:

@@ -398,10 +398,9 @@ class Model:
         steps = [{"kind": own.kind, "options": dict(own.options)} for own in self.layers]
         head = {"format": FORMAT, "layers": steps, "about": self.about}
         arrays["model"] = np.array(json.dumps(head, sort_keys=True))
-        stream = io.BytesIO()
-        np.savez_compressed(stream, allow_pickle=False, **arrays, sha256=np.array(_hash(arrays)))
-        Path(path).write_bytes(stream.getvalue())
-        return hashlib.sha256(stream.getvalue()).hexdigest()
+        content = as_file(arrays)
+        Path(path).write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
 
 
 #: Version of the file's form.
@@ -416,7 +415,7 @@ def load(path: str | os.PathLike[str], product: Product | None = None) -> Model:
         ValueError: it is damaged, cut short, altered, no file of :meth:`Model.save`, or of another
             version of its form; the message names the file.
     """
-    arrays = _read(Path(path))
+    arrays = read_arrays(path)
     try:
         head = json.loads(str(arrays.pop("model")))
         if head["format"] != FORMAT:
@@ -439,28 +438,41 @@ def _own(arrays: Mapping[str, Array], k: int) -> dict[str, Array]:
     return {name: arrays[f"{k}.{name}"] for at, _, name in mine if at == str(k)}
 
 
-def _read(path: Path) -> dict[str, Array]:
-    content = path.read_bytes()
+def as_file(arrays: Mapping[str, Array]) -> bytes:
+    """A file of these arrays and their :func:`content_hash`, which :func:`read_arrays` reads."""
+    stream, said = io.BytesIO(), np.array(content_hash(arrays))
+    np.savez_compressed(stream, allow_pickle=False, **arrays, sha256=said)
+    return stream.getvalue()
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """The arrays of a file, whose entry ``sha256`` is the :func:`content_hash` of the others.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, cut off, altered or no such file; the message names it.
+    """
+    content = Path(path).read_bytes()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         said = str(arrays.pop("sha256"))
     except (OSError, EOFError, AttributeError, KeyError, RuntimeError, TypeError, ValueError,
             zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
-        raise ValueError(f"{path}: damaged, cut short or no model ({error})") from error
-    if said != (found := _hash(arrays)):
+        raise ValueError(f"{path}: damaged, cut off or no network file ({error})") from error
+    if said != (found := content_hash(arrays)):
         raise ValueError(f"{path}: expected content with sha256 {said}, found {found}")
     return arrays
 
 
-def _hash(arrays: Mapping[str, Array]) -> str:
-    """Of names, types, shapes and bytes."""
-    digest = hashlib.sha256()
+def content_hash(arrays: Mapping[str, Array]) -> str:
+    """The sha256 of the name, type, shape and values of each array."""
+    found = hashlib.sha256()
     for name in sorted(arrays):
-        a = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {a.dtype.str} {a.shape} ".encode())
-        digest.update(a.tobytes())
-    return digest.hexdigest()
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype.str} {arrays[name].shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def main(argv: Sequence[str]) -> int:

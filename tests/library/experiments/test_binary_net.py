@@ -17,10 +17,11 @@ from torch import nn
 
 from sbnlib import data as datasets
 from sbnlib.data import DataError
-from sbnlib.experiments import binary_net, ways
+from sbnlib.experiments import ways
 from sbnlib.experiments.binary_net import about_net, load_net, make_net, save_net
 from sbnlib.network import SBN
 from sbnlib.noise import Logistic
+from sbnlib.packed import runtime
 
 DIGITS = datasets.load("digits")
 
@@ -103,7 +104,7 @@ def changed(path: Path, **arrays: Any) -> Path:
     with np.load(path) as file:
         own = {name: file[name] for name in file.files if name != "sha256"} | arrays
     own = {name: value for name, value in own.items() if value is not None}
-    np.savez(path, **own, sha256=np.array(binary_net._hash(own)))
+    np.savez(path, **own, sha256=np.array(runtime.content_hash(own)))
     return path
 
 
