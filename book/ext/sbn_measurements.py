@@ -143,6 +143,13 @@ EXPERIMENTS = (
         _command("experiments.contenders", "--part train", "contenders-train.json"),
     ),
     Experiment(
+        "autoencoders",
+        "Stochastic autoencoders",
+        "autoencoders",
+        "autoencoders-*.json",
+        _command("experiments.autoencoders", "--part train", "autoencoders-train.json"),
+    ),
+    Experiment(
         "gpu",
         "The library on a GPU",
         "gpu",

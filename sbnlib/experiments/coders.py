@@ -314,12 +314,22 @@ def trained(
     training = fresh(job["name"], bits, data, job["lr"], recipe)
     draw = recipe.generator("cpu", "evaluation")
     if job["part"] == "search":
-        loss = numbers(carried_out(training, data), data.validation, draw)["loss"]
-        return [dict(job) | {"validation": loss if math.isfinite(loss) else None}]
+        return [dict(job) | {"validation": _searched(training, data, draw)}]
     curve = _Curve(training, _shown(data))
     model = carried_out(training, data, curve.look)
     found = {k: numbers(model, split, draw) for k, split in curve.splits.items()}
     return [dict(job) | found, *(dict(job) | {"part": "curve"} | row for row in curve.rows)]
+
+
+def _searched(training: Training, data: Dataset, draw: torch.Generator) -> float | None:
+    """The mean loss of the validation images after a training; None where that broke up."""
+    try:
+        loss = numbers(carried_out(training, data), data.validation, draw)["loss"]
+    except ValueError as error:
+        if "must be finite" in str(error):  # a unit refuses such pre-activations
+            return None
+        raise
+    return loss if math.isfinite(loss) else None
 
 
 def _shown(data: Dataset) -> dict[str, Split]:

@@ -1108,6 +1108,8 @@ NOW = {
     "how deep": "experiments.how_deep --part predictions",
     "contenders": "experiments.contenders --part train --data digits --only conv-tanh conv-st "
     "--epochs 1 --search-epochs 1",
+    "autoencoders": "experiments.autoencoders --part small --data digits --only exact zgr "
+    "--epochs 1 --search-epochs 1",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -1121,7 +1123,7 @@ def test_the_kinds_are_those_of_the_commands():
 def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path, monkeypatch):
     module, *options = NOW[kind].split()
     out = tmp_path / "new.json"
-    resumes = kind in ("classify", "binary weights", "contenders")
+    resumes = kind in ("classify", "binary weights", "contenders", "autoencoders")
     resume = ["--resume-dir", str(tmp_path / "runs")] if resumes else []
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes its time
     command = importlib.import_module(f"sbnlib.{module}")
@@ -1283,6 +1285,7 @@ NOT_NEEDED = {
     "how deep": {"scale", "overlap", "validation", "one", "sign", "data"}
     | {"difference", "ratio", "above", "error"},
     "contenders": {"minus_twin_df", "minus_twin_p"},
+    "autoencoders": set(),
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 
