@@ -181,13 +181,13 @@ def test_the_estimators_are_those_that_differ_in_one_layer() -> None:
 
 
 def test_no_two_contenders_share_a_random_number() -> None:
-    starts = [
-        fresh(name, bits, few(), 0.1, recipe_of(name, bits, seed, 1)).model.head.weight[0, 0].item()
+    """The first number that is drawn for the weights of each."""
+    starts = {
+        fresh(name, bits, few(), 0.1, recipe_of(name, bits, seed, 1)).model.net.layers[0].weight[
+            0, 0].item()
         for name in ("zgr", "arm", "twin", "exact") for bits in (2, 3) for seed in (0, 1)
-    ]  # fmt: skip
-    scaled = {round(value * math.sqrt(bits), 9) for value, bits in zip(
-        starts, itertools.cycle([2, 2, 3, 3]))}  # fmt: skip
-    assert len(scaled) == len(starts)
+    }  # fmt: skip
+    assert len(starts) == 16
 
 
 # One training ------------------------------------------------------------------------------------
@@ -215,10 +215,17 @@ def job(part: str = "final", name: str = "zgr", **own: Any) -> dict[str, Any]:
     return {"part": part, "data": "digits", "name": name, "lr": 0.03, "seed": 0} | own
 
 
-def test_a_trial_of_the_search_sees_the_validation_images_alone(small: dict[str, Any]) -> None:
+def test_a_trial_of_the_search_sees_the_validation_images_alone(
+    small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (row,) = coders.trained(job("search"), **small)
     assert set(row) == {*job(), "validation"}
-    assert 10 < row["validation"] < 60
+    data = coders.pictures("digits", torch.float64)
+    for name, same in (("test", True), ("validation", False)):
+        split = getattr(data, name)
+        other = replace(data, **{name: Split(split.inputs, 1 - split.labels)})
+        monkeypatch.setattr(coders, "pictures", lambda *_, other=other: other)
+        assert (coders.trained(job("search"), **small) == [row]) is same
 
 
 @pytest.mark.parametrize("name", ["zgr", "exact"])  # a unit refuses NaN, a sum puts it out
@@ -241,10 +248,10 @@ def test_another_error_of_a_training_is_one(
 @pytest.mark.parametrize("name", ["zgr", "exact", "twin", "disarm"])
 def test_the_rows_of_a_final_run(name: str, small: dict[str, Any]) -> None:
     row, *curve = coders.trained(job(name=name), **small)
-    assert set(row) == {*job(), "train", "test"} and row["test"]["loss"] < 40
+    assert set(row) == {*job(), "train", "test"} and row["test"]["loss"] < curve[0]["test"]
     assert [r["epoch"] for r in curve] == [0, 1, 2, 3, 4, 5, 6, 7, 8]  # of ten, then every eighth
     assert all(r["part"] == "curve" and r["name"] == name for r in curve)
-    assert curve[0]["train"] > curve[-1]["train"] > row["train"]["loss"] - 1
+    assert curve[0]["train"] > curve[-1]["train"]
     assert coders.trained(job(name=name), **small) == [row, *curve]
     assert coders.trained(job(name=name, seed=1), **small)[0]["test"] != row["test"]
 
@@ -504,6 +511,9 @@ def test_the_summary_is_means_with_errors(whole: dict[str, Any]) -> None:
                 assert row[f"{split}_se"][key] == pytest.approx(stats.sem(values), abs=1e-12)
 
 
+OPTIONS = {"part": "train", "epochs": 2, "search_epochs": 1, "only": (), "data": ("digits",)}
+
+
 def as_tried(found: dict[float, float | None]) -> list[dict]:
     return [{"lr": lr, "validation": v} for lr, v in found.items()]
 
@@ -521,6 +531,11 @@ def test_a_search_goes_on_beyond_an_end_that_is_the_best(monkeypatch: pytest.Mon
     assert due(1.0, 2.0, 3.0) == [0.0009]
     assert due(3.0, 2.0, 1.0, None) == []  # what is not finite is the worst
     assert due(3.0, 2.0, 1.0, 0.5) == [0.27] and due(3.0, 2.0, 1.0, 0.5, 0.4, 0.3) == []
+    own = {"part": "search", "data": "digits", "name": "zgr"}
+    for validation, inside in (((3.0, 2.0, 2.5), True), ((3.0, 2.0, 1.0), False)):
+        rows = as_tried(dict(zip((0.003, 0.01, 0.03), validation, strict=True)))
+        found = autoencoders._trained(OPTIONS, [row | own for row in rows])
+        assert found["checks"] == {"zgr_inside_grid": inside}
     rows = as_tried({0.003: 3.0, 0.01: None, 0.03: 2.0, 0.09: 2.5})
     assert {j["lr"] for j in autoencoders.final_jobs("digits", "zgr", rows)} == {0.03}
 
@@ -567,6 +582,16 @@ def test_jobs_of_both_phases_may_be_done_one_by_one(short: Path, capsys: Any) ->
     assert all(phase == ["search"] for phase in seen[1:-1]) and not short.exists()
     assert run("train", "--only", "zgr", "--out", str(short)) == 0
     assert [r["seed"] for r in of(measurement.read(short)["rows"], "final")] == [0, 1]
+
+
+def test_what_is_kept_goes_when_all_contenders_are_in_the_file(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SETTINGS, "train", replace(SETTINGS["train"], names=("zgr",)))
+    assert run("train", "--only", "zgr", "--out", str(short)) == 0
+    assert len(list(Path("runs").glob("autoencoders-train-*/final-*.json"))) == 2
+    assert run("train", "--out", str(short)) == 0
+    assert not list(Path("runs").glob("autoencoders-train-*"))
 
 
 def test_the_small_part_has_two_data_sets_and_the_exact_sum(
@@ -629,13 +654,16 @@ def test_the_other_parts_write_their_rows(
     for name, value in {"EPOCHS": (0, 1), "IMAGES": 4, "GROUPS": 3, "SAMPLES": 10}.items():
         monkeypatch.setattr(code_gradients, name, value)
     monkeypatch.setattr(code_gradients, "RUNS", ((3, "exact"), (9, "zgr")))
-    lr = {r["name"]: r["lr"] for r in of(whole["rows"], "final")}
+    rates = {"straight_through": 0.02, "zgr": 0.01}
+    monkeypatch.setattr(
+        autoencoders, "chosen_rates", lambda _, names: {n: rates.get(n, 0.03) for n in names}
+    )
     seen: dict[str, Any] = {}
     real = code_gradients.fresh
     monkeypatch.setattr(code_gradients, "fresh", lambda name, bits, data, lr, recipe: (
         seen.update({name: lr}) or real(name, bits, data, lr, recipe)))  # fmt: skip
     assert run("gradients", "--data", "digits") == 0
-    assert seen == {"exact": lr["zgr"], "zgr": lr["zgr"]}
+    assert seen == {"exact": 0.01, "zgr": 0.01}
     found = measurement.read(Path("runs/autoencoders-gradients.json"))
     assert {(r["bits"], r["trained"]) for r in found["rows"]} == {(3, "exact"), (9, "zgr")}
     assert found["command"].endswith("--part gradients --data digits") and found["seeds"] == [0]
