@@ -47,8 +47,10 @@ def convert(net: nn.Module, *, backend: str | None = None) -> Model:
             backend.
         ModuleNotFoundError: numba is asked for and not installed.
     """
+    backend = backend or products.best()
+    product = products.product(backend)
     plain = to_plain(_at_signs(net))
-    return Model(list(_layers(list(_steps("", plain)))), product=products.product(backend))
+    return Model(list(_layers(list(_steps("", plain)))), product=product, backend=backend)
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
@@ -64,7 +66,8 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
             the message names the file. Or an unknown backend.
         ModuleNotFoundError: numba is asked for and not installed.
     """
-    return runtime.load(path, products.product(backend))
+    backend = backend or products.best()
+    return runtime.load(path, products.product(backend), backend)
 
 
 def _at_signs(net: nn.Module) -> nn.Module:
