@@ -16,7 +16,7 @@ from sbnlib.nn import Sign, _Bernoulli
 from sbnlib.packed import products, runtime
 from sbnlib.packed.runtime import Layer, Model
 
-__all__ = ["convert", "load"]
+__all__ = ["convert", "load", "steps"]
 
 Array = np.ndarray[Any, Any]
 
@@ -50,7 +50,7 @@ def convert(net: nn.Module, *, backend: str | None = None) -> Model:
     backend = backend or products.best()
     product = products.product(backend)
     plain = to_plain(_at_signs(net))
-    return Model(list(_layers(list(_steps("", plain)))), product=product, backend=backend)
+    return Model(list(_layers(list(steps("", plain)))), product=product, backend=backend)
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
@@ -79,12 +79,12 @@ def _at_signs(net: nn.Module) -> nn.Module:
     return own
 
 
-def _steps(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def steps(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Module after module in the order of use, with their names."""
     if isinstance(module, nn.Sequential):
         for key, child in module._modules.items():  # a unit may stand behind each layer
             assert child is not None
-            yield from _steps(f"{name}.{key}" if name else key, child)
+            yield from steps(f"{name}.{key}" if name else key, child)
     elif not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
         yield name or "net", module
 

@@ -190,7 +190,9 @@ def test_without_a_device_cuda_is_refused() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be one of numba, int8, numpy, cuda, got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of numba, int8, numpy, cuda, got 'gpu'"
+    ):
         products.product("gpu")
     assert products.best() in products.BACKENDS
 
