@@ -143,6 +143,13 @@ EXPERIMENTS = (
         _command("experiments.contenders", "--part train", "contenders-train.json"),
     ),
     Experiment(
+        "packing",
+        "What bits are worth: time and memory",
+        "packing",
+        "packing*.json",
+        _command("experiments.packing", "", "packing.json"),
+    ),
+    Experiment(
         "gpu",
         "The library on a GPU",
         "gpu",

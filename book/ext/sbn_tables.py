@@ -178,6 +178,8 @@ _CONTENDER |= {"twin": "text"}
 _RATED = {"name": "text", "lr": "number", "seed": "count"}
 _MOMENT = {"seed": "count", "epoch": "count", "estimator": "text", "layer": "text"}
 
+_SIDES = {"rounds": "count", "seconds": "object"}
+
 
 def _estimated(*names: str) -> dict[str, str]:
     """Numbers with their standard errors, null where they are not told."""
@@ -235,6 +237,19 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         | {"length": "number", "samples": "count"}
         | _estimated("bias2", "variance", "cosine"),
     },
+    "packing": {
+        "product": {"inputs": "count", "outputs": "count", "batch": "count", "same": "verdict"}
+        | _SIDES,
+        "network": {"batch": "count"} | _SIDES,
+        "profile": {"side": "text", "layer": "count", "kind": "text", "batch": "count"}
+        | {"seconds": "pair"},
+        "memory": {"form": "text", "arrays": "count"}
+        | {"file": "count or null", "peak_mib": "number or null"},
+        "memory, layers": {"form": "text", "layers": "shares"},
+        "prediction": {"data": "text", "images": "count", "right": "count"}
+        | {"same": "count", "same_int8": "count"},
+        "bandwidth": {"bytes": "count", "seconds": "pair"},
+    },
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
         "section": {"name": "text", "seconds": "number"},
@@ -282,6 +297,8 @@ def part_of(row: Row) -> str:
     part = row.get("part", "")
     if part == "summary" and row.get("model") == "tanh":
         return f"{part}, twin"
+    if part == "memory" and "layers" in row:
+        return f"{part}, layers"
     if part == "straight_through" and "error" in row:
         return f"{part}, not compiled"
     if part == "search" and "error" in row:
@@ -1214,6 +1231,80 @@ def _estimators(parts: Mapping[str, list[Row]]) -> Table:
     )  # fmt: skip
 
 
+# ---- packing -----------------------------------------------------------------------------------
+
+
+def packing(parts: Mapping[str, list[Row]]) -> Drawing:
+    products: dict[tuple[int, int], list[Row]] = {}
+    for row in parts["product"]:
+        products.setdefault((row["inputs"], row["outputs"]), []).append(row)
+    tables = [
+        *(_by_batch(f"product-{n}-{m}", f"{n} × {m} signs times a batch of signs", rows)
+          for (n, m), rows in products.items()),
+        _by_batch("network", "The network", parts["network"]),
+        *_profiles(parts["profile"]),
+        _forms(parts["memory"]),
+    ]  # fmt: skip
+    (memory,), (own,) = parts["bandwidth"], parts["prediction"]
+    facts = {"Memory": _bandwidth(memory), "Predictions": _same_class(own)}
+    return Drawing([table for table in tables if table.rows], facts)
+
+
+def _by_batch(name: str, what: str, rows: Sequence[Row]) -> Table:
+    sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
+    if not all(set(row["seconds"]) == set(sides) for row in rows):
+        raise Undrawable(f"{what}: not all rows have the same sides")
+    caption = f"{what}: the least time, and how many times as fast as in float32."
+    return Table(name, caption, ["Batch", *sides], [_batch_line(row, sides) for row in rows])
+
+
+def _batch_line(row: Row, sides: Sequence[str]) -> list[str | Cell]:
+    least = {side: row["seconds"][side][0] for side in sides}
+    return [str(row["batch"])] + [
+        Cell(text=duration(own), small="" if side == "float32" else times(least["float32"] / own))
+        for side, own in least.items()
+    ]
+
+
+def _profiles(rows: Sequence[Row]) -> Iterator[Table]:
+    """A table a side: the layers over the batches."""
+    for side in dict.fromkeys(row["side"] for row in rows):
+        own = [row for row in rows if row["side"] == side]
+        batches = sorted({row["batch"] for row in own})
+        at = {(row["layer"], row["batch"]): row for row in own}
+        layers = {row["layer"]: row["kind"] for row in own}
+        yield Table(
+            f"profile-{side}",
+            f"Layer by layer, {side}: the least time at some sizes of a batch.",
+            ["Layer", *(str(b) for b in batches)],
+            [[f"{k} {kind}", *(duration(at[k, b]["seconds"][0]) for b in batches)]
+             for k, kind in layers.items()],
+        )  # fmt: skip
+
+
+def _forms(rows: Sequence[Row]) -> Table:
+    return Table(
+        "memory",
+        "The network in its forms: what its arrays take, its file, and the most memory of a "
+        "process that makes one prediction.",
+        ["Form", "Arrays", "File", "Process"],
+        [
+            [r["form"], size(r["arrays"]), NONE if r["file"] is None else size(r["file"]),
+             NONE if r["peak_mib"] is None else size(r["peak_mib"] * 2**20)]
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
+def _bandwidth(row: Row) -> str:
+    return f"a sum reads {size(row['bytes'] / row['seconds'][0])} a second"
+
+
+def _same_class(row: Row) -> str:
+    said = f"{row['images']} images of {row['data']}, {row['right']} right"
+    return f"{said}; packed as in float32 {row['same']}, with bytes {row['same_int8']}"
+
+
 # ---- a record ----------------------------------------------------------------------------------
 
 KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
@@ -1225,6 +1316,7 @@ KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
     "variance law": variance_law,
     "how deep": how_deep,
     "contenders": contenders,
+    "packing": packing,
     "gpu": gpu,
 }
 

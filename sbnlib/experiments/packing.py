@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,10 +34,9 @@ from sbnlib import data as datasets
 from sbnlib import packed
 from sbnlib.contracts import check_count
 from sbnlib.experiments import measurement
-from sbnlib.experiments.bench import Side, take_turns
+from sbnlib.experiments.bench import Side, on_threads, take_turns
 from sbnlib.experiments.binary_net import load_net
 from sbnlib.experiments.command import add_option, add_out, refusing, repeat
-from sbnlib.experiments.training import threads
 from sbnlib.inference import to_plain
 from sbnlib.packed import products, runtime
 from sbnlib.packed.convert import steps
@@ -338,17 +336,6 @@ def _checks(rows: Sequence[Row]) -> dict[str, bool]:
     }
 
 
-@contextmanager
-def _on_threads(count: int) -> Iterator[None]:
-    """Torch and numba on so many threads."""
-    with threads(count):
-        if find_spec("numba"):
-            import numba
-
-            numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-        yield
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """1 if two sides differ."""
     parser = _parser()
@@ -360,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = datasets.load(options.data)
         path = options.net or measurement.kept(NET)
         load_net(path)
-    with _on_threads(options.threads):
+    with on_threads(options.threads):
         rows = measured(path, data, QUICK if options.quick else FULL)
         device = measurement.describe_device()
     result = measurement.record(

@@ -668,6 +668,67 @@ def test_rows_of_the_contenders_that_contradict_each_other_are_refused(small_con
             "KeyError: 'twin'")  # fmt: skip
 
 
+# ---------------------------------------------------------------------------------------- packing
+
+
+PACKING = [path.name for path in FILES if record(path.name)["kind"] == "packing"]
+
+
+def least_time(cell):
+    """Seconds, and the ratio in small type if there is one."""
+    number, unit, *ratio = cell.replace("\u00a0", " ").split()
+    seconds = float(number) * {"s": 1, "ms": 1e-3, "µs": 1e-6}[unit]
+    return seconds, float(ratio[0].rstrip("×")) if ratio else None
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_times_of_packing_are_those_of_the_file(built, name):
+    tables = {
+        f"product-{n}-{m}": [
+            r for r in rows_of(name, "product") if (r["inputs"], r["outputs"]) == (n, m)
+        ]
+        for n, m in {(r["inputs"], r["outputs"]) for r in rows_of(name, "product")}
+    }
+    for table, rows in (tables | {"network": rows_of(name, "network")}).items():  # fmt: skip
+        lines = built.table(name, table)
+        assert [int(line[0]) for line in lines] == [row["batch"] for row in rows]
+        for line, row in zip(lines, rows, strict=True):
+            floats = min(row["seconds"]["float32"])
+            for cell, (side, both) in zip(line[1:], row["seconds"].items(), strict=True):
+                seconds, ratio = least_time(cell)
+                assert seconds == pytest.approx(min(both), rel=0.006)
+                if side != "float32":
+                    assert ratio == pytest.approx(floats / min(both), rel=0.006)
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_layers_and_memory_of_packing_are_those_of_the_file(built, name):
+    rows = rows_of(name, "profile")
+    for side in {row["side"] for row in rows}:
+        own = {(r["layer"], r["batch"]): min(r["seconds"]) for r in rows if r["side"] == side}
+        batches = sorted({batch for _, batch in own})
+        for line in built.table(name, f"profile-{side}"):
+            layer = int(line[0].split()[0])
+            for cell, batch in zip(line[1:], batches, strict=True):
+                assert least_time(cell)[0] == pytest.approx(own[layer, batch], rel=0.006)
+    for row in (r for r in rows_of(name, "memory") if "arrays" in r):
+        cells = one(built.table(name, "memory"), row["form"])[1:]
+        peak = row["peak_mib"] and row["peak_mib"] * 2**20
+        for cell, number in zip(cells, (row["arrays"], row["file"], peak), strict=True):
+            if number is not None:
+                digits, unit = cell.replace("\u00a0", " ").split()
+                of = {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+                assert float(digits) * of == pytest.approx(number, rel=0.006)
+    (bandwidth,), (own,) = rows_of(name, "bandwidth"), rows_of(name, "prediction")
+    facts = built.facts(name)
+    number, unit = re.search(r"a sum reads ([\d.]+)\s([MG]B) a second", facts["Memory"]).groups()
+    rate = bandwidth["bytes"] / bandwidth["seconds"][0]
+    assert float(number) * {"MB": 1e6, "GB": 1e9}[unit] == pytest.approx(rate, rel=0.006)
+    said = f"{own['images']} images of {own['data']}, {own['right']} right"
+    assert facts["Predictions"].startswith(said)
+    assert facts["Predictions"].endswith(f"float32 {own['same']}, with bytes {own['same_int8']}")
+
+
 def by_welch(name):
     return any("minus_twin_p" in row for row in rows_of(name, "summary"))
 
@@ -1108,6 +1169,7 @@ NOW = {
     "how deep": "experiments.how_deep --part predictions",
     "contenders": "experiments.contenders --part train --data digits --only conv-tanh conv-st "
     "--epochs 1 --search-epochs 1",
+    "packing": "experiments.packing --quick --data fashion-mnist-4000",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -1283,6 +1345,7 @@ NOT_NEEDED = {
     "how deep": {"scale", "overlap", "validation", "one", "sign", "data"}
     | {"difference", "ratio", "above", "error"},
     "contenders": {"minus_twin_df", "minus_twin_p"},
+    "packing": set(),
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 
