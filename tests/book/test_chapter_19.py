@@ -545,6 +545,19 @@ def test_solutions_are_right() -> None:
         assert "right" in printed(cell), cell.source
 
 
+@pytest.mark.parametrize(
+    "name", ["check_fold", "check_border", "check_gain", "check_planes", "check_batch"]
+)
+def test_the_checkers_know_their_wrong_answers(name: str, capsys: pytest.CaptureFixture) -> None:
+    check = answer(name)
+    assert len(check.wrong) >= 3
+    for wrong, words in check.wrong:
+        capsys.readouterr()
+        assert not check(wrong)
+        assert words in lean(capsys.readouterr().out)
+    assert check(check.value)
+
+
 def test_ex_19_padding() -> None:
     size, touched = 8, 0
     for i, j in itertools.product(range(size), repeat=2):
@@ -553,7 +566,8 @@ def test_ex_19_padding() -> None:
     assert answer("check_border").value == touched / 64 == 28 / 64
     says("so 28 of 64 are touched")
     says(f"With images of 224 × 224 places it is {100 * (1 - (222 / 224) ** 2):.1f} %")
-    assert pytest.approx(0.36) == 1 - 64 / 100
+    said = [w for w, _ in answer("check_border").wrong]
+    assert said[:2] == [pytest.approx(1 - 64 / 100), 36 / 64]
 
 
 def test_ex_19_amdahl() -> None:
