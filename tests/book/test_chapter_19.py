@@ -179,29 +179,28 @@ def test_torch_and_the_formula_differ_where_the_page_says() -> None:
     assert at.tolist() == [-1, 2, 0] and up.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (-1, 0), (0.25, -1), (0, 0.5), (0, -1)])
+@pytest.mark.parametrize(("scale", "shift"), [(1, 1), (-1, 1), (0.125, 1), (0, 1), (0, -1)])
 def test_fig_fold_figure(scale: float, shift: float) -> None:
     top, low = axes(PATH, "fold_figure", scale=scale, shift=shift)
     sums = np.arange(-16, 17, 2)
     z = scale * (sums - 3) / 4 + shift
     assert lines(top)[1] == pytest.approx(np.stack([sums, z]))
+    assert top.get_ylim()[0] < -2 * 19 / 4 + 1 and top.get_ylim()[1] > 2 * 19 / 4 + 1
     share = [math.comb(16, k) / 2**16 for k in range(17)]
     assert [bar.get_height() for bar in low.patches] == pytest.approx(share)
     assert sum(share) == 1
-    colours = [bar.get_facecolor() for bar in low.patches]
-    assert len({c for c, up in zip(colours, z >= 0, strict=True) if up}) == int(any(z >= 0))
-    for c, up in zip(colours, z >= 0, strict=True):
-        assert (c[0] > c[2]) == up  # orange, and blue
+    for bar, up in zip(low.patches, z >= 0, strict=True):
+        red, _, blue, _ = bar.get_facecolor()
+        assert (red > blue) == up  # orange, and blue
     title = top.get_title(loc="left") + top.get_title()
     if scale == 0:
-        assert title == ("always $+1$" if shift >= 0 else "never $+1$")
+        assert title == ("always +1" if shift >= 0 else "never +1")
         assert len(lines(top)) == 2
     else:
         star = 3 - 4 * shift / scale
-        if abs(star) <= 17:
-            assert lines(top)[2][0].tolist() == [star, star] == lines(low)[0][0].tolist()
-        sign, at = re.fullmatch(r"\$\+1\$ where \$s (\\geq|<) (-?\d+)\$", title).groups()
-        up = sums >= int(at) if sign == "\\geq" else sums < int(at)
+        assert lines(top)[2][0].tolist() == [star, star] == lines(low)[0][0].tolist()
+        sense, at = re.fullmatch(r"\+1 where s (≥|<) (-?\d+)", title).groups()
+        up = sums >= int(at) if sense == "≥" else sums < int(at)
         assert (up == (z >= 0)).all()
 
 
@@ -209,13 +208,17 @@ def test_fig_fold_figure_answer() -> None:
     found = under(figures(PATH)["fig-19-fold"])
     caption, answer = lean(found["caption"]), lean(found["answer"])
     sums = np.arange(-16, 17, 2)
-    assert f"from the sum {min(sums[sums - 3 >= 0])} on" in caption
-    assert f"up to the sum {max(sums[-(sums - 3) >= 0])}." in caption
-    assert "the dashed line is at 3, whatever the scale" in answer
-    star = {C: 3 - 4 * 1 / C for C in (2, 1, 0.25, -0.25, -1, -2)}
-    assert star[0.25] < star[1] < star[2] < 3 < star[-2] < star[-1] < star[-0.25]
-    assert "moves to the left for a positive scale" in answer and "from the right" in answer
-    assert "bias 0, $m=3$ and $d=4$" in chapters.prose(PATH)
+    assert f"from the sum {min(sums[(sums - 3) / 4 + 1 >= 0])} on" in caption
+    assert f"up to the sum {max(sums[-(sums - 3) / 4 + 1 >= 0])}." in caption
+    scales = drawing(PATH, "fold_figure").__globals__["SCALES"]
+    star = {C: 3 - 4 / C for C in scales if C}
+    falling = [star[C] for C in sorted((C for C in scales if C > 0), reverse=True)]
+    assert all(np.diff(falling) < 0) and falling[-1] < -18
+    assert "To the left, and out of the picture" in answer
+    negative = [star[C] for C in sorted((C for C in scales if C < 0), reverse=True)]
+    assert all(np.diff(negative) < 0) and negative[0] > 18
+    assert "it comes in from the right" in answer
+    says("bias 0, $m=3$, $d=4$ and the shift 1.")
 
 
 # ----------------------------------------------------------------------------------- padding
