@@ -257,6 +257,7 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         "error": {"section": "text", "error": "text"},
         "copy": _TIMED | {"bytes": "count", "gigabytes_per_second": "number"},
         "bf16 product": _TIMED | {"n": "count", "teraflops": "number"},
+        "int8 product": _TIMED | {"n": "count", "bf16_seconds": "number", "ratio": "number"},
         "frequencies": {"noise": "text", "draws": "count", "largest_z": "number"}
         | {"limit": "number"},
         "rare events": {"draws": "count", "found": "count", "expected": "number"}
@@ -1065,6 +1066,11 @@ def _ceilings(parts: Mapping[str, list[Row]]) -> Table:
         [f"bf16 product of two {r['n']} × {r['n']} matrices", duration(r["seconds"]),
          f"{rounded(r['teraflops'])} TFLOP/s", _spread(r)]
         for r in parts["bf16 product"]
+    ]  # fmt: skip
+    products += [
+        [f"the same of bytes, {r['n']} × {r['n']}", duration(r["seconds"]),
+         f"{times(r['ratio'])} as fast as bf16", _spread(r)]
+        for r in parts["int8 product"]
     ]  # fmt: skip
     return Table(
         "ceilings",
