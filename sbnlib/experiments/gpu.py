@@ -4,9 +4,9 @@
 
 Sections run in order: environment, measured ceilings, the sampler, straight-through, the fused
 sampler, statistics, live frames, a search of many trainings, packed products, exact sums, every
-estimator of the registry, compiled straight-through. The measurement file is rewritten after each, so that a kill
-loses one section at most. A section that does not fit into what is left of the budget is left out
-with all after it, and the file says so.
+estimator of the registry, compiled straight-through. The measurement file is rewritten after each,
+so that a kill loses one section at most. A section that does not fit into what is left of the
+budget is left out with all after it, and the file says so.
 
 A time is the median of several runs, taken twice: the smaller one is reported, with the relative
 difference as ``spread``. Ratios are to a copy of the same bytes in the same run. Frequencies and

@@ -109,10 +109,9 @@ def test_the_first_cell_says_what_is_so() -> None:
 def test_the_means_of_counting_are_those_of_the_library() -> None:
     from sbnlib.packed import products
 
-    says("a compiled loop (`numba`, with `pip install 'sbnlib[packed]'`), else bytes and torch's "
-         "product of bytes (`int8`), else numpy; with a CUDA device one can ask for bytes there "
-         "(`cuda`)")  # fmt: skip
-    assert list(products.BACKENDS) == ["numba", "int8", "numpy", "cuda"]
+    assert [packed.best(), *products.BACKENDS] == ["numba", "numba", "int8", "numpy", "cuda"]
+    for name in products.BACKENDS:
+        says(f"* `{name}`, ")
 
 
 # -------------------------------------------------------------------------------- thresholds
@@ -126,9 +125,9 @@ UNITS = list(itertools.product((-2.0, -0.5, 0.0, 0.25, 1.0), (-1.5, -0.5, 0.0, 0
     "prop-19-threshold",
     r"""
     A unit is $+1$ if $z\ge0$ and $-1$ otherwise, where {eq-19-norm} with bias $b$ and batch norm's
-    mean $m$, deviation $d>0$, scale $C$ and shift $t$. Let $s^*=m-b-td/C$ for $C\ne0$. For whole
-    numbers $s$ the unit is $+1$ {eq-19-threshold} With $n$ signs below there are no more than
-    $2n+2$ different units.
+    mean $m$, scale $C$, shift $t$ and deviation $d>0$, the root of the variance and a small
+    constant. Let $s^*=m-b-td/C$ for $C\ne0$. For whole numbers $s$ the unit is $+1$
+    {eq-19-threshold} With $n$ signs below there are no more than $2n+2$ different units.
     """,
 )
 @pin("eq-19-norm", r"z=C\,\frac{s+b-m}{d}+t")
@@ -167,7 +166,9 @@ def test_torch_and_the_formula_differ_where_the_page_says() -> None:
     space = run(PATH, cell)
     said = [line.split(":")[1].split()[0] for line in printed(cell).splitlines()]
     assert said == ["0%", "2%"]
-    says("for two units in a hundred rounding decides one of them the other way")
+    says("for two units in a hundred rounding decides one of them "
+         "the other way (for fewer, if only sums of one parity occur)")  # fmt: skip
+    assert "running_var.fill_(9)" in cell.source
     # the units that differ are those at which z is 0 but for rounding
     norm = torch.nn.BatchNorm1d(3, eps=0).eval()
     norm.weight.data, norm.bias.data = torch.tensor([1.0, -1, 2]), torch.tensor([0.5, 0.5, 0.0])
@@ -246,7 +247,7 @@ def test_the_cell_of_padding_says_what_is_so() -> None:
     said = printed(containing(PATH, "def convolved"))
     assert said.count("equal True") == 3 and "False" not in said
     border = 1 - 4 * 3 / (6 * 5)
-    assert f"zeros taken for -1: {border:.2f} of the places are wrong" in said
+    assert f"zeros taken for -1: {border:.2f} of the sums are wrong" in said
     space = run(PATH, containing(PATH, "def convolved"))
     x, w = space["image"].numpy()[0], space["kernel"].numpy()
     by_hand = np.zeros((6, 5, 4))
@@ -303,9 +304,9 @@ def test_the_table_of_memory() -> None:
     says("a row of 784 bits ends in a word that is a quarter full")
     assert 0.95 < bits["file"] / bits["arrays"] < 1
     mega = [row["peak_mib"] * 2**20 / 1e6 for row in (floats, bits)]
-    says(f"With torch it is {mega[0]:.0f} MB, whatever the network")
+    says(f"With torch it is {mega[0]:.0f} MB, nearly all of it torch itself")
     says(f"needs numpy alone, and takes {mega[1]:.0f} MB.")
-    says("in 113 kB instead of 2 691, by a process of {1:.0f} MB instead of {0:.0f}".format(*mega))
+    says("in 113 kB instead of 2 691.")
     assert (round(bits["arrays"] / 1e3), round(floats["arrays"] / 1e3)) == (113, 2691)
 
 
@@ -329,14 +330,17 @@ def test_fig_time_figure(batch: int) -> None:
     seen = [b for b in BATCHES if b <= batch]
     expected = [[factor(r, side) for r in rows("product", inputs=n) if r["batch"] <= batch]
                 for n in (512, 4096) for side in ("numba", "int8", "numpy")]  # fmt: skip
-    expected += [[factor(r, "packed, numba") for r in rows("network") if r["batch"] <= batch]]
+    expected += [[factor(r, side) for r in rows("network") if r["batch"] <= batch]
+                 for side in ("packed, numba", "int8")]  # fmt: skip
     *drawn, one = lines(top)
-    assert len(drawn) == len(expected) == 7 and one[1].tolist() == [1, 1]
+    assert len(drawn) == len(expected) == 8 and one[1].tolist() == [1, 1]
     for line, values in zip(drawn, expected, strict=True):
         assert line[0].tolist() == seen and line[1] == pytest.approx(values)
         assert top.get_ylim()[0] < min(values) and max(values) < top.get_ylim()[1]
     labels = [t.get_text() for t in top.get_legend().get_texts()]
-    assert labels == ["bits, numba", "bytes", "bits, numpy", "the network"]
+    assert labels == [
+        "bits, numba", "bytes", "bits, numpy", "the network, bits", "the network, bytes",
+    ]  # fmt: skip
     widths = np.array([bar.get_width() for bar in low.patches]).reshape(4, 2)
     assert widths[:, 0] == pytest.approx(layers("numba", batch))
     assert widths[:, 1] == pytest.approx(layers("float32", batch))
@@ -346,7 +350,7 @@ def test_fig_time_figure(batch: int) -> None:
 
 def test_fig_time_figure_answer() -> None:
     found = under(figures(PATH)["fig-19-time"])
-    caption, answer = lean(found["caption"]), lean(found["answer"])
+    answer = lean(found["answer"])
     large = {r["batch"]: factor(r, "numba") for r in rows("product", inputs=4096)}
     best = max(large, key=lambda b: large[b])
     names = {2: "two", 4: "four", 8: "eight", 16: "sixteen"}
@@ -358,40 +362,62 @@ def test_fig_time_figure_answer() -> None:
     assert max(network.values()) < 2
     for batch in BATCHES:
         assert layers("numba", batch)[0] > 0.6 * sum(layers("numba", batch))
-    assert network[1] < 1 and "At a batch of 1 the packed network is slower" in caption
+    assert network[1] < 1
     packed_, floats = layers("numba", 1024), layers("float32", 1024)
     assert packed_[1] < 0.12 * floats[1] and 0.9 < packed_[0] / floats[0] < 1.1
-    assert "its second layer has all but vanished, and the first is as it was" in caption
 
 
 def test_what_is_said_of_the_large_matrix() -> None:
     own = {r["batch"]: r for r in rows("product", inputs=4096)}
-    says(f"and the factor is {factor(own[1024], 'numba'):.0f}: the processor counts")
+    bits = {b: factor(r, "numba") for b, r in own.items()}
+    assert 512 / 16 == 32
+    says("By this alone the factor would be 32")
+    says(f"At a batch of 1024 arithmetic is the limit, and the factor is {bits[1024]:.0f}.")
     rate = 4096**2 * 1024 / own[1024]["seconds"]["float32"][0]
-    says(f"The float32 product reaches {rate / 1e9:.0f} billion multiplications a second here")
+    says(f"the float32 product reaches {rate / 1e9:.0f} billion multiplications a second")
+    says(
+        f"Bytes have an instruction for their products, and reach {factor(own[1024], 'int8'):.1f}."
+    )
     assert round(4096**2 * 4 / 1e6) == 67 and round(4096**2 / 8 / 1e6, 1) == 2.1
-    says("67 MB of floats, which do not fit into the cache, against 2.1 MB of bits, which do")
-    best = max(factor(r, "numba") for r in own.values())
-    says(f"There the factor is {factor(own[1], 'numba'):.0f}, with {best:.0f} at a batch of four.")
-    eight = factor(own[1024], "int8")
-    says(f"they reach {eight:.1f}, a third of what bits do")
-    assert 0.3 < eight / factor(own[1024], "numba") < 0.4
+    says("its 67 MB, which do not fit into the cache; the 2.1 MB of bits do.")
+    eight = factor(own[1], "int8")
+    says(f"The factor is {bits[1]:.0f} there. That this is the ratio of the bits is partly chance: "
+         f"bytes gain {eight:.1f} in the same place, and not 4.")  # fmt: skip
+    assert max(bits.values()) == bits[4]
+    says(f"At a batch of four it is {bits[4]:.0f}, for two reasons")
+    one, two, four = (own[b]["seconds"] for b in (1, 2, 4))
+    assert 1.8 < two["float32"][0] / one["float32"][0] < 2.2
+    assert four["numba"][0] < 1.3 * one["numba"][0]
+    says(f"it is {bits[1]:.0f} for bits, and {eight:.1f} for bytes.")
+    over = [factor(r, "numba") / factor(r, "int8") for r in own.values()]
+    says(f"and {min(over):.0f} to {max(over):.0f} times with 4096 × 4096; but the network")
+    plain = [factor(r, "numpy") > factor(r, "int8") for r in own.values()]
+    assert plain == [b <= 4 for b in own]
+    caption = lean(under(figures(PATH)["fig-19-time"])["caption"])
+    assert f"is {bits[1]:.0f} times as fast in bits; at 1024, {bits[1024]:.0f} times" in caption
 
 
 def test_what_is_said_of_the_small_matrix() -> None:
     own = {r["batch"]: r for r in rows("product", inputs=512)}
-    bits, eight, plain = ({b: factor(r, side) for b, r in own.items()}
-                          for side in ("numba", "int8", "numpy"))  # fmt: skip
+    bits, eight, plain, packing = (
+        {b: factor(r, side) for b, r in own.items()}
+        for side in ("numba", "int8", "numpy", "numba, packing")
+    )
     late = [b for b in BATCHES if b >= 32]
     assert all(8.5 < bits[b] < 10.5 for b in late)
     says(f"{bits[1]:.1f} at a batch of 1, where the call of the function takes most of the time, "
          "and 9 to 10 from a batch of 32 on")  # fmt: skip
-    says("with {:.1f} to {:.1f}".format(*(f(eight[b] for b in late) for f in (min, max))))
+    says("bytes reach {:.1f} to {:.1f} there".format(*(f(eight[b] for b in late)
+                                                       for f in (min, max))))  # fmt: skip
+    ends = [round(f(packing[b] for b in late)) for f in (min, max)]
+    says(
+        f"If the states have to be packed first, it is {packing[1]:.1f} and {ends[0]} to {ends[1]}."
+    )
     slower = [1 / plain[b] for b in BATCHES if b >= 16]
     assert min(slower) > 1.95 and max(plain.values()) < 1
     says(f"by a factor of {min(slower):.0f} to {max(slower):.1f} from a batch of 16 on")
     over = [bits[b] / eight[b] for b in BATCHES]
-    says(f"bits are {min(over):.1f} to {max(over):.1f} times as fast as bytes")
+    says(f"Bits are {min(over):.1f} to {max(over):.1f} times as fast with a matrix of 512 × 512")
     small, large = bits.values(), [factor(r, "numba") for r in rows("product", inputs=4096)]
     says(f"{min(small):.0f} to {max(small):.0f} times as fast as in float32 with a matrix of "
          f"512 × 512, and {min(large):.0f} to {max(large):.0f} times with 4096 × 4096")  # fmt: skip
@@ -400,14 +426,14 @@ def test_what_is_said_of_the_small_matrix() -> None:
 @pin(
     "prop-19-amdahl",
     r"""
-    Let a share $q<1$ of the time of a program be left as it is, and let the rest become $k$ times
-    as fast. The whole then becomes {eq-19-amdahl} times as fast, which is below $1/q$ for every
-    $k$.
+    Let a share $q$ of the time of a program, $0<q<1$, be left as it is, and let the rest become
+    $k>0$ times as fast. The whole then becomes {eq-19-amdahl} times as fast, which is below $1/q$ for
+    every $k$.
     """,
 )
 @pin("eq-19-amdahl", r"\frac{1}{q+(1-q)/k}")
 def test_eq_19_amdahl() -> None:
-    for left, rest, k in itertools.product((0.1, 2.0, 7.0), (0.5, 3.0), (1, 2, 10, 1e9)):
+    for left, rest, k in itertools.product((0.1, 2.0, 7.0), (0.5, 3.0), (0.5, 1, 2, 10, 1e9)):
         q = left / (left + rest)
         faster = (left + rest) / (left + rest / k)
         assert faster == pytest.approx(1 / (q + (1 - q) / k)) and faster < 1 / q
@@ -417,9 +443,14 @@ def test_what_is_said_of_the_network() -> None:
     own = {r["batch"]: r for r in rows("network")}
     whole, eight = factor(own[1024], "packed, numba"), factor(own[1024], "int8")
     floats, bits = layers("float32", 1024), layers("numba", 1024)
-    assert 0.08 < bits[1] / floats[1] < 0.12
-    says("its second layer takes a tenth of its time in float32")
-    says(f"But the network as a whole is {whole:.1f} times as fast, and at a batch of 1 it is")
+    assert 1 / 10.5 < bits[1] / floats[1] < 1 / 9.5 and 1 / 12.5 < bits[3] / floats[3] < 1 / 11.5
+    says("takes a tenth of the time that it takes in float32, and norms and signs, "
+         "most of which have become thresholds, a twelfth")  # fmt: skip
+    says(f"But the network as a whole is {whole:.1f} times as fast: most of the time")
+    gained = [a - b for a, b in zip(floats, bits, strict=True)]
+    share = short(gained[3] / sum(gained))
+    says(f"(A share of {share} of the gain comes from norms and signs, whose float32 form is slow")
+    assert bits[0] > 0.5 * sum(bits) and 0.95 < bits[0] / floats[0] < 1.05
     q = floats[0] / sum(floats)
     said = printed(containing(PATH, "times = np.array"))
     assert said.splitlines() == [
@@ -427,16 +458,23 @@ def test_what_is_said_of_the_network() -> None:
         f"measured: {whole:.2f} times",
         f"with bytes: {eight:.2f} times",
     ]
-    says(f"Against float32 the packed network gains a factor of {whole:.1f}; against the same "
-         f"network in bytes, {whole / eight:.2f}.")  # fmt: skip
-    says(f"Here it is a share of {short(q)} of the time, and nothing done to the rest can make the "
-         f"whole {1 / q:.1f} times as fast.")  # fmt: skip
+    says(f"has a share of {short(q)} of the layers' times, and nothing done to the rest "
+         f"can make them {1 / q:.1f} times as fast.")  # fmt: skip
     assert [factor(own[b], "packed, numba") < 0.95 for b in (1, 2, 4, 8)] == [True] * 3 + [False]
-    says("is slower than torch up to a batch of four")
+    assert 3.5 < layers("numba", 1)[0] / layers("float32", 1)[0] < 4.5
+    says("the first layer has become slower, by a factor of four")
+    ahead = [b for b in BATCHES if factor(own[b], "int8") > factor(own[b], "packed, numba")]
+    assert ahead == [b for b in BATCHES if b <= 64]
+    over = [factor(own[b], "packed, numba") / factor(own[b], "int8") for b in BATCHES if b > 64]
+    assert all(1 < v < 1.09 for v in over)
+    says("is ahead of the packed one up to a batch of 64, and level with it above: at 1024 the "
+         f"packed network is {whole / eight:.2f} times as fast as in bytes.")  # fmt: skip
+    says("the network is slower than in bytes up to a batch of 64, and not 1.1 times as fast above")
     says(f"The network is {whole:.1f} times as fast at best")
     assert whole == pytest.approx(max(factor(r, "packed, numba") for r in own.values()), abs=0.08)
-    assert len(rows("profile", side="numba", batch=1)) == 7
-    says("The packed network makes seven of them")
+    assert [factor(own[b], "packed, numba") < 0.95 for b in (4, 8)] == [True, False]
+    says("which takes four times as long as torch's product with them, and is slower than torch up "
+         "to a batch of four.")  # fmt: skip
 
 
 def test_what_binary_weights_cost_in_chapter_17() -> None:
@@ -464,8 +502,8 @@ def joules(form: str, batch: int, per_bit: float) -> tuple[float, float]:
 
 @pin(
     "eq-19-energy",
-    r"\underbrace{C\,l\Bigl(\frac{nm}{B}+n+m\Bigr)}_{\text{moved}}"
-    r"+\underbrace{d\,nm}_{\text{computed}} .",
+    r"\underbrace{e_1\,j\Bigl(\frac{nm}{B}+n+m\Bigr)}_{\text{moved}}"
+    r"+\underbrace{e_2\,nm}_{\text{computed}} .",
 )
 def test_eq_19_energy() -> None:
     space = run(PATH, containing(PATH, "def energy(form"))
@@ -488,12 +526,12 @@ def test_the_table_of_energy() -> None:
     assert round(ratio["float32"], -1) == 140 and round(ratio["bits"], -3) == 5000
     says("spends 140 times as much on its weights as on its arithmetic, and the packed one 5 000")
     assert round(4.6 / 0.00375, -2) == 1200
-    says("though it made arithmetic 1 200 times as cheap")
+    says("though by our estimate it made arithmetic 1 200 times as cheap")
     assert 640 / 32 == 20 and round(100 / 64, 1) == 1.6 and FORMS["bits"][1] == 0.03 / 8
     says("640 to fetch 32 bits from memory outside the chip ({cite:t}`han2015learning`, Figure 1), "
          "which makes 20 for each bit; and 100 to read 64 bits from a cache of a megabyte, which "
          "makes 1.6.")  # fmt: skip
-    says("an eighth of an addition of bytes, $.03/8\\approx.004$")
+    says("adding bytes takes eight: $.03/8=.00375$. This is an estimate")
 
 
 @pytest.mark.parametrize(("batch", "per_bit"), [(1, 20), (64, 1.6), (1024, 0.1)])
@@ -519,7 +557,9 @@ def test_fig_energy_figure_answer() -> None:
 
     costs = drawing(PATH, "energy_figure").__globals__["COSTS"]
     assert round(ratio(1, 20)) == 32 and round(ratio(1024, 0.1), -2) == 1200
-    assert "bits need 32 times less" in caption and "about 1200 times less" in caption
+    assert "At a batch of 1024 and 0.1 picojoules nothing is left but arithmetic." in caption
+    moved, computed = joules("float32", 1024, 0.1)
+    assert moved < 0.002 * computed
     for values in ([ratio(b, 20) for b in BATCHES], [ratio(1, c) for c in reversed(costs)]):
         assert all(np.diff(values) > 0)
     assert answer.startswith("It rises.")
@@ -530,9 +570,13 @@ def test_what_the_machine_is_said_to_do() -> None:
     """Of the stored lines only their form is certain, and that they fit together."""
     said = printed(containing(PATH, "def least")).splitlines()
     assert all(line.startswith("on this machine: ") for line in said) and len(said) == 3
-    rate, floats, bits = (float(re.findall(r"[\d.]+", line)[0]) for line in said)
+    (rate,), (floats, product), (bits,) = (
+        [float(v) for v in re.findall(r"[\d.]+", line)] for line in said
+    )
     assert floats == pytest.approx(1e3 * 4096**2 * 4 / (rate * 1e9), rel=0.02)
     assert bits == pytest.approx(floats / 32, rel=0.02)
+    assert product < 1.2 * floats
+    says("The product of floats takes no longer than reading them")
 
 
 # --------------------------------------------------------------------------------- exercises
@@ -575,9 +619,14 @@ def test_ex_19_padding() -> None:
 
 def test_ex_19_amdahl() -> None:
     times, network = layers("float32", 16), {r["batch"]: r for r in rows("network")}
+    first, second, head, rest = (short(v, 3) for v in times)
+    says(f"the first layer takes {first} ms, the second {second}, the head {head}, and norms and "
+         f"signs together {rest}.")  # fmt: skip
     value = sum(times) / times[0]
     checker = answer("check_gain")
     assert checker.value == pytest.approx(value, abs=0.006)
+    assert abs(float("0" + first) ** -1 * sum(float("0" + v) for v in (first, second, head, rest))
+               - value) < checker.tolerance  # fmt: skip
     q = 1 / value
     many = layers("float32", 1024)
     expected = [1 / (1 - q), q, sum(many) / many[0], factor(network[16], "packed, numba")]
@@ -588,7 +637,7 @@ def test_ex_19_energy() -> None:
     checker = answer("check_batch")
     assert checker.value == pytest.approx(20 / 0.00375, abs=0.1)
     assert [w for w, _ in checker.wrong] == pytest.approx(
-        [20 * 32 / 4.6, 32 * 20 / 0.00375, 20 / 4.6], rel=1e-3
+        [20 * 32 / 4.6, 32 * 20 / 0.00375, 20 / 4.6, 20 / 0.004], rel=1e-3
     )
 
 
@@ -615,7 +664,9 @@ def test_ex_19_planes() -> None:
                 float(right), abs=0.0015
             )
     falls = {k: float(said[8][1]) - float(said[k][1]) for k in said}
-    says(
-        f"With four of them {said[4][0]} of the 1 000 images change their class and the accuracy "
-        f"falls by {short(falls[4], 3)}, with two {said[2][0]} and {short(falls[2], 3)}"
-    )
+    within = [k for k in said if falls[k] <= 0.005 + 1e-9]
+    assert min(within) == 4
+    says(f"Four are enough: {said[4][0]} of the 1 000 images change their class and the accuracy "
+         f"falls by {short(falls[4], 3)}, although the network was never trained for that. With two"
+         " "
+         f"it is {said[2][0]} images and {short(falls[2], 3)}.")  # fmt: skip

@@ -93,8 +93,8 @@ def test_every_time_has_a_spread_and_every_ratio_is_positive(whole):
     other = ("section", "search")
     timed = [row for row in whole["rows"] if "seconds" in row and row["part"] not in other]
     assert {row["part"] for row in timed} == {
-        "copy", "bf16 product", "int8 product", "sample_sign", "straight_through", "fused", "measure",
-        "live frame", "exact_gradient",
+        "copy", "bf16 product", "int8 product", "sample_sign", "straight_through", "fused",
+        "measure", "live frame", "exact_gradient",
     }  # fmt: skip
     assert all(row["seconds"] > 0 and row["spread"] >= 0 for row in timed)
     assert whole["ratios"] and all(ratio > 0 for ratio in whole["ratios"].values())
