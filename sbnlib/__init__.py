@@ -37,7 +37,7 @@ from sbnlib.estimators import (
 )
 from sbnlib.exact import exact_expectation, exact_gradient, exact_moments
 from sbnlib.inference import reestimate_batch_norm, set_mode, to_plain
-from sbnlib.losses import classification_loss
+from sbnlib.losses import autoencoding_loss, classification_loss, kl_bits
 from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
 from sbnlib.units import sample_sign
@@ -60,6 +60,7 @@ __all__ = [
     "Uniform",
     "UnitReport",
     "arm",
+    "autoencoding_loss",
     "chain_rule",
     "classification_loss",
     "concrete",
@@ -75,6 +76,7 @@ __all__ = [
     "gain",
     "gumbel_rao",
     "identity",
+    "kl_bits",
     "layerwise",
     "local_expectation",
     "measure",

@@ -150,6 +150,13 @@ EXPERIMENTS = (
         _command("experiments.packing", "", "packing.json"),
     ),
     Experiment(
+        "autoencoders",
+        "Stochastic autoencoders",
+        "autoencoders",
+        "autoencoders-*.json",
+        _command("experiments.autoencoders", "--part train", "autoencoders-train.json"),
+    ),
+    Experiment(
         "gpu",
         "The library on a GPU",
         "gpu",

@@ -427,8 +427,8 @@ def test_what_is_said_of_the_small_matrix() -> None:
     "prop-19-amdahl",
     r"""
     Let a share $q$ of the time of a program, $0<q<1$, be left as it is, and let the rest become
-    $k>0$ times as fast. The whole then becomes {eq-19-amdahl} times as fast, which is below $1/q$ for
-    every $k$.
+    $k>0$ times as fast. The whole then becomes {eq-19-amdahl} times as fast, which is below $1/q$
+    for every $k$.
     """,
 )
 @pin("eq-19-amdahl", r"\frac{1}{q+(1-q)/k}")
