@@ -248,7 +248,7 @@ def test_estimators_with_derivatives_on_the_way_are_refused_under_torch_func(nam
     for transform in (torch.func.grad, torch.func.vmap, torch.func.jacrev):
         how = {"randomness": "different"} if transform is torch.func.vmap else {}
         refused(lambda f=transform, how=how: f(value, **how)(torch.zeros(2, 3)), RuntimeError,
-                "^muprop, rebar and relax cannot be transformed by torch.func")  # fmt: skip
+                "^muprop, rebar, relax and gauge_fixed cannot be transformed by torch.func")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ batch norm
