@@ -235,8 +235,8 @@ def as_variable(x: Tensor) -> Tensor:
     """``x`` as the variable of a derivative that is taken on the way."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
-            "muprop, rebar, relax and gauge_fixed cannot be transformed by torch.func, because they "
-            "take derivatives on the way: use torch.autograd.grad on what they return"
+            "muprop, rebar, relax and gauge_fixed take derivatives on the way and cannot be "
+            "transformed by torch.func: use torch.autograd.grad on what they return"
         )
     return x.requires_grad_()
 

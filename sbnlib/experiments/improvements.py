@@ -42,7 +42,6 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from sbnlib import data as datasets
-from sbnlib import registry
 from sbnlib.contracts import Loss, NetworkEstimator
 from sbnlib.data import Dataset, Split
 from sbnlib.estimators import gauge_fixed, shrinkage
@@ -70,7 +69,7 @@ __all__ = [
 T = TypeVar("T")
 EPOCHS, BATCH = 25, 50
 #: Final seeds of a contender, those of its search, and how often a search may be extended.
-SEEDS, SEARCHED, BEYOND = 10, 3, 3
+SEEDS, SEARCHED, BEYOND = 10, 2, 3
 SEARCH_FROM = 1_000_000  # no seed of a search is one of the final ones
 #: Draws of the network for the expected loss of a trained network.
 PASSES = 30
@@ -149,6 +148,10 @@ CONTENDERS: dict[str, NetworkEstimator] = {
 }
 #: How often the loss is evaluated for an image, of a network of K layers of n units.
 EVALUATIONS: dict[str, Callable[[int, int], int]] = {
+    "straight_through": lambda layers, n: 1,
+    "zgr": lambda layers, n: 1,
+    "shrinkage": lambda layers, n: 1,
+    "gauge_head": lambda layers, n: 1,
     "straight_through_10": lambda layers, n: 10,
     "zgr_10": lambda layers, n: 10,
     "shrinkage_10": lambda layers, n: 10,
@@ -207,12 +210,20 @@ SUMMED = 8
 RATES = (0.01, 0.03, 0.1)
 
 
+#: Those that are tried with four layers too, and the widths there.
+DEEPER = ("straight_through", "zgr", "shrinkage", "psa", "psa_symmetric", "disarm",
+          "local_expectation")  # fmt: skip
+DEEPER_WIDTHS = (8, 32)
+
+
 def _widths() -> Iterator[Row]:
-    for depth, widths in ((2, WIDTHS), (4, (8, 32))):
-        for width in widths:
-            for name in CONTENDERS:
-                if name != "exact" or width <= SUMMED:
-                    yield {"part": "widths", "estimator": name, "depth": depth, "width": width}
+    for width in WIDTHS:
+        for name in CONTENDERS:
+            if name != "exact" or width <= SUMMED:
+                yield {"part": "widths", "estimator": name, "depth": 2, "width": width}
+    for width in DEEPER_WIDTHS:
+        for name in DEEPER:
+            yield {"part": "widths", "estimator": name, "depth": 4, "width": width}
 
 
 def widths(settings: Mapping[str, Any]) -> list[Row]:
@@ -235,7 +246,7 @@ def widths(settings: Mapping[str, Any]) -> list[Row]:
     name, depth, width = (settings[k] for k in ("estimator", "depth", "width"))
     return [
         {"estimator": name, "depth": depth, "width": width}
-        | {"evaluations": EVALUATIONS.get(name, lambda *_: 1)(depth, width), "lr": lr}
+        | {"evaluations": EVALUATIONS[name](depth, width), "lr": lr}
         | {"searched": [[rate, value] for rate, value in sorted(tried.items())]}
         | {"loss": [_loss(t, data.train) for t in finals]}
         | {"test_loss": [_loss(t, data.test) for t in finals]}
@@ -253,10 +264,10 @@ def _training(
     *, part: str, estimator: str, depth: int, width: int, lr: float, seed: int
 ) -> Training:
     contender = f"{part} {estimator} {depth} {width}"
-    drawn = int(generator("cpu", "start", contender=contender, seed=seed).initial_seed() % 2**62)
-    plain = Deep(depth, width=width, norm="none").build(_digits(), drawn)
-    kind = _OfHead if estimator == "gauge_head" else Classifier
-    model = kind(plain.net, plain.head, CONTENDERS[estimator])
+    start = generator("cpu", "start", contender=contender, seed=seed)  # no two begin alike
+    plain = Deep(depth, width=width, norm="none").build(_digits(), start.initial_seed())
+    parts = plain.net, plain.head, CONTENDERS[estimator]
+    model = _OfHead(*parts) if estimator == "gauge_head" else Classifier(*parts)
     recipe = Recipe(seed, EPOCHS, BATCH, contender=contender)
     return Training(model, [torch.optim.Adam(model.parameters(), lr=lr)], recipe)
 
@@ -435,7 +446,7 @@ def gauge(settings: Mapping[str, Any]) -> list[Row]:
     Args:
         settings: ``seed``.
     """
-    own = {"part": "gauge", "estimator": "straight_through", "depth": 2, "width": GAUGE_UNITS}
+    own: Row = {"part": "gauge", "estimator": "straight_through", "depth": 2, "width": GAUGE_UNITS}
     training = _training(**own, lr=0.03, seed=settings["seed"])
     rows = []
     for epoch, model in moments(training, _digits(), LOOKED_AT).items():
@@ -506,8 +517,8 @@ class _Table:
 
 # Part latent --------------------------------------------------------------------------------------
 
-BITS = (1, 2, 3, 4, 6, 8)
-LATENT_RATES = (3.0, 10.0, 30.0, 100.0, 300.0)
+BITS = (1, 2, 4, 8)
+LATENT_RATES = (10.0, 30.0, 100.0, 300.0)
 HIDDEN, LATENT_EPOCHS = (100, 100), 20
 
 
