@@ -5,10 +5,10 @@ r"""What becomes of the estimators' improvements when networks are trained with 
 Each part answers a question of chapter 20 and writes a file of its own.
 
 ``widths``
-    Is a better gradient a better training? Networks with two layers of 4 to 64 units and two of
-    four layers, digits, every contender at the best of its learning rates by validation loss. The
-    estimators are those of :data:`CONTENDERS`; those whose name ends with a number average as many
-    draws of the network at each step.
+    Is a better gradient a better training? Networks with two layers of 4 to 64 units, and with four
+    layers, digits, every contender at the best of its learning rates by the loss that it minimizes,
+    that on the training images. The estimators are those of :data:`CONTENDERS`; those whose name
+    ends with a number average as many draws of the network at each step.
 ``optimal-s``
     Is the weight of the best member right below the last layer? Random networks of four units a
     layer, exact squared bias and variance of the whole gradient.
@@ -19,8 +19,9 @@ Each part answers a question of chapter 20 and writes a file of its own.
     How many bits must a latent weight have? Networks of binary weights whose latent weights are
     kept on a grid, rounded at each step to the nearest point or at random without bias.
 
-A search is extended while its best learning rate is at an end of those that were tried. Test images
-are seen by the final seeds only, and two contenders share no random number.
+A search is extended while its best learning rate is at an end of those that were tried. What is
+reported is of fresh seeds; test images are seen by them only, and two contenders share no random
+number.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ def widths(settings: Mapping[str, Any]) -> list[Row]:
 
     def trial(lr: float) -> float:
         seeds = range(SEARCH_FROM, SEARCH_FROM + SEARCHED)
-        return fmean(_loss(t, data.validation) for t in _trained(settings, lr, seeds))
+        return fmean(_loss(t, data.train) for t in _trained(settings, lr, seeds))
 
     lr, tried = searched(RATES, trial)
     finals = _trained(settings, lr, range(SEEDS))
