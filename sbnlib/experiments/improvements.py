@@ -576,10 +576,10 @@ class OnGrid(torch.optim.Optimizer):
 
 
 def latent(settings: Mapping[str, Any]) -> list[Row]:
-    """The row of one grid: its rate, and by seed the test accuracy at the signs.
+    """The row of one grid: its rate, and by seed the test accuracy ``sign``.
 
-    ``ten``: that of ten samples of weights and units. ``at_ends`` is the mean share of latent
-    weights at -1 or 1.
+    Weights and units are at their signs, with batch norm's statistics taken anew; ``at_ends`` is
+    the mean share of latent weights at -1 or 1.
 
     Args:
         settings: ``rounding`` and ``bits``.

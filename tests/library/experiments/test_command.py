@@ -25,10 +25,11 @@ SHORT = {
     "gpu": ["--device", "cpu", "--tiny"],
     "how_deep": ["--part", "predictions"],
     "contenders": ["--part", "train", "--only", "conv-st", "--epochs", "1", "--data", "digits"],
+    "improvements": ["--part", "gauge"],
 }
 #: The function of each in which its work begins.
 WORK = {"classify": "_run", "weights": "_run", "bench": "make", "exact_cost": "run", "gpu": "run"}
-WORK |= {"how_deep": "predictions", "contenders": "budget"}
+WORK |= {"how_deep": "predictions", "contenders": "budget", "improvements": "_rows"}
 every_experiment = pytest.mark.parametrize("name", SHORT)
 RESUMES = ("classify", "weights")
 
