@@ -157,6 +157,13 @@ EXPERIMENTS = (
         _command("experiments.autoencoders", "--part train", "autoencoders-train.json"),
     ),
     Experiment(
+        "improvements",
+        "Improvements, and what becomes of them in training",
+        "improvements",
+        "improvements-*.json",
+        _command("experiments.improvements", "--part widths", "improvements-widths.json"),
+    ),
+    Experiment(
         "gpu",
         "The library on a GPU",
         "gpu",

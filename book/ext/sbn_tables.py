@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -263,6 +264,17 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         "retrieval": {"name": "text", "bits": "count", "seed": "count", "code": "text"}
         | {"within": "list or null", "empty": "list or null"}
         | {"nearest": "number", "map": "number or null"},
+    },
+    "improvements": {
+        "widths": {"estimator": "text", "depth": "count", "width": "count", "evaluations": "count"}
+        | {"lr": "number", "searched": "list"}
+        | dict.fromkeys(("loss", "test_loss", "ten"), "list"),
+        "optimal-s": {"depth": "count", "inputs": "count", "samples": "count", "estimator": "text"}
+        | {"error": "number", "se": "number", "omega": "number or null"},
+        "gauge": {"seed": "count", "epoch": "count", "estimator": "text"}
+        | {"bias2": "number", "variance": "number"},
+        "latent": {"rounding": "text", "bits": "count", "lr": "number", "searched": "list"}
+        | {"sign": "list", "at_ends": "number"},
     },
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
@@ -1436,6 +1448,98 @@ def _same_class(row: Row) -> str:
     return f"{said}; packed as in float32 {row['same']}, with bytes {row['same_int8']}"
 
 
+# ---- improvements ------------------------------------------------------------------------------
+
+
+def improvements(parts: Mapping[str, list[Row]]) -> Drawing:
+    """Trainings by width, errors by weight, the gauge along a training, latent weights by bits."""
+    tables = [*_trainings(parts["widths"]), *_weights_of_s(parts["optimal-s"])]
+    tables += [*_gauges(parts["gauge"]), *_latents(parts["latent"])]
+    return Drawing([table for table in tables if table.rows])
+
+
+def _trainings(rows: Sequence[Row]) -> Iterator[Table]:
+    """A table for each number of layers and each number, widths across."""
+    about = {
+        "loss": ("Loss on the training images, of one sample", 1),
+        "test_loss": ("Loss on the test images, of one sample", 1),
+        "ten": ("Test accuracy of ten samples in percent", 100),
+    }
+    for depth in _values(rows, "depth"):
+        own = [row for row in rows if row["depth"] == depth]
+        widths = _values(own, "width")
+        for number, (words, unit) in about.items():
+            yield Table(
+                f"{number}-{depth}".replace("_", "-"),
+                f"{words}, {_layers(depth)} of so many units; mean and standard error over the "
+                "seeds.",
+                ["Estimator", *map(str, widths)],
+                _crossed(own, "estimator", "width", lambda r, n=number, u=unit: _over_seeds(
+                    r[n], u)),
+            )  # fmt: skip
+
+
+def _crossed(
+    rows: Sequence[Row], down: str, across: str, shown: Callable[[Row], str]
+) -> list[list[str | Cell]]:
+    at = {(row[down], row[across]): row for row in rows}
+    if len(at) < len(rows):
+        raise Undrawable(f"two rows of one {down} and {across}")
+    columns = _values(rows, across)
+    return [
+        [Cell(str(line)), *(shown(at[line, c]) if (line, c) in at else NONE for c in columns)]
+        for line in _values(rows, down)
+    ]
+
+
+def _weights_of_s(rows: Sequence[Row]) -> Iterator[Table]:
+    for depth in _values(rows, "depth"):
+        for inputs in _values(rows, "inputs"):
+            own = [r for r in rows if (r["depth"], r["inputs"]) == (depth, inputs)]
+            yield Table(
+                f"weight-{depth}-{inputs}",
+                f"Mean squared error of the mean of so many samples, over the squared length of "
+                f"the gradient: {_layers(depth)}, {inputs} inputs; with its standard error.",
+                ["Contender", *map(count, _values(own, "samples"))],
+                _crossed(own, "estimator", "samples", lambda r: signed(
+                    _with_error(r["error"], r["se"]))),
+            )  # fmt: skip
+
+
+def _gauges(rows: Sequence[Row]) -> Iterator[Table]:
+    for number, words in (("bias2", "Squared bias"), ("variance", "Variance of one sample")):
+        lines = [
+            {"estimator": e, "epoch": t, "values": [
+                r[number] for r in rows if (r["estimator"], r["epoch"]) == (e, t)]}
+            for e in _values(rows, "estimator") for t in _values(rows, "epoch")
+        ]  # fmt: skip
+        yield Table(
+            f"gauge-{number}",
+            f"{words} in the last layer over the squared length of its gradient, by epochs of "
+            f"training; median of {len(_values(rows, 'seed'))} networks.",
+            ["Estimator", *(f"epoch {t}" for t in _values(rows, "epoch"))],
+            _crossed(lines, "estimator", "epoch", lambda r: _median_of(r["values"])),
+        )
+
+
+def _median_of(values: Sequence[float]) -> str:
+    """0 for what is left of an exact 0 in float64."""
+    middle = median(values)
+    return tiny(middle, 3) if middle > 1e-24 else "0"
+
+
+def _latents(rows: Sequence[Row]) -> Iterator[Table]:
+    yield Table(
+        "latent",
+        "Test accuracy in percent, weights and units at their signs, with latent weights on a grid "
+        "of so many bits (0: not rounded), and the share of them at its ends; mean and standard "
+        "error over the seeds.",
+        ["Rounding", "Bits", "Rate", "Accuracy, %", "At the ends, %"],
+        [[r["rounding"], str(r["bits"]), setting(r["lr"]), _over_seeds(r["sign"], 100),
+          rounded(100 * r["at_ends"])] for r in rows],
+    )  # fmt: skip
+
+
 # ---- a record ----------------------------------------------------------------------------------
 
 KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
@@ -1449,6 +1553,7 @@ KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
     "contenders": contenders,
     "packing": packing,
     "autoencoders": autoencoders,
+    "improvements": improvements,
     "gpu": gpu,
 }
 

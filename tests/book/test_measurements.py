@@ -491,6 +491,52 @@ def test_accuracies_in_depth_are_those_of_the_runs(built, name):
         assert one(tables[0], "zgr")[1:] == means
 
 
+# improvements: the files of the book
+
+
+IMPROVEMENTS = [path.name for path in FILES if record(path.name)["kind"] == "improvements"]
+
+
+@pytest.mark.parametrize("name", IMPROVEMENTS)
+def test_the_improvements_are_drawn_with_their_numbers(name):
+    """From the rows: every training, every weight, every moment, every grid."""
+    tables, rows = drawn_tables(record(name)), rows_of(name)
+    part = rows[0]["part"]
+    if part == "widths":
+        for depth in {r["depth"] for r in rows}:
+            own = [r for r in rows if r["depth"] == depth]
+            columns = list(dict.fromkeys(r["width"] for r in own))
+            for number, unit in (("loss", 1), ("test_loss", 1), ("ten", 100)):
+                table = tables[f"{number}-{depth}".replace("_", "-")]
+                assert [line[0] for line in table] == list(dict.fromkeys(
+                    r["estimator"] for r in own))  # fmt: skip
+                for r in own:
+                    cell = one(table, r["estimator"])[1 + columns.index(r["width"])]
+                    assert told(cell, *mean_se([unit * v for v in r[number]]))
+    elif part == "optimal-s":
+        for r in rows:
+            table = tables[f"weight-{r['depth']}-{r['inputs']}"]
+            columns = list(dict.fromkeys(q["samples"] for q in rows))
+            cell = one(table, r["estimator"])[1 + columns.index(r["samples"])]
+            assert told(cell, r["error"], r["se"])
+    elif part == "gauge":
+        epochs = list(dict.fromkeys(r["epoch"] for r in rows))
+        for number in ("bias2", "variance"):
+            for name in dict.fromkeys(r["estimator"] for r in rows):
+                shown = one(tables[f"gauge-{number}"], name)[1:]
+                for cell, epoch in zip(shown, epochs, strict=True):
+                    values = [r[number] for r in rows
+                              if (r["estimator"], r["epoch"]) == (name, epoch)]  # fmt: skip
+                    assert value(cell) == pytest.approx(
+                        statistics.median(values), rel=0.006, abs=1e-24
+                    )
+    else:
+        for line, r in zip(tables["latent"], rows, strict=True):
+            assert line[:2] == [r["rounding"], str(r["bits"])] and value(line[2]) == r["lr"]
+            assert told(line[3], *mean_se([100 * v for v in r["sign"]]))
+            assert close(line[4], 100 * r["at_ends"])
+
+
 # contenders: files of the book, and small ones as the command writes them
 
 
@@ -1324,6 +1370,7 @@ NOW = {
     "packing": "experiments.packing --quick --data fashion-mnist-4000",
     "autoencoders": "experiments.autoencoders --part small --data digits --only exact zgr "
     "--epochs 1 --search-epochs 1",
+    "improvements": "experiments.improvements --part gauge",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -1338,6 +1385,7 @@ def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path, monkeypatch):
     module, *options = NOW[kind].split()
     out = tmp_path / "new.json"
     resumes = kind in ("classify", "binary weights", "contenders", "autoencoders")
+    resumes = kind in ("classify", "binary weights", "contenders", "improvements")
     resume = ["--resume-dir", str(tmp_path / "runs")] if resumes else []
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes its time
     command = importlib.import_module(f"sbnlib.{module}")
@@ -1501,6 +1549,7 @@ NOT_NEEDED = {
     "contenders": {"minus_twin_df", "minus_twin_p"},
     "packing": set(),
     "autoencoders": set(),
+    "improvements": set(),
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 
