@@ -564,7 +564,9 @@ def test_fig_energy_figure_answer() -> None:
         assert all(np.diff(values) > 0)
     assert answer.startswith("It rises.")
     assert all(32 < ratio(b, c) < 4.6 / 0.00375 for b in BATCHES for c in costs)
-    says("So the gain in energy lies between 32, which is the ratio of the bits that are moved, and")
+    says(
+        "So the gain in energy lies between 32, which is the ratio of the bits that are moved, and"
+    )
 
 
 def test_what_the_machine_is_said_to_do() -> None:
