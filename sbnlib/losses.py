@@ -100,8 +100,8 @@ def autoencoding_loss(
 
     The pixels are independent given the code x. With z = decoder(x),
 
-    .. math:: L_b(x) = -\sum_j \big(y_{bj}\log\sigma(z_j) + (1 - y_{bj})\log\sigma(-z_j)\big)
-              \qquad\text{or}\qquad L_b(x) = \tfrac12 \sum_j (y_{bj} - z_j)^2
+    .. math:: L_b(x) &= -\sum_j \big(y_{bj}\log\sigma(z_j) + (1 - y_{bj})\log\sigma(-z_j)\big) \\
+              \text{or}\quad L_b(x) &= \tfrac12 \sum_j (y_{bj} - z_j)^2
 
     The first is that of bits, ``"bernoulli"``, and z are their logits; targets between 0 and 1 make
     it a cross-entropy, which is no log-likelihood. The second, ``"gaussian"``, is that of variance

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -178,6 +179,7 @@ _CONTENDER |= {"twin": "text"}
 _RATED = {"name": "text", "lr": "number", "seed": "count"}
 _MOMENT = {"seed": "count", "epoch": "count", "estimator": "text", "layer": "text"}
 
+_SIDES = {"rounds": "count", "seconds": "object"}
 _CODER = {"data": "text"} | _RATED
 _LOOK = {"bits": "count", "trained": "text", "seed": "count", "epoch": "count", "estimator": "text"}
 
@@ -238,6 +240,19 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         | {"length": "number", "samples": "count"}
         | _estimated("bias2", "variance", "cosine"),
     },
+    "packing": {
+        "product": {"inputs": "count", "outputs": "count", "batch": "count", "same": "verdict"}
+        | _SIDES,
+        "network": {"batch": "count"} | _SIDES,
+        "profile": {"side": "text", "layer": "count", "kind": "text", "batch": "count"}
+        | {"seconds": "pair"},
+        "memory": {"form": "text", "arrays": "count"}
+        | {"file": "count or null", "peak_mib": "number or null"},
+        "memory, layers": {"form": "text", "layers": "shares"},
+        "prediction": {"data": "text", "images": "count", "right": "count"}
+        | {"same": "count", "same_int8": "count"},
+        "bandwidth": {"bytes": "count", "seconds": "pair"},
+    },
     "autoencoders": {
         "search": _CODER | {"validation": "number or null"},
         "final": _CODER | {"train": "shares", "test": "shares"},
@@ -250,6 +265,17 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         | {"within": "list or null", "empty": "list or null"}
         | {"nearest": "number", "map": "number or null"},
     },
+    "improvements": {
+        "widths": {"estimator": "text", "depth": "count", "width": "count", "evaluations": "count"}
+        | {"lr": "number", "searched": "list"}
+        | dict.fromkeys(("loss", "test_loss", "ten"), "list"),
+        "optimal-s": {"depth": "count", "inputs": "count", "samples": "count", "estimator": "text"}
+        | {"error": "number", "se": "number", "omega": "number or null"},
+        "gauge": {"seed": "count", "epoch": "count", "estimator": "text"}
+        | {"bias2": "number", "variance": "number"},
+        "latent": {"rounding": "text", "bits": "count", "lr": "number", "searched": "list"}
+        | {"sign": "list", "at_ends": "number"},
+    },
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
         "section": {"name": "text", "seconds": "number"},
@@ -257,6 +283,7 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         "error": {"section": "text", "error": "text"},
         "copy": _TIMED | {"bytes": "count", "gigabytes_per_second": "number"},
         "bf16 product": _TIMED | {"n": "count", "teraflops": "number"},
+        "int8 product": _TIMED | {"n": "count", "bf16_seconds": "number", "ratio": "number"},
         "frequencies": {"noise": "text", "draws": "count", "largest_z": "number"}
         | {"limit": "number"},
         "rare events": {"draws": "count", "found": "count", "expected": "number"}
@@ -297,6 +324,8 @@ def part_of(row: Row) -> str:
     part = row.get("part", "")
     if part == "summary" and row.get("model") == "tanh":
         return f"{part}, twin"
+    if part == "memory" and "layers" in row:
+        return f"{part}, layers"
     if part == "straight_through" and "error" in row:
         return f"{part}, not compiled"
     if part == "search" and "error" in row:
@@ -1175,6 +1204,11 @@ def _ceilings(parts: Mapping[str, list[Row]]) -> Table:
          f"{rounded(r['teraflops'])} TFLOP/s", _spread(r)]
         for r in parts["bf16 product"]
     ]  # fmt: skip
+    products += [
+        [f"the same of bytes, {r['n']} × {r['n']}", duration(r["seconds"]),
+         f"{times(r['ratio'])} as fast as bf16", _spread(r)]
+        for r in parts["int8 product"]
+    ]  # fmt: skip
     return Table(
         "ceilings",
         "Ceilings: what the device reached on work that does nothing else. The spread is the "
@@ -1340,6 +1374,172 @@ def _estimators(parts: Mapping[str, list[Row]]) -> Table:
     )  # fmt: skip
 
 
+# ---- packing -----------------------------------------------------------------------------------
+
+
+def packing(parts: Mapping[str, list[Row]]) -> Drawing:
+    products: dict[tuple[int, int], list[Row]] = {}
+    for row in parts["product"]:
+        products.setdefault((row["inputs"], row["outputs"]), []).append(row)
+    tables = [
+        *(_by_batch(f"product-{n}-{m}", f"{n} × {m} signs times a batch of signs", rows)
+          for (n, m), rows in products.items()),
+        _by_batch("network", "The network", parts["network"]),
+        *_profiles(parts["profile"]),
+        _forms(parts["memory"]),
+    ]  # fmt: skip
+    (memory,), (own,) = parts["bandwidth"], parts["prediction"]
+    facts = {"Memory": _bandwidth(memory), "Predictions": _same_class(own)}
+    return Drawing([table for table in tables if table.rows], facts)
+
+
+def _by_batch(name: str, what: str, rows: Sequence[Row]) -> Table:
+    sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
+    if not all(set(row["seconds"]) == set(sides) for row in rows):
+        raise Undrawable(f"{what}: not all rows have the same sides")
+    caption = f"{what}: the least time, and how many times as fast as in float32."
+    return Table(name, caption, ["Batch", *sides], [_batch_line(row, sides) for row in rows])
+
+
+def _batch_line(row: Row, sides: Sequence[str]) -> list[str | Cell]:
+    least = {side: row["seconds"][side][0] for side in sides}
+    return [str(row["batch"])] + [
+        Cell(text=duration(own), small="" if side == "float32" else times(least["float32"] / own))
+        for side, own in least.items()
+    ]
+
+
+def _profiles(rows: Sequence[Row]) -> Iterator[Table]:
+    """A table a side: the layers over the batches."""
+    for side in dict.fromkeys(row["side"] for row in rows):
+        own = [row for row in rows if row["side"] == side]
+        batches = sorted({row["batch"] for row in own})
+        at = {(row["layer"], row["batch"]): row for row in own}
+        layers = {row["layer"]: row["kind"] for row in own}
+        yield Table(
+            f"profile-{side}",
+            f"Layer by layer, {side}: the least time at some sizes of a batch.",
+            ["Layer", *(str(b) for b in batches)],
+            [[f"{k} {kind}", *(duration(at[k, b]["seconds"][0]) for b in batches)]
+             for k, kind in layers.items()],
+        )  # fmt: skip
+
+
+def _forms(rows: Sequence[Row]) -> Table:
+    return Table(
+        "memory",
+        "The network in its forms: what its arrays take, its file, and the most memory of a "
+        "process that makes one prediction.",
+        ["Form", "Arrays", "File", "Process"],
+        [
+            [r["form"], size(r["arrays"]), NONE if r["file"] is None else size(r["file"]),
+             NONE if r["peak_mib"] is None else size(r["peak_mib"] * 2**20)]
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
+def _bandwidth(row: Row) -> str:
+    return f"a sum reads {size(row['bytes'] / row['seconds'][0])} a second"
+
+
+def _same_class(row: Row) -> str:
+    said = f"{row['images']} images of {row['data']}, {row['right']} right"
+    return f"{said}; packed as in float32 {row['same']}, with bytes {row['same_int8']}"
+
+
+# ---- improvements ------------------------------------------------------------------------------
+
+
+def improvements(parts: Mapping[str, list[Row]]) -> Drawing:
+    """Trainings by width, errors by weight, the gauge along a training, latent weights by bits."""
+    tables = [*_trainings(parts["widths"]), *_weights_of_s(parts["optimal-s"])]
+    tables += [*_gauges(parts["gauge"]), *_latents(parts["latent"])]
+    return Drawing([table for table in tables if table.rows])
+
+
+def _trainings(rows: Sequence[Row]) -> Iterator[Table]:
+    """A table for each number of layers and each number, widths across."""
+    about = {
+        "loss": ("Loss on the training images, of one sample", 1),
+        "test_loss": ("Loss on the test images, of one sample", 1),
+        "ten": ("Test accuracy of ten samples in percent", 100),
+    }
+    for depth in _values(rows, "depth"):
+        own = [row for row in rows if row["depth"] == depth]
+        widths = _values(own, "width")
+        for number, (words, unit) in about.items():
+            yield Table(
+                f"{number}-{depth}".replace("_", "-"),
+                f"{words}, {_layers(depth)} of so many units; mean and standard error over the "
+                "seeds.",
+                ["Estimator", *map(str, widths)],
+                _crossed(own, "estimator", "width", lambda r, n=number, u=unit: _over_seeds(
+                    r[n], u)),
+            )  # fmt: skip
+
+
+def _crossed(
+    rows: Sequence[Row], down: str, across: str, shown: Callable[[Row], str]
+) -> list[list[str | Cell]]:
+    at = {(row[down], row[across]): row for row in rows}
+    if len(at) < len(rows):
+        raise Undrawable(f"two rows of one {down} and {across}")
+    columns = _values(rows, across)
+    return [
+        [Cell(str(line)), *(shown(at[line, c]) if (line, c) in at else NONE for c in columns)]
+        for line in _values(rows, down)
+    ]
+
+
+def _weights_of_s(rows: Sequence[Row]) -> Iterator[Table]:
+    for depth in _values(rows, "depth"):
+        for inputs in _values(rows, "inputs"):
+            own = [r for r in rows if (r["depth"], r["inputs"]) == (depth, inputs)]
+            yield Table(
+                f"weight-{depth}-{inputs}",
+                f"Mean squared error of the mean of so many samples, over the squared length of "
+                f"the gradient: {_layers(depth)}, {inputs} inputs; with its standard error.",
+                ["Contender", *map(count, _values(own, "samples"))],
+                _crossed(own, "estimator", "samples", lambda r: signed(
+                    _with_error(r["error"], r["se"]))),
+            )  # fmt: skip
+
+
+def _gauges(rows: Sequence[Row]) -> Iterator[Table]:
+    for number, words in (("bias2", "Squared bias"), ("variance", "Variance of one sample")):
+        lines = [
+            {"estimator": e, "epoch": t, "values": [
+                r[number] for r in rows if (r["estimator"], r["epoch"]) == (e, t)]}
+            for e in _values(rows, "estimator") for t in _values(rows, "epoch")
+        ]  # fmt: skip
+        yield Table(
+            f"gauge-{number}",
+            f"{words} in the last layer over the squared length of its gradient, by epochs of "
+            f"training; median of {len(_values(rows, 'seed'))} networks.",
+            ["Estimator", *(f"epoch {t}" for t in _values(rows, "epoch"))],
+            _crossed(lines, "estimator", "epoch", lambda r: _median_of(r["values"])),
+        )
+
+
+def _median_of(values: Sequence[float]) -> str:
+    """0 for what is left of an exact 0 in float64."""
+    middle = median(values)
+    return tiny(middle, 3) if middle > 1e-24 else "0"
+
+
+def _latents(rows: Sequence[Row]) -> Iterator[Table]:
+    yield Table(
+        "latent",
+        "Test accuracy in percent, weights and units at their signs, with latent weights on a grid "
+        "of so many bits (0: not rounded), and the share of them at its ends; mean and standard "
+        "error over the seeds.",
+        ["Rounding", "Bits", "Rate", "Accuracy, %", "At the ends, %"],
+        [[r["rounding"], str(r["bits"]), setting(r["lr"]), _over_seeds(r["sign"], 100),
+          rounded(100 * r["at_ends"])] for r in rows],
+    )  # fmt: skip
+
+
 # ---- a record ----------------------------------------------------------------------------------
 
 KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
@@ -1351,7 +1551,9 @@ KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
     "variance law": variance_law,
     "how deep": how_deep,
     "contenders": contenders,
+    "packing": packing,
     "autoencoders": autoencoders,
+    "improvements": improvements,
     "gpu": gpu,
 }
 

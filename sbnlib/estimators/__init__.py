@@ -6,12 +6,14 @@ from sbnlib.estimators.chain_rule import (
     darn,
     identity,
     reinmax,
+    shrinkage,
     straight_through,
     zgr,
 )
 from sbnlib.estimators.control_variates import control_variate_loss, muprop, rebar, relax
 from sbnlib.estimators.flips import arm, disarm, local_expectation
 from sbnlib.estimators.foust import foust
+from sbnlib.estimators.gauge import gauge_fixed
 from sbnlib.estimators.proxies import PROXIES, Proxy, proxy
 from sbnlib.estimators.psa import psa
 from sbnlib.estimators.relaxed import concrete, gumbel_rao, st_gumbel
@@ -28,6 +30,7 @@ __all__ = [
     "darn",
     "disarm",
     "foust",
+    "gauge_fixed",
     "gumbel_rao",
     "identity",
     "local_expectation",
@@ -38,6 +41,7 @@ __all__ = [
     "reinforce",
     "reinmax",
     "relax",
+    "shrinkage",
     "st_gumbel",
     "straight_through",
     "zgr",

@@ -52,7 +52,7 @@ def muprop(
     """
     noise = check_loss_based(a, noise, num_samples)
     a0 = widened(a.detach())
-    mean = _leaf(mean_state(a.detach(), noise))
+    mean = as_variable(mean_state(a.detach(), noise))
     with torch.enable_grad():
         centre = evaluate(loss if surrogate is None else surrogate, mean)
         slope = widened(_derivative("loss", centre, mean))
@@ -207,7 +207,7 @@ def _coupled(
 ) -> tuple[Tensor, Tensor]:
     """Losses ``(M, ...)`` and estimates ``(M, ..., n)``."""
     noise = check_loss_based(a, noise, num_samples)
-    leaf = _leaf(widened(a.detach()).repeat(num_samples, *[1] * a.dim()))
+    leaf = as_variable(widened(a.detach()).repeat(num_samples, *[1] * a.dim()))
     u = uniforms(leaf.shape, a, generator)
     x = states_at(leaf, noise, u)
     values = evaluate(loss, x.to(a.dtype))
@@ -231,12 +231,12 @@ _CURES = {
 }
 
 
-def _leaf(x: Tensor) -> Tensor:
+def as_variable(x: Tensor) -> Tensor:
     """``x`` as the variable of a derivative that is taken on the way."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
-            "muprop, rebar and relax cannot be transformed by torch.func, because they take "
-            "derivatives on the way: use torch.autograd.grad on what they return"
+            "muprop, rebar, relax and gauge_fixed take derivatives on the way and cannot be "
+            "transformed by torch.func: use torch.autograd.grad on what they return"
         )
     return x.requires_grad_()
 

@@ -326,7 +326,8 @@ def test_all_rows_of_bench_are_drawn_and_no_target_is_hidden(built, file):
 
 @every_bench
 def test_bench_rows_without_a_ratio_say_what_they_have(built, file):
-    probes = built.table(file, "probes")
+    probed = any("probes" in row["details"] for row in rows_of(file))
+    probes = built.table(file, "probes") if probed else []
     loops = [r for r in built.table(file, "others") if "by hand" in r[0]]
     for row in rows_of(file):
         details = row["details"]
@@ -344,8 +345,20 @@ def test_bench_rows_without_a_ratio_say_what_they_have(built, file):
             assert close(line[3], details["by_hand"]["ratio"])
 
 
-@every_bench
-@pytest.mark.parametrize("name, axis", [("cost-units", "units"), ("cost-samples", "samples")])
+AXES = [
+    (file, row["row"], axis)
+    for file in BENCH
+    for row in rows_of(file)
+    for axis in ("units", "samples")
+    if row["row"] == f"cost-{axis}"
+]
+
+
+def test_the_whole_benchmark_has_costs_along_both_axes():
+    assert {axis for file, _, axis in AXES if file == "bench.json"} == {"units", "samples"}
+
+
+@pytest.mark.parametrize(("file", "name", "axis"), AXES)
 def test_costs_along_an_axis_are_those_of_the_file(built, file, name, axis):
     (row,) = [r for r in rows_of(file) if r["row"] == name]
     found = {line[0]: line[1:] for line in built.table(file, name)}
@@ -489,6 +502,52 @@ def test_accuracies_in_depth_are_those_of_the_runs(built, name):
         assert [r["noise"] for r in expected] == ["Uniform", "Triangular", "Logistic"]
         means = [f"{100 * statistics.fmean(r['ten']):.1f}" for r in expected]
         assert one(tables[0], "zgr")[1:] == means
+
+
+# improvements: the files of the book
+
+
+IMPROVEMENTS = [path.name for path in FILES if record(path.name)["kind"] == "improvements"]
+
+
+@pytest.mark.parametrize("name", IMPROVEMENTS)
+def test_the_improvements_are_drawn_with_their_numbers(name):
+    """From the rows: every training, every weight, every moment, every grid."""
+    tables, rows = drawn_tables(record(name)), rows_of(name)
+    part = rows[0]["part"]
+    if part == "widths":
+        for depth in {r["depth"] for r in rows}:
+            own = [r for r in rows if r["depth"] == depth]
+            columns = list(dict.fromkeys(r["width"] for r in own))
+            for number, unit in (("loss", 1), ("test_loss", 1), ("ten", 100)):
+                table = tables[f"{number}-{depth}".replace("_", "-")]
+                assert [line[0] for line in table] == list(dict.fromkeys(
+                    r["estimator"] for r in own))  # fmt: skip
+                for r in own:
+                    cell = one(table, r["estimator"])[1 + columns.index(r["width"])]
+                    assert told(cell, *mean_se([unit * v for v in r[number]]))
+    elif part == "optimal-s":
+        for r in rows:
+            table = tables[f"weight-{r['depth']}-{r['inputs']}"]
+            columns = list(dict.fromkeys(q["samples"] for q in rows))
+            cell = one(table, r["estimator"])[1 + columns.index(r["samples"])]
+            assert told(cell, r["error"], r["se"])
+    elif part == "gauge":
+        epochs = list(dict.fromkeys(r["epoch"] for r in rows))
+        for number in ("bias2", "variance"):
+            for name in dict.fromkeys(r["estimator"] for r in rows):
+                shown = one(tables[f"gauge-{number}"], name)[1:]
+                for cell, epoch in zip(shown, epochs, strict=True):
+                    values = [r[number] for r in rows
+                              if (r["estimator"], r["epoch"]) == (name, epoch)]  # fmt: skip
+                    assert value(cell) == pytest.approx(
+                        statistics.median(values), rel=0.006, abs=1e-24
+                    )
+    else:
+        for line, r in zip(tables["latent"], rows, strict=True):
+            assert line[:2] == [r["rounding"], str(r["bits"])] and value(line[2]) == r["lr"]
+            assert told(line[3], *mean_se([100 * v for v in r["sign"]]))
+            assert close(line[4], 100 * r["at_ends"])
 
 
 # contenders: files of the book, and small ones as the command writes them
@@ -666,6 +725,67 @@ def test_rows_of_the_contenders_that_contradict_each_other_are_refused(small_con
     refused("exact", lambda rows: rows.pop(), "does not have one row a seed and moment")
     refused("train", lambda rows: rows.remove(next(r for r in rows if r["part"] == "contender")),
             "KeyError: 'twin'")  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- packing
+
+
+PACKING = [path.name for path in FILES if record(path.name)["kind"] == "packing"]
+
+
+def least_time(cell):
+    """Seconds, and the ratio in small type if there is one."""
+    number, unit, *ratio = cell.replace("\u00a0", " ").split()
+    seconds = float(number) * {"s": 1, "ms": 1e-3, "µs": 1e-6}[unit]
+    return seconds, float(ratio[0].rstrip("×")) if ratio else None
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_times_of_packing_are_those_of_the_file(built, name):
+    tables = {
+        f"product-{n}-{m}": [
+            r for r in rows_of(name, "product") if (r["inputs"], r["outputs"]) == (n, m)
+        ]
+        for n, m in {(r["inputs"], r["outputs"]) for r in rows_of(name, "product")}
+    }
+    for table, rows in (tables | {"network": rows_of(name, "network")}).items():  # fmt: skip
+        lines = built.table(name, table)
+        assert [int(line[0]) for line in lines] == [row["batch"] for row in rows]
+        for line, row in zip(lines, rows, strict=True):
+            floats = min(row["seconds"]["float32"])
+            for cell, (side, both) in zip(line[1:], row["seconds"].items(), strict=True):
+                seconds, ratio = least_time(cell)
+                assert seconds == pytest.approx(min(both), rel=0.006)
+                if side != "float32":
+                    assert ratio == pytest.approx(floats / min(both), rel=0.006)
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_layers_and_memory_of_packing_are_those_of_the_file(built, name):
+    rows = rows_of(name, "profile")
+    for side in {row["side"] for row in rows}:
+        own = {(r["layer"], r["batch"]): min(r["seconds"]) for r in rows if r["side"] == side}
+        batches = sorted({batch for _, batch in own})
+        for line in built.table(name, f"profile-{side}"):
+            layer = int(line[0].split()[0])
+            for cell, batch in zip(line[1:], batches, strict=True):
+                assert least_time(cell)[0] == pytest.approx(own[layer, batch], rel=0.006)
+    for row in (r for r in rows_of(name, "memory") if "arrays" in r):
+        cells = one(built.table(name, "memory"), row["form"])[1:]
+        peak = row["peak_mib"] and row["peak_mib"] * 2**20
+        for cell, number in zip(cells, (row["arrays"], row["file"], peak), strict=True):
+            if number is not None:
+                digits, unit = cell.replace("\u00a0", " ").split()
+                of = {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+                assert float(digits) * of == pytest.approx(number, rel=0.006)
+    (bandwidth,), (own,) = rows_of(name, "bandwidth"), rows_of(name, "prediction")
+    facts = built.facts(name)
+    number, unit = re.search(r"a sum reads ([\d.]+)\s([MG]B) a second", facts["Memory"]).groups()
+    rate = bandwidth["bytes"] / bandwidth["seconds"][0]
+    assert float(number) * {"MB": 1e6, "GB": 1e9}[unit] == pytest.approx(rate, rel=0.006)
+    said = f"{own['images']} images of {own['data']}, {own['right']} right"
+    assert facts["Predictions"].startswith(said)
+    assert facts["Predictions"].endswith(f"float32 {own['same']}, with bytes {own['same_int8']}")
 
 
 # autoencoders: files of the book, and small ones as the command writes them
@@ -1260,8 +1380,10 @@ NOW = {
     "how deep": "experiments.how_deep --part predictions",
     "contenders": "experiments.contenders --part train --data digits --only conv-tanh conv-st "
     "--epochs 1 --search-epochs 1",
+    "packing": "experiments.packing --quick --data fashion-mnist-4000",
     "autoencoders": "experiments.autoencoders --part small --data digits --only exact zgr "
     "--epochs 1 --search-epochs 1",
+    "improvements": "experiments.improvements --part gauge",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -1276,6 +1398,7 @@ def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path, monkeypatch):
     module, *options = NOW[kind].split()
     out = tmp_path / "new.json"
     resumes = kind in ("classify", "binary weights", "contenders", "autoencoders")
+    resumes = kind in ("classify", "binary weights", "contenders", "improvements")
     resume = ["--resume-dir", str(tmp_path / "runs")] if resumes else []
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes its time
     command = importlib.import_module(f"sbnlib.{module}")
@@ -1437,7 +1560,9 @@ NOT_NEEDED = {
     "how deep": {"scale", "overlap", "validation", "one", "sign", "data"}
     | {"difference", "ratio", "above", "error"},
     "contenders": {"minus_twin_df", "minus_twin_p"},
+    "packing": set(),
     "autoencoders": set(),
+    "improvements": set(),
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 

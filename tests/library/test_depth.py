@@ -181,6 +181,23 @@ def least(a: torch.Tensor, x: torch.Tensor, noise: Noise, tau: float) -> torch.T
     return chain_rule(a, x, noise, s=1 / (1 + 4 * tau * p * q))
 
 
+@pytest.mark.parametrize("omega", [0.3, 1.0, 4.0, 100.0])
+@names
+def test_the_gain_of_shrinkage_is_its_integral_and_below_its_bound(name: str, omega: float) -> None:
+    """Statement 4.1: E 4f^2 + 4 omega mu^2 f^2 y/(1 + y)^2, y = omega (1 - mu^2)."""
+    noise, model = ref.RefNoise(name, 0.9), make_noise(name, 0.9)
+
+    def moment(a: float) -> float:
+        f, mu = noise.pdf(a), noise.cdf(a) - noise.cdf(-a)
+        y = omega * (1 - mu**2)
+        return 4 * f**2 + 4 * omega * mu**2 * f**2 * y / (1 + y) ** 2
+
+    found = gain(model, partial(sbnlib.shrinkage, omega=omega))
+    assert found == pytest.approx(normal(moment, noise), rel=1e-8)
+    assert gain(model) < found < gain(model) * (1 + omega / 4)
+    assert found < gain(model, zgr)
+
+
 def test_an_s_that_goes_to_1_at_the_end_of_the_support_has_a_finite_gain() -> None:
     for tau, known in ((1.0, 0.719), (4.0, 0.847), (100.0, 1.50)):
         found = gain("uniform", partial(least, tau=tau))

@@ -59,6 +59,8 @@ NOT_AN_ENTRY = {
     "attach": "the helper of all chain-rule estimators",
     "chain_rule": "a line of estimators, with its position to be chosen",
     "control_variate_loss": "what trains REBAR and RELAX",
+    "gauge_fixed": "straight-through on another form of the loss, with its probes to be chosen",
+    "shrinkage": "a part of that line, with its weight to be chosen",
 }
 
 

@@ -31,6 +31,7 @@ CHAIN_RULE = {e.name: e.function for e in registry.ESTIMATORS.values() if e.kind
 CHAIN_RULE |= {name: partial(sbnlib.proxy, name=name) for name in PROXIES}
 CHAIN_RULE |= {
     "chain_rule": partial(sbnlib.chain_rule, s=0.3),
+    "shrinkage": partial(sbnlib.shrinkage, omega=3.0),
     "function": partial(sbnlib.proxy, function=torch.tanh),
 }
 #: Uniforms of the states: the ends of [0, 1) would turn a probability of 1e-40 or 1 - 1e-17.

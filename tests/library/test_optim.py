@@ -8,6 +8,7 @@ same uniforms handed in.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -359,6 +360,44 @@ def test_bops_hysteresis_is_extra() -> None:
     assert optimizer.state[p]["mean"].tolist() == pytest.approx([0.05, 0.05])
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weights_with_their_rounding_error_fed_back_are_lazy_mirror_descent(
+    momentum: float,
+) -> None:
+    # w and e = y - w are the latent weight in two parts, for random signs too, and with
+    # momentum if the error before and the one after are folded into it
+    lr, g = 0.05, np.random.default_rng(0)
+    maze = g.normal(size=(12, 12))
+
+    def rounded(y: Array, u: Array) -> Array:
+        return np.where(u < (1 + y.clip(-1, 1)) / 2, 1.0, -1.0)
+
+    def gradient(w: Array) -> Array:  # one that a flip changes altogether
+        return np.sin(30 * maze @ w)
+
+    y, keep = 0.4 * g.normal(size=12), np.zeros(12)
+    eta = torch.tensor(y).requires_grad_()
+    latent = MirrorDescent([eta], lr, noise=Uniform(), lazy=True, momentum=momentum)
+    draws, fed_back, wanted = g.uniform(size=(200, 12)), [], []
+    w = rounded(y, draws[0])
+    e = y - w
+    if momentum:
+        keep = -e / (lr * momentum)
+    for u in draws[1:]:
+        wanted.append(rounded(eta.detach().numpy(), draws[len(wanted)]))
+        fed_back.append(w)
+        eta.grad = torch.tensor(gradient(wanted[-1]))
+        latent.step()
+        keep = momentum * keep + gradient(w)
+        y = w - lr * keep if momentum else w + e - lr * keep
+        before, w = e, rounded(y, u)
+        e = y - w
+        if momentum:
+            keep = keep + before / lr - e / (lr * momentum)
+    assert np.array_equal(fed_back, wanted)
+    assert len(np.unique(fed_back, axis=0)) > 30
+
+
 def test_bop_makes_weights_binary_at_its_first_step() -> None:
     p = torch.tensor([0.3, -0.2, 0.0, -0.0], requires_grad=True)
     p.grad = torch.zeros(4)
@@ -465,7 +504,8 @@ def _rank(rank: int, folder: str) -> None:
         out.square().mean().backward()
         optimizer.step()
     torch.save(layer.state_dict(), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    distributed.barrier()
+    os._exit(0)  # taking the group down waits for threads, once for ever in a forked process
 
 
 @pytest.mark.slow

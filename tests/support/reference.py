@@ -348,6 +348,7 @@ FACTORS: Named[Callable[[Unit, float], Array]] = Named(
         "chain_rule": lambda unit, s: unit.line(s),
         "darn_mean": lambda unit, _: unit.score_with_baseline(unit.mu),
         "darn_midpoint": lambda unit, _: unit.score_with_baseline(0.0),
+        "shrinkage": lambda unit, omega: unit.line(1 / (1 + omega * (1 - unit.mu**2))),
     },
 )
 
@@ -358,8 +359,8 @@ def factor(name: str, noise: RefNoise, a: Array, x: Array, s: float = 0.0) -> Ar
     Raises:
         ValueError: no estimator of that name, or an ``s`` that it does not have.
     """
-    if s != 0 and name != "chain_rule":
-        raise ValueError(f"only chain_rule has an s, {name!r} was given {s!r}")
+    if s != 0 and name not in ("chain_rule", "shrinkage"):
+        raise ValueError(f"only chain_rule has an s, and shrinkage an omega; {name!r} got {s!r}")
     f, prob = noise.pdf(a), noise.prob(x, a)
     possible = prob > 0
     ratio = np.where(possible, f / np.where(possible, prob, 1.0), 0.0)

@@ -16,7 +16,7 @@ from discovered import NOISES, PROXIES
 from scipy import integrate
 
 import sbnlib
-from sbnlib import chain_rule, darn, identity, proxy, reinmax, straight_through, zgr
+from sbnlib import chain_rule, darn, identity, proxy, reinmax, shrinkage, straight_through, zgr
 
 # Name in sbnlib, the function, and (name, s) of its factor in reference.py
 FAMILY: dict[str, tuple[Callable, str, float]] = {
@@ -26,6 +26,8 @@ FAMILY: dict[str, tuple[Callable, str, float]] = {
     "darn midpoint": (partial(darn, baseline="midpoint"), "darn_midpoint", 0.0),
     "chain_rule s=0.3": (partial(chain_rule, s=0.3), "chain_rule", 0.3),
     "chain_rule s=-1": (partial(chain_rule, s=-1.0), "chain_rule", -1.0),
+    "shrinkage omega=2.5": (partial(shrinkage, omega=2.5), "shrinkage", 2.5),
+    "shrinkage omega=1e6": (partial(shrinkage, omega=1e6), "shrinkage", 1e6),
     "identity": (identity, "identity", 0.0),
 }
 LINEAR_EXACT = [name for name in FAMILY if name != "identity"]
@@ -164,6 +166,61 @@ def test_the_line_runs_through_zgr_and_straight_through(s: float) -> None:
         ends = [factor_of(f, a, x, noise) for f in (zgr, straight_through)]
         on_it = factor_of(partial(chain_rule, s=s), a, x, noise)
         torch.testing.assert_close(on_it, (1 - s) * ends[0] + s * ends[1], rtol=1e-10, atol=1e-12)
+
+
+@noises
+def test_shrinkage_has_the_mean_the_second_moment_and_the_bounds_that_it_states(
+    noise_name: str,
+) -> None:
+    # E c = 2f; E c^2 <= (4 + omega mu^2) f^2; c <= 2f (1 + 2 omega), though ZGR's has no bound
+    noise, law = ref.RefNoise(noise_name), make_noise(noise_name)
+    a = np.linspace(-0.999, 0.999, 41)
+    f, mu = noise.pdf(a), noise.cdf(a) - noise.cdf(-a)
+    p, q = noise.cdf(a), noise.cdf(-a)
+    for omega in (0.0, 0.7, 30.0):
+        c = [
+            factor_of(partial(shrinkage, omega=omega), torch.tensor(a), x, law).numpy()
+            for x in (torch.ones(41).double(), -torch.ones(41).double())
+        ]
+        np.testing.assert_allclose(p * c[0] + q * c[1], 2 * f, rtol=1e-13, atol=1e-15)
+        second = p * c[0] ** 2 + q * c[1] ** 2
+        assert (second <= (4 + omega * mu**2) * f**2 * (1 + 1e-12)).all()
+        assert (np.maximum(*c) <= 2 * f * (1 + 2 * omega) * (1 + 1e-12)).all()
+
+
+def test_shrinkage_keeps_its_digits_at_rare_states_in_single_precision() -> None:
+    # s = 1/(1 + omega (1 - mu^2)) rounds to 1 there, and the member of the line to 2f
+    noise, law = ref.RefNoise("Logistic"), make_noise("Logistic")
+    a = torch.tensor([-25.0, -40.0])
+    c = factor_of(partial(shrinkage, omega=50.0), a, torch.ones(2), law)
+    expected = 2 * noise.pdf(a.double().numpy()) * 101  # 1 + 2 omega
+    np.testing.assert_allclose(c.double().numpy(), expected, rtol=1e-5)
+    none, straight = (
+        factor_of(each, a, torch.ones(2), law)
+        for each in (partial(shrinkage, omega=0.0), straight_through)
+    )
+    assert torch.equal(none, straight)
+
+
+@two_noises
+@pytest.mark.parametrize("omega", [0.0, 0.8, 20.0])
+def test_bias_of_shrinkage_on_quadratics(noise_name: str, omega: float) -> None:
+    rng = np.random.default_rng(4)
+    square, c = rng.normal(size=(3, 3)), rng.normal(size=3)
+    square = square + square.T
+    loss = ref.RefLoss(
+        "quadratic",
+        lambda x, b: 0.5 * np.einsum("si,ij,sj->s", x, square, x) + x @ c,
+        lambda x, b: x @ square + c,
+        lambda x: 0.5 * (x @ torch.tensor(square) * x).sum(-1) + x @ torch.tensor(c),
+    )
+    noise = ref.RefNoise(noise_name, 0.8)
+    a = random_logits(noise, 3, 5)
+    mu = 2 * noise.cdf(a) - 1
+    mean, _ = estimated_one_layer(partial(shrinkage, omega=omega), noise, a, loss)
+    bias = mean - exact_one_layer(noise, a, loss)
+    expected = 2 * noise.pdf(a) * np.diag(square) * mu / (1 + omega * (1 - mu**2))
+    np.testing.assert_allclose(bias, expected, atol=1e-13)
 
 
 # ------------------------------------------------------------------- one layer, enumerated
@@ -364,6 +421,22 @@ def test_darn_takes_the_mean_as_its_default_baseline() -> None:
     a, x = torch.tensor([0.7]), torch.ones(1)
     noise = make_noise("Logistic")
     assert factor_of(darn, a, x, noise) == factor_of(partial(darn, baseline="mean"), a, x, noise)
+
+
+def test_omega_may_be_a_tensor_with_one_value_per_unit() -> None:
+    a, x = torch.tensor([0.3, -0.4]).double(), torch.ones(2).double()
+    both = factor_of(partial(shrinkage, omega=torch.tensor([0.0, 3.0])), a, x, "logistic")
+    for k, omega in enumerate((0.0, 3.0)):
+        assert both[k] == factor_of(partial(shrinkage, omega=omega), a, x, "logistic")[k]
+
+
+@pytest.mark.parametrize(
+    "omega",
+    [-0.1, math.nan, math.inf, "1", None, torch.tensor([1.0, -1.0]), torch.tensor(math.nan)],
+)
+def test_a_weight_that_is_no_weight_is_refused(omega: object) -> None:
+    with pytest.raises(ValueError, match="omega must be a"):
+        shrinkage(torch.zeros(2), torch.ones(2), "logistic", omega=omega)
 
 
 @pytest.mark.parametrize("s", [math.nan, math.inf, "0", None])
