@@ -345,12 +345,15 @@ def test_eq_18_undecided() -> None:
             st = expectation(lambda x, a: 2 * law.pdf(a) + 0 * x, law, a, W, r)
             return st + slopes(lambda v: float(rate(law, v).sum()), a)
 
-        rest = optimize.root(drift, asked, tol=1e-10).x
-        mu = np.tanh(rest / 2)
-        assert rest / 2 + (W**2).sum(0) * mu == pytest.approx(asked, abs=1e-6)
+        square = (W**2).sum(0)
+        for a in (np.zeros(3), G.normal(size=3)):
+            apart = a / 2 + square * np.tanh(a / 2) - asked
+            assert drift(a) == pytest.approx(2 * law.pdf(a) * apart, abs=1e-7)
+        at = np.array([rest(s, np.array([t]))[0] for s, t in zip(square, asked, strict=True)])
+        assert drift(at) == pytest.approx(np.zeros(3), abs=1e-7)
         # the derivative of the rate in mu
-        slope = slopes(lambda v: float(rate(law, v).sum()), rest) / (2 * law.pdf(rest))
-        assert slope == pytest.approx(rest / 2, abs=1e-6)
+        slope = slopes(lambda v: float(rate(law, v).sum()), a) / (2 * law.pdf(a))
+        assert slope == pytest.approx(a / 2, abs=1e-6)
 
 
 def rest(square: float, asked: Array) -> Array:
