@@ -140,7 +140,8 @@ def test_eq_18_bound_and_gap(name: str) -> None:
 
 def test_the_rate_is_between_nothing_and_ln_2() -> None:
     says(
-        r"The mean of $\ell_i$ over the pictures, at most $\ln2$, bounds how many nats bit $i$ tells"
+        r"The mean of $\ell_i$ over the pictures, at most $\ln2$, bounds how many nats bit $i$ "
+        "tells about them."
     )
     for law, own in LAWS.values():
         a = np.linspace(-30, 30, 121)
@@ -212,13 +213,11 @@ def test_the_table_of_three_networks() -> None:
         assert [float(v) for v in line[18:].split()] == pytest.approx(expected, abs=0.0051)
     losses = [v[0] for v in found.values()]
     assert losses == sorted(losses)
-    says(
-        "The order of the bounds is as one would wish: the exact gradient, then ZGR, then straight-through."
-    )
+    says("The order of the bounds is as one would wish: the exact gradient, then ZGR, then "
+         "straight-through.")  # fmt: skip
     exact, zgr, st = (v[2] for v in found.values())
-    assert 0 < exact - zgr < 0.06
-    says(f"The exact gradient leaves a variance of {short(exact)} in a unit, and so does ZGR, a "
-         f"little less; straight-through leaves {short(st)}.")  # fmt: skip
+    says(f"The exact gradient leaves a variance of {short(exact)} in a unit, and ZGR of "
+         f"{short(zgr)}; straight-through leaves {short(st)}.")  # fmt: skip
 
 
 def test_the_exact_gradient_is_that_of_the_bound() -> None:
@@ -550,6 +549,15 @@ def test_the_opening() -> None:
     says("A picture of 784 pixels is to be kept in 64 bits")
 
 
+def test_the_levels_of_the_first_table() -> None:
+    said = lines_of(containing(PATH, "def told_apart("))
+    assert len(said) == 4
+    for line in said:
+        one, two, split, *number = line.split()[3:]
+        p = less(ways, one, two, split=split, number=(number or ["loss"])[0])[1]
+        assert numbers(line)[0] == pytest.approx(p, abs=6e-4)
+
+
 def test_what_is_said_of_the_order() -> None:
     train = {n: fmean(ways(n, "loss", "train")) for n in names_of("train")}
     test = {n: fmean(ways(n)) for n in names_of("train")}
@@ -603,7 +611,6 @@ def test_what_the_table_takes_apart() -> None:
     assert drawn[0] == "local_expectation"
     says("best by local expectation")
     assert set(signs[:2]) == {"gumbel_rao", "local_expectation"} and signs[2] == "straight_through"
-    both = {short(fmean(ways(n, "sign")), 1) for n in signs[:2]}
     fall = {n: fmean(ways(n, "misfit")) - fmean(ways(n, "sign"))
             for n in ("zgr", "straight_through")}  # fmt: skip
     assert round(fall["zgr"]) == 1
@@ -611,9 +618,9 @@ def test_what_the_table_takes_apart() -> None:
     p = less(ways, "straight_through", "zgr", number="sign")[1]
     says(f"ZGR's misfit falls by one nat, and straight-through's by {fall['straight_through']:.0f},"
          f" to {own:.1f}, below ZGR's {zgr:.1f} (p = {short(p, 3)})")  # fmt: skip
-    assert all(abs(float(v) - 126.65) < 0.06 for v in both)
-    says("Ahead are again Gumbel–Rao and local expectation, at 126.6 both.")
-    assert {f"{fmean(ways(n, 'sign')):.2f}"[:5] for n in signs[:2]} == {"126.6"}
+    says("Ahead are again local expectation and Gumbel–Rao, at {:.1f} and {:.1f}.".format(
+        *(fmean(ways(n, "sign")) for n in ("local_expectation", "gumbel_rao"))))  # fmt: skip
+    assert less(ways, "local_expectation", "gumbel_rao", number="sign")[1] > 0.5
     twin = [fmean(ways("twin", key)) for key in ("sign", "misfit")]
     says("has the misfit {:.1f} where its real codes have {:.1f}.".format(*twin))
 
@@ -642,27 +649,26 @@ def along(name: str, split: str) -> list[float]:
 
 
 def test_fig_18_curves() -> None:
-    names = ["straight_through", "zgr", "local_expectation", "gumbel_rao", "disarm", "reinforce"]
+    names = ["straight_through", "zgr", "local_expectation", "gumbel_rao", "disarm",
+             "reinforce_loo"]  # fmt: skip
     for ax, split in zip(still(PATH, "fig-18-curves"), ("train", "test"), strict=True):
         assert len(lines(ax)) == 6
         for line, name in zip(lines(ax), names, strict=True):
             expected = np.array([range(1, 7), along(name, split)])
             assert pytest.approx(expected) == line
             assert ax.get_ylim()[0] < line[1].min()
-            assert (line[1] < ax.get_ylim()[1])[-1]
-            assert np.diff(line[1])[-1] < 0 or name == "reinforce"
+            assert (line[1] < ax.get_ylim()[1])[-4:].all()
+            assert np.diff(line[1])[-1] < -0.3  # all still fall at the end
         registry = chapters.define(PATH)["ESTIMATORS"]
         for drawn, name in zip(ax.lines, names, strict=True):
             assert drawn.get_label() == registry[name].label
-    first = sorted(
-        (n for n in names_of("train") if n not in ("twin", "exact")),
-        key=lambda n: along(n, "test")[0],
-    )
+    estimators = [n for n in names_of("train") if n != "twin"]
+    first = sorted(estimators, key=lambda n: along(n, "test")[0])
     assert first[0] == "local_expectation" and first[2] == "gumbel_rao"
     says("after one epoch local expectation is first and Gumbel–Rao third ({numref}`fig-18-curves`)"
          ", and no curve has come to rest.")  # fmt: skip
-    for name in names:
-        assert along(name, "test")[-2] - along(name, "test")[-1] > 0.3
+    assert all(np.diff(along(n, "test"))[-1] < 0 for n in estimators)
+    assert min(names, key=lambda n: along(n, "test")[-1]) == "gumbel_rao"
 
 
 # ------------------------------------------------------------------------------- eight bits
@@ -687,10 +693,16 @@ def test_the_table_of_eight_bits() -> None:
             assert found == pytest.approx(expected, abs=0.0051)
     tried = {(r["name"], r["lr"]): r["validation"] for r in rows("small", "search")
              if r["data"] == DIGITS}  # fmt: skip
-    for line in said[16:]:
+    levels = [line for line in said[16:] if line.startswith("p = ")]
+    search = [line for line in said[16:] if line not in levels]
+    assert (len(levels), len(search)) == (6, 4)
+    for line in search:
         (name, rate) = re.fullmatch(r"search, digits, (\w+) +rate ([\d.]+): .*", line).groups()
         assert float(line.split(":")[1]) == pytest.approx(tried[name, float(rate)], abs=0.0051)
-    assert len(said) == 20
+    for line in levels:
+        *_, data, one, two, split = line.split()
+        p = less(SMALL[data], one, two, split=split)[1]
+        assert numbers(line)[0] == pytest.approx(p, abs=6e-4)
     by = tried["straight_through", 0.09] - tried["exact", 0.09]
     says(f"at a third of the rate the search has straight-through {by:.1f} nats behind")
     assert {r["lr"] for r in rows("small", "final") if r["data"] == DIGITS and r["name"] in
@@ -702,8 +714,8 @@ def test_what_is_said_of_clothing() -> None:
     spread = [fmean(values(n, "undecided", s)) for n in names for s in ("train", "test")]
     assert max(spread) < 0.03
     rates = [fmean(values(n, "kl", s)) for n in names for s in ("train", "test")]
-    says(f"$1-\\mu^2$ is below .03, and the rate is {min(rates):.1f} to {max(rates):.1f} nats, where "
-         f"a code without chance has $8\\ln2={8 * math.log(2):.2f}$.")  # fmt: skip
+    says(f"$1-\\mu^2$ is below .03, and the rate is {min(rates):.1f} to {max(rates):.1f} nats, "
+         f"where a code without chance has $8\\ln2={8 * math.log(2):.2f}$.")  # fmt: skip
     first = order(values, names, split="train")
     assert first[:4] == ["local_expectation", "exact", "disarm", "reinforce_loo"]
     assert less(values, "exact", "disarm", split="train")[1] > 0.5
@@ -719,7 +731,8 @@ def test_what_is_said_of_clothing() -> None:
     ahead = [less(values, n, "straight_through") for n in ("local_expectation", "exact", "disarm")]
     low, high = (f(by for by, _ in ahead) for f in (min, max))
     says("local expectation, the exact gradient and DisARM are ahead of straight-through by "
-         f"{low:.0f} to {high:.1f} nats (p = {', '.join(short(p) for _, p in ahead)}).")  # fmt: skip
+         f"{low:.0f} to {high:.1f} nats (p = "
+         + ", ".join(short(p) for _, p in ahead) + ").")  # fmt: skip
     by, p = less(values, "local_expectation", "exact", split="train")
     says(f"That local expectation trains better than the exact gradient, by {by:.1f} nats (p = "
          f"{short(p, 3)}), is a surprise")  # fmt: skip
@@ -767,7 +780,7 @@ def test_fig_18_pictures() -> None:
         "exact", "straight-through"]  # fmt: skip
     for ax, name in zip(drawing_of, ("exact", "straight-through"), strict=True):
         assert [t.get_text() for t in ax.get_yticklabels()] == [
-            "picture", "chances", "code, drawn", "code, signs", "fair code", "columns of W"]  # fmt: skip
+            "picture", "chances", "drawn code", "signs", "fair code", "columns"]  # fmt: skip
         wall = ax.images[0].get_array()
         assert wall.shape[1] == 8 * 9 and ax.images[0].get_clim() == (0, 1)
         net = trained()[name]
@@ -789,19 +802,24 @@ def test_fig_18_pictures() -> None:
     assert columns["straight-through"] < columns["exact"]
 
 
+def misfits_of(net: tuple[Array, ...]) -> tuple[float, float]:
+    """Of the test pictures from drawn codes and from signs."""
+    test = digits()[1]
+    a, misfit = activations(net, test), misfit_of(net, test)
+    own = np.stack([chances(stats.logistic, each) for each in a])
+    signs = np.array([m[(states(8) == np.where(v >= 0, 1, -1)).all(1)][0]
+                      for v, m in zip(a, misfit, strict=True)])  # fmt: skip
+    return (own * misfit).sum(1).mean(), signs.mean()
+
+
 def test_the_table_of_what_the_nets_draw() -> None:
     _, *said = lines_of(containing(PATH, "def taken_apart("))
     squares = {}
     for line, (name, net) in zip(said, trained().items(), strict=True):
         assert line.startswith(name)
-        test = digits()[1]
-        a, misfit = activations(net, test), misfit_of(net, test)
-        own = np.stack([chances(stats.logistic, each) for each in a])
-        signs = np.array([m[(states(8) == np.where(v >= 0, 1, -1)).all(1)][0]
-                          for v, m in zip(a, misfit, strict=True)])  # fmt: skip
-        rates = rate(stats.logistic, a).sum(1)
+        rates = rate(stats.logistic, activations(net, digits()[1])).sum(1)
         squares[name] = (net[2] ** 2).sum(0).mean()
-        expected = [(own * misfit).sum(1).mean(), signs.mean(), rates.mean()]
+        expected = [*misfits_of(net), rates.mean()]
         *found, square = (float(v) for v in line[18:].split())
         assert found == pytest.approx(expected, abs=0.051)
         assert square == pytest.approx(squares[name], abs=0.51)
@@ -844,13 +862,15 @@ def test_the_table_of_cosines() -> None:
                 expected, abs=0.0051
             )
     assert not said
-    for bits, most in ((64, 0.01), (8, 0.03)):
-        by = dict(SHOWN)[bits]
-        errors = [r["many_se"] for n in POINTS for r in looked(bits, by, n)
-                  if n != "hardtanh" or r["epoch"] < 6]  # fmt: skip
-        assert max(errors) < most
+    errors = {
+        bits: max(r[k] for n in POINTS for r in looked(bits, by, n) for k in ("many_se", "one_se")
+                  if (bits, n, r["epoch"]) != (8, "hardtanh", 6))
+        for bits, by in SHOWN
+    }  # fmt: skip
     last = looked(8, "exact", "hardtanh")[-1]["many_se"]
-    says(f"have errors of up to .01 with 64 bits and .03 with 8 (hardtanh's last: {short(last)}).")
+    assert 0.002 < errors[64] < 0.003 and 0.01 < errors[8] < 0.02
+    says("The errors of the cosines, by the jackknife, are at most .02 with 8 bits (but "
+         f"{short(last)} for hardtanh's last mean) and .003 with 64.")  # fmt: skip
     reference = rows("gradients", "reference")
     assert {r["samples"] for r in reference if r["bits"] == 64} == {1000}
     says("against the mean of a thousand samples of local expectation")
@@ -858,8 +878,9 @@ def test_the_table_of_cosines() -> None:
 
 def test_what_is_said_of_cosines() -> None:
     st = {bits: looked(bits, by, "straight_through") for bits, by in SHOWN}
-    says("with 64 bits to a cosine of {} and with 8 to {}".format(
-        *(short(st[bits][-1]["many"]) for bits in (64, 8))))  # fmt: skip
+    says("Straight-through's mean is further from the gradient after the training than before it, "
+         "at a cosine of {} with 64 bits and {} with 8".format(
+             *(short(st[bits][-1]["many"]) for bits in (64, 8))))  # fmt: skip
     assert all(own[-1]["many"] == min(r["many"] for r in own) for own in st.values())
     assert min(r["many"] for bits, by in SHOWN for r in looked(bits, by, "zgr")) > 0.975
     says("ZGR's stays at .98 or more.")
@@ -887,7 +908,8 @@ def ranked(bits: int, by: str, kind: str) -> tuple[float, int]:
 
 
 def test_the_table_of_ranks() -> None:
-    _, *said = lines_of(containing(PATH, "rank correlation with the training bound"))
+    _, head, *said = lines_of(containing(PATH, "rank correlation of a low training bound"))
+    assert head.split() == ["one", "sample", "the", "mean"]
     found = {kind: [ranked(*run, kind) for run in RUNS] for kind in ("one", "many")}
     for k, (line, (bits, by)) in enumerate(zip(said, RUNS, strict=True)):
         assert re.match(rf" ?{bits} bits, trained by {by} ", line)
@@ -977,10 +999,9 @@ def test_fig_lsh_figure(n: int) -> None:
     every = np.degrees(np.arccos(np.clip(unit @ unit.T, -1, 1)))[np.triu_indices(100, 1)]
     nearest = abs(every[:, None] - angle).min(0)
     assert nearest.max() < 1e-6
-    # the codes again, by the same generator and numpy
+    # the codes again, and their distances entry by entry
     draw = chapters.define(PATH)["hashing"].lsh(64, 512, torch.Generator().manual_seed(0))
-    planes = draw(torch.eye(64).double()) if False else draw.args[0].numpy()
-    signs = np.where(grey @ planes.T[:, :n] >= 0, 1, -1)
+    signs = draw(torch.from_numpy(grey)).numpy()[:, :n]
     apart = (signs[:, None] != signs[None]).sum(-1)[np.triu_indices(100, 1)] * 180 / n
     pairs = {round(a, 9): d for a, d in zip(every, apart, strict=True)}
     assert distance == pytest.approx([pairs[round(a, 9)] for a in angle])
@@ -1010,8 +1031,7 @@ def test_fig_lsh_figure_answer() -> None:
     for n in COUNTS:
         (ax,) = axes(PATH, "lsh_figure", n=n)
         shares.append(float(re.match(r"(\d+)%", ax.get_title() + ax.get_title(loc="left"))[1]))
-    assert min(shares[1:]) >= 90 and abs(fmean(shares) - 95) < 3
-    assert "About 95 of 100 pairs are in the band, whatever the number of bits" in answer
+    assert f"it is between {min(shares):.0f} and {max(shares):.0f} of 100 pairs" in answer
     says("Two pairs of pictures have angles of 60 and of 90 degrees")
     assert band(60, 8) + band(90, 8) > 3 * 30  # the bands overlap nearly everywhere
 
@@ -1060,11 +1080,12 @@ def test_the_table_of_retrieval() -> None:
         kinds = [nearest, average] if label != "twin, real code" else [nearest]
         expected = [found(kind, label, bits) for kind in kinds for bits in LENGTHS]
         assert [float(v) for v in re.findall(r"\d\.\d+", line)] == pytest.approx(expected, abs=6e-4)
-    assert said[9] == "within 2 (empty)"
+    assert said[9].split() == ["within", "2", "(empty)", "16", "32", "64", "right,", "if", "any"]
     for line, label in zip(said[10:], list(ROUTES)[1:], strict=True):
         assert line.startswith(label)
         expected = [found(kind, label, bits) for bits in LENGTHS for kind in (within, empty)]
-        got = [float(v) for v in re.findall(r"\d\.\d+", line)]
+        *got, right = (float(v) for v in re.findall(r"\d\.\d+", line))
+        assert right == pytest.approx(expected[4] / (1 - expected[5]), abs=0.0051)
         assert got[::2] == pytest.approx(expected[::2], abs=6e-4)
         assert got[1::2] == pytest.approx(expected[1::2], abs=0.0051)
     seeds = {r["seed"] for r in rows("retrieval", "retrieval")}
@@ -1112,8 +1133,10 @@ def test_what_failed_in_retrieval() -> None:
     own = [round(100 * found(empty, label, 64)) for label in ("ZGR", "straight-through")]
     says("most queries find nothing, {} of 100 with ZGR's codes and {} with "
          "straight-through's.".format(*own))  # fmt: skip
-    right = found(lambda r: r["within"][2] / (1 - r["empty"][2]), "straight-through", 64)
-    says(f"What straight-through's codes do find there is right in {100 * right:.0f} of 100 cases")
+    right = [100 * found(within, v, 64) / (1 - found(empty, v, 64))
+             for v in ("straight-through", "ZGR")]  # fmt: skip
+    says("For a query that finds anything, straight-through's codes are right in {:.0f} of 100 "
+         "cases, and ZGR's in {:.0f}".format(*right))  # fmt: skip
     says(f"With 32 bits the same search works: {short(found(within, 'ZGR', 32))} with ZGR's codes, "
          f"at {100 * found(empty, 'ZGR', 32):.0f} empty queries in 100.")  # fmt: skip
     trained_ = [found(within, label, 16) for label in TRAINED]
@@ -1123,7 +1146,7 @@ def test_what_failed_in_retrieval() -> None:
          f"{short(max(trained_))})")  # fmt: skip
 
 
-def test_the_summary() -> None:
+def test_what_is_left_and_the_summary() -> None:
     bound, drawn, signs = (
         fmean(ways("zgr", key)) - fmean(ways("straight_through", key))
         for key in ("loss", "misfit", "sign")
@@ -1132,6 +1155,19 @@ def test_the_summary() -> None:
     says(f"With 64 bits straight-through's bound is {bound:.1f} nats better than ZGR's, its drawn "
          f"pictures are {-drawn:.0f} nats worse, and its pictures from signs one nat better."
          )  # fmt: skip
+    for key, other in (
+        ("misfit", "straight-through, by"),
+        ("sign", "a real code put at its signs, by"),
+    ):
+        name = "straight_through" if key == "misfit" else "twin"
+        by = fmean(ways(name, key)) - fmean(ways("local_expectation", key))
+        says(f"| {other} {by:.0f} nats |")
+    net = {name: trained()[name] for name in ("exact", "straight-through")}
+    cost_of = {name: misfits_of(each) for name, each in net.items()}
+    drawn, signs = (b - a for a, b in zip(*cost_of.values(), strict=True))
+    assert round(drawn) == 3 and 0.4 < signs < 0.6
+    says("Drawn, straight-through's codes cost three nats more than the exact gradient's; at the "
+         "signs, half a nat.")  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- exercises
