@@ -1115,9 +1115,8 @@ def test_what_is_said_of_retrieval() -> None:
     planes = found(average, "hyperplanes", 64)
     assert short(st[0]) == short(st[1])
     says(f"straight-through's codes fall from {short(st[0])} with 16 and 32 bits to {short(st[2])} "
-         "with 64")  # fmt: skip
-    says(f"where ZGR's rise from {short(zgr[0])} to {short(zgr[2])}; with 64 bits they are behind "
-         f"random hyperplanes, {short(planes)}.")  # fmt: skip
+         f"with 64, behind random hyperplanes at {short(planes)}, where ZGR's have "
+         f"{short(zgr[0])}, {short(zgr[1])} and {short(zgr[2])}.")  # fmt: skip
     better = {
         (label, kind.__name__, bits): found(kind, label, bits) > found(kind, "hyperplanes", bits)
         for label in ("ZGR", "straight-through") for kind in (nearest, average, within)
