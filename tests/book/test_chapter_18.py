@@ -37,7 +37,7 @@ from chapters import (
 from pins import pin
 from scipy import optimize, special, stats
 
-from sbnlib.experiments import measurement
+from sbnlib.experiments import code_gradients, coders, measurement, retrieval
 from sbnlib.noise import Gaussian, Logistic
 
 Array = np.ndarray
@@ -531,6 +531,16 @@ def test_the_protocol() -> None:
     assert max(r["epoch"] for r in rows("train", "curve")) == 6
     assert max(r["epoch"] for r in rows("small", "curve")) == 40
     says("with searches of 20 epochs and final runs of 40")
+    settings = {k: (s.bits, s.search_epochs, s.epochs) for k, s in coders.SETTINGS.items()}
+    assert settings == {"train": (64, 2, 6), "small": (8, 20, 40)}
+    for part in ("train", "small", "gradients", "retrieval"):  # with nothing but the defaults
+        command = measurement.stored(f"autoencoders-{part}")["command"]
+        assert command == f"python -m sbnlib.experiments.autoencoders --part {part}"
+    assert (coders.SHOWN, code_gradients.IMAGES, retrieval.NEAREST) == (5000, 50, 100)
+    caption = lean(under(figures(PATH)["fig-18-curves"])["caption"])
+    assert "on 5 000 of the training pictures" in caption
+    says("of the misfit of 50 training pictures")
+    says("*nearest* is the precision of the first 100")
 
 
 def test_the_opening() -> None:
