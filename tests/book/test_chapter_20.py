@@ -213,8 +213,7 @@ def test_fig_factors_figure(omega: float, scale: float) -> None:
         assert line[1] == pytest.approx(expected, rel=1e-6)
         assert abs(line[0]).max() == pytest.approx(0.9995 * scale)
         assert top.get_xlim()[0] < line[0].min() and line[0].max() < top.get_xlim()[1]
-        assert np.median(line[1]) < top.get_ylim()[1]
-    assert own[1].max() < top.get_ylim()[1]
+        assert line[1].max() < top.get_ylim()[1]
     gains, bound, point, level = lines(low)
     expected = [gain("Uniform", scale, w) for w in OMEGAS]
     assert gains == pytest.approx(np.array([1 + np.array(OMEGAS), expected]), rel=1e-5)
