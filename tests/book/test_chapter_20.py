@@ -227,14 +227,16 @@ def test_fig_factors_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-20-factor"])["answer"])
     a = -0.9995 * 0.732
     ratio = factor("Uniform", 0.732, a, 1, 9) / factor("Uniform", 0.732, a, 1, 0)
-    assert f"at weight 9 the factor at the left end is {ratio:.0f} times" in answer
+    assert f"at weight 9 it ends at {ratio:.0f} times that of straight-through" in answer
     assert ratio < 1 + 2 * 9 and round(ratio) == 19
-    own, st = gain("Uniform", 0.732, 100), gain("Uniform", 0.732, 0)
-    assert f"weight 100 it is {own:.1f}, where the bound is {26 * st:.0f}" in answer
     scales = drawing(PATH, "factors_figure").__globals__
     assert scales["OMEGAS"] == OMEGAS
-    rise = [gain("Uniform", s, 100) / gain("Uniform", s, 0) for s in (0.3, 0.5, 0.732, 1, 1.5)]
-    assert rise == sorted(rise, reverse=True)
+    rise = [gain("Uniform", s, 100) / gain("Uniform", s, 0) for s in (0.3, 0.732, 1.5)]
+    words = "by a factor of {:.1f} at scale 0.3, of {:.1f} at 0.732 and of {:.1f} at 1.5"
+    assert words.format(*rise) in answer
+    certain = factor("Uniform", 1, 0.9999, 1, 100)
+    assert certain == pytest.approx(factor("Uniform", 1, 0.9999, 1, 0), rel=0.03)
+    assert certain == pytest.approx(2 * factor("Uniform", 1, 0.9999, 1, 1e15), rel=0.03)
     # that of a weight is half of ZGR's where P = 1 / 4 omega, and near it where P is larger
     for omega in (20, 100, 1000):
         rare, near = (
@@ -242,7 +244,7 @@ def test_fig_factors_figure_answer() -> None:
             for p in (0.25 / omega, 2.5 / omega)
         )
         assert rare == pytest.approx(0.5, abs=0.02) and 0.9 < near < 1
-    assert answer.startswith("They leave ZGR where the state gets rare")
+    assert answer.startswith("On the left, where the state gets rare")
 
 
 # ------------------------------------------------------------------------- the weight, in depth
@@ -627,9 +629,12 @@ def plus(name: str, width: int, number: str = "loss", digits: int = 2) -> str:
 
 
 def test_the_opening_of_the_chapter() -> None:
-    says(f"ends with a loss of {short(mean('straight_through', 4))}, at the best of its learning")
+    says(f"ends with a training loss of {short(mean('straight_through', 4))}, at the best of its")
     says(f"instead of one, it ends with {short(mean('psa', 4))}, and with the *exact* gradient "
          f"with {short(mean('exact', 4))}.")  # fmt: skip
+    assert 0.64 < 1 - over("psa", 8, depth=4)[0] < 0.72
+    says("as much as the exact gradient does; with four layers of eight units it takes away two "
+         "thirds.")  # fmt: skip
     third = over("straight_through_10", 64, other="psa")[0]
     assert 0.3 < third < 0.34
     says("reach a third of PSA's training loss, with ten evaluations instead of 65")
@@ -743,6 +748,10 @@ def test_what_is_said_of_ten_draws() -> None:
     says(f"the ratio is {short(min(r for r, _ in test))} to {short(max(r for r, _ in test))} and no"
          " p is below .1")  # fmt: skip
     assert min(p for _, p in test) > 0.1
+    flips = [over("local_expectation", w, other="psa") for w in (16, 32, 64)]
+    low, high = (f"{f(v for v, _ in flips):.2f}" for f in (min, max))
+    assert max(p for _, p in flips) < 0.01
+    says(f"is *behind* PSA there, with {low} to {high} times its training loss.")
     own, st = (plus(n, 4, "ten", 3) for n in ("psa", "straight_through"))
     says(f"the test accuracy of ten samples is {own} with PSA and {st} with straight-through")
     own, st = (plus(n, 8, "ten", 3) for n in ("psa", "straight_through"))
@@ -807,6 +816,9 @@ def test_four_layers() -> None:
     says(f"With 32 units PSA's training loss is {short(over('psa', 32, depth=4)[0])} of "
          "straight-through's, and its *test* loss is higher, by a factor of "
          f"{ratio:.2f} (p = {short(p)})")  # fmt: skip
+    for name in ("zgr", "psa_symmetric"):
+        assert over(name, 32, depth=4)[0] > 1.7 and over(name, 32, "test_loss", 4)[0] > 1.1
+    says("But so is that of ZGR, and of PSA from both sides, which fit the training images worse")
 
 
 def test_the_table_of_what_is_left() -> None:
@@ -845,8 +857,8 @@ def by_latent(
     $r_{t+1}=w_t+e_t-\varepsilon\hat g(w_t)$, has $r_t=\eta_t$ for the latent weight
     $\eta_{t+1}=\eta_t-\varepsilon\hat g(\operatorname{round}\eta_t)$, if this holds at the start.
     (b) Let the latent weight have heavy-ball momentum, $k_{t+1}=jk_t+\hat g(w_t)$ with $0<j<1$ and
-    $\eta_{t+1}=\eta_t-\varepsilon k_{t+1}$. The rule that keeps $w_t$ and
-    $m_t=k_t-e_t/\varepsilon j$, without $\eta_t$, produces the same weights, by {eq-20-momentum}
+    $\eta_{t+1}=\eta_t-\varepsilon k_{t+1}$. The rule that keeps $w_t$,
+    $e_t$ and $m_t=k_t-e_t/\varepsilon j$ produces the same weights, by {eq-20-momentum}
     """,
 )
 def test_prop_20_feedback_a() -> None:
@@ -991,16 +1003,16 @@ def one_step(levels: int, lr: float, atoms: list[tuple[float, float]]) -> Array:
     levels from $-1$ to $1$. (a) With $l=2$ and $\varepsilon|\hat g|\le2$ the mean
     $\mu_t=\mathbb E\,w_t$ obeys {eq-20-forgets} (b) Let $\hat g=\pm C$, both with a positive
     probability, let $q$ be the ratio of the probability of $-C$ to that of $+C$, and
-    $0<\varepsilon C<2/(l-1)$. Then in the stationary law the level number $k=0,\dots,l-1$ has a
-    probability proportional to $q^k$, whatever $\varepsilon$ is, and for $q>1$ the mean of the
+    $0<\varepsilon C<2/(l-1)$, and let the weight begin on a level. Then in the stationary law the
+    level number $k=0,\dots,l-1$ has a probability proportional to $q^k$, whatever $\varepsilon$ is,
+    and for $q>1$ the mean of the
     weight is {eq-20-levels}
     """,
 )
 @pin(
     "eq-20-forgets",
     r"\mu_{t+1}=\mu_t-\tfrac\varepsilon2\bigl(\mathbb E\,\hat g+\mu_t\,\mathbb E|\hat g|\bigr),"
-    r"\qquad\mu_t\to-\frac{\mathbb E\,\hat g}{\mathbb E|\hat g|}"
-    r"\quad\text{if }\varepsilon\,\mathbb E|\hat g|<4 .",
+    r"\qquad\mu_t\to-\frac{\mathbb E\,\hat g}{\mathbb E|\hat g|}\,.",
 )
 def test_eq_20_forgets() -> None:
     for lr, atoms in (
@@ -1066,7 +1078,8 @@ def test_fig_bits_figure(bits: int, wrong: float) -> None:
     top, low = axes(PATH, "bits_figure", bits=bits, wrong=wrong)
     q = (1 - wrong) / wrong
     means, point, line = lines(low)
-    assert means == pytest.approx(np.array([KEPT, [geometric(2**b, q) for b in KEPT]]))
+    seen = KEPT[:bits]
+    assert means == pytest.approx(np.array([seen, [geometric(2**b, q) for b in seen]]))
     assert point.T.tolist() == [[bits, pytest.approx(geometric(2**bits, q))]]
     assert line[1].tolist() == [1, 1] and max(means[1]) < low.get_ylim()[1]
     levels = 2**bits
@@ -1129,17 +1142,21 @@ def test_the_table_of_bits() -> None:
 
 def test_what_is_said_of_bits() -> None:
     one, full = accuracy("random", 1), accuracy("none", 0)
-    says(f"Without memory the network is at {one}, four points below the latent weights of full "
-         f"precision, {full}, and two bits hardly change that.")  # fmt: skip
+    says(f"Without memory the network is at {one}, more than four points below the latent weights "
+         f"of full precision, {full}, and two bits hardly change that.")  # fmt: skip
     lost = fmean(grid("none", 0)["sign"]) - fmean(grid("random", 1)["sign"])
-    assert round(100 * lost) == 4 and p_of(("random", 2), ("random", 1)) > 0.1
-    says(f"Four bits are enough for this network: {accuracy('random', 4)} and "
+    assert 4 < 100 * lost < 4.8 and p_of(("random", 2), ("random", 1)) > 0.1
+    says(f"With four bits ten seeds cannot tell a loss from none: {accuracy('random', 4)} and "
          f"{accuracy('nearest', 4)}")  # fmt: skip
     for rounding in ("random", "nearest"):
         assert p_of((rounding, 4), ("none", 0)) > 0.05 < p_of((rounding, 8), ("none", 0))
         assert p_of((rounding, 8), (rounding, 4)) > 0.3
     assert all(grid("nearest", b)["lr"] > grid("random", b)["lr"] for b in (1, 2, 4, 8))
-    assert fmean(grid("nearest", 1)["sign"]) > fmean(grid("random", 1)["sign"])
+    means = [short(fmean(grid(rounding, 1)["sign"]), 3) for rounding in ("nearest", "random")]
+    p = p_of(("nearest", 1), ("random", 1))
+    says(
+        "and it is better than the random one ({} against {}, p = {}).".format(*means, short(p, 3))
+    )
     assert fmean(grid("random", 1)["sign"]) > 0.9
     says("even the forgetful weight gets nine digits in ten right")
 
