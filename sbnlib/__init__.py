@@ -39,7 +39,7 @@ from sbnlib.estimators import (
 )
 from sbnlib.exact import exact_expectation, exact_gradient, exact_moments
 from sbnlib.inference import reestimate_batch_norm, set_mode, to_plain
-from sbnlib.losses import classification_loss
+from sbnlib.losses import autoencoding_loss, classification_loss, kl_bits
 from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.noise import Cauchy, FastSigmoid, Gaussian, Logistic, Noise, Triangular, Uniform
 from sbnlib.units import sample_sign
@@ -62,6 +62,7 @@ __all__ = [
     "Uniform",
     "UnitReport",
     "arm",
+    "autoencoding_loss",
     "chain_rule",
     "classification_loss",
     "concrete",
@@ -78,6 +79,7 @@ __all__ = [
     "gauge_fixed",
     "gumbel_rao",
     "identity",
+    "kl_bits",
     "layerwise",
     "local_expectation",
     "measure",

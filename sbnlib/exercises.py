@@ -367,7 +367,14 @@ class Function(Answer):
 
 
 def _tensor(value: Any) -> Tensor:
-    return torch.as_tensor(value).detach().to("cpu", torch.float64)
+    return _as_one(value).detach().to("cpu", torch.float64)
+
+
+def _as_one(value: Any) -> Tensor:
+    """As a tensor; torch itself makes one of a list of tensors only if their numbers are real."""
+    if isinstance(value, list | tuple) and value and all(isinstance(v, Tensor) for v in value):
+        return torch.stack(list(value))
+    return torch.as_tensor(value)
 
 
 def _result(given: object, like: Tensor) -> Tensor:
@@ -375,7 +382,7 @@ def _result(given: object, like: Tensor) -> Tensor:
     if given is None:
         raise _Refused("your function returned None: is its return missing?")
     try:
-        raw = torch.as_tensor(given)
+        raw = _as_one(given)
         numbers = _tensor(torch.view_as_real(raw) if raw.is_complex() else raw).flatten()
     except Exception:
         raise _Refused(f"your function must return numbers, got {_short(given)}") from None

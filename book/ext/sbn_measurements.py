@@ -143,6 +143,20 @@ EXPERIMENTS = (
         _command("experiments.contenders", "--part train", "contenders-train.json"),
     ),
     Experiment(
+        "packing",
+        "What bits are worth: time and memory",
+        "packing",
+        "packing*.json",
+        _command("experiments.packing", "", "packing.json"),
+    ),
+    Experiment(
+        "autoencoders",
+        "Stochastic autoencoders",
+        "autoencoders",
+        "autoencoders-*.json",
+        _command("experiments.autoencoders", "--part train", "autoencoders-train.json"),
+    ),
+    Experiment(
         "improvements",
         "Improvements, and what becomes of them in training",
         "improvements",

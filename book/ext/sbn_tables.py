@@ -179,6 +179,10 @@ _CONTENDER |= {"twin": "text"}
 _RATED = {"name": "text", "lr": "number", "seed": "count"}
 _MOMENT = {"seed": "count", "epoch": "count", "estimator": "text", "layer": "text"}
 
+_SIDES = {"rounds": "count", "seconds": "object"}
+_CODER = {"data": "text"} | _RATED
+_LOOK = {"bits": "count", "trained": "text", "seed": "count", "epoch": "count", "estimator": "text"}
+
 
 def _estimated(*names: str) -> dict[str, str]:
     """Numbers with their standard errors, null where they are not told."""
@@ -236,6 +240,31 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         | {"length": "number", "samples": "count"}
         | _estimated("bias2", "variance", "cosine"),
     },
+    "packing": {
+        "product": {"inputs": "count", "outputs": "count", "batch": "count", "same": "verdict"}
+        | _SIDES,
+        "network": {"batch": "count"} | _SIDES,
+        "profile": {"side": "text", "layer": "count", "kind": "text", "batch": "count"}
+        | {"seconds": "pair"},
+        "memory": {"form": "text", "arrays": "count"}
+        | {"file": "count or null", "peak_mib": "number or null"},
+        "memory, layers": {"form": "text", "layers": "shares"},
+        "prediction": {"data": "text", "images": "count", "right": "count"}
+        | {"same": "count", "same_int8": "count"},
+        "bandwidth": {"bytes": "count", "seconds": "pair"},
+    },
+    "autoencoders": {
+        "search": _CODER | {"validation": "number or null"},
+        "final": _CODER | {"train": "shares", "test": "shares"},
+        "curve": _CODER | {"epoch": "count", "train": "number", "test": "number"},
+        "summary": {"data": "text", "name": "text", "seeds": "count"}
+        | {"train": "shares", "test": "shares", "train_se": "object", "test_se": "object"},
+        "gradients": _LOOK | {"deviation": "number or null"} | _estimated("one", "many"),
+        "reference": _LOOK | {"length": "number", "samples": "count", "se": "number or null"},
+        "retrieval": {"name": "text", "bits": "count", "seed": "count", "code": "text"}
+        | {"within": "list or null", "empty": "list or null"}
+        | {"nearest": "number", "map": "number or null"},
+    },
     "improvements": {
         "widths": {"estimator": "text", "depth": "count", "width": "count", "evaluations": "count"}
         | {"lr": "number", "searched": "list"}
@@ -254,6 +283,7 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         "error": {"section": "text", "error": "text"},
         "copy": _TIMED | {"bytes": "count", "gigabytes_per_second": "number"},
         "bf16 product": _TIMED | {"n": "count", "teraflops": "number"},
+        "int8 product": _TIMED | {"n": "count", "bf16_seconds": "number", "ratio": "number"},
         "frequencies": {"noise": "text", "draws": "count", "largest_z": "number"}
         | {"limit": "number"},
         "rare events": {"draws": "count", "found": "count", "expected": "number"}
@@ -294,6 +324,8 @@ def part_of(row: Row) -> str:
     part = row.get("part", "")
     if part == "summary" and row.get("model") == "tanh":
         return f"{part}, twin"
+    if part == "memory" and "layers" in row:
+        return f"{part}, layers"
     if part == "straight_through" and "error" in row:
         return f"{part}, not compiled"
     if part == "search" and "error" in row:
@@ -1009,6 +1041,117 @@ def _of_seeds(
     )  # fmt: skip
 
 
+# ---- autoencoders ------------------------------------------------------------------------------
+
+
+def autoencoders(parts: Mapping[str, list[Row]]) -> Drawing:
+    """The bounds of the contenders; directions along trainings; retrieval."""
+    tables = [*_bounds(parts), *_looks(parts), *_retrieval(parts["retrieval"])]
+    of = [(row["data"], row["name"]) for row in parts["search"]]
+    tried = sorted({of.count(entry) for entry in of})
+    words = f"{' or '.join(map(str, tried))} learning rates tried for each contender"
+    return Drawing(tables, {"Settings": words} if tried else {})
+
+
+def _bounds(parts: Mapping[str, list[Row]]) -> Iterator[Table]:
+    for data in _values(parts["summary"], "data"):
+        own = [row for row in parts["summary"] if row["data"] == data]
+        exact = all("nll" in row["test"] for row in own)
+        yield Table(
+            f"bound-{data}",
+            f"{data}: the negative lower bound in nats a picture, its terms on the test pictures, "
+            "the misfit of the code at its signs, and how undecided the units are; mean and "
+            "standard error over the seeds. Of the twin, the misfit of its real code stands in "
+            "place of the bound.",
+            ["Contender", "Rate", "Train", "Test", "Misfit", "Divergence", "At the signs",
+             "Mean of 1 − μ²", *(["Likelihood"] if exact else [])],
+            [_bound(row, parts["final"], exact) for row in own],
+        )  # fmt: skip
+
+
+def _bound(row: Row, final: Sequence[Row], exact: bool) -> list[str | Cell]:
+    own = [r for r in final if (r["data"], r["name"]) == (row["data"], row["name"])]
+    if len(own) != row["seeds"]:
+        raise Undrawable(f"{row['name']} has {len(own)} final runs, its summary {row['seeds']}")
+    test = ["loss", "misfit", "kl", "sign", "undecided", *(["nll"] if exact else [])]
+    return [
+        Cell(row["name"], "", f"{len(own)} seeds"), setting(own[0]["lr"]),
+        _mean_told(row, "train", "loss"), *(_mean_told(row, "test", name) for name in test),
+    ]  # fmt: skip
+
+
+def _mean_told(row: Row, split: str, name: str) -> str:
+    value, se = row[split][name], row[f"{split}_se"][name]
+    return rounded(value) if not se else signed(_with_error(value, se))
+
+
+def _looks(parts: Mapping[str, list[Row]]) -> Iterator[Table]:
+    for bits in _values([*parts["gradients"], *parts["reference"]], "bits"):
+        kinds = {
+            "one": (lambda r: _told(r, "one"), "gradients",
+                    "cosine of one sample with the gradient"),
+            "many": (lambda r: _told(r, "many"), "gradients",
+                     "cosine of the mean of many samples with the gradient; without bias it is 1"),
+            "deviation": (lambda r: _number(r["deviation"]), "gradients",
+                          "standard deviation of one sample, relative to the gradient’s length"),
+            "reference": (_length_of, "reference",
+                          "length of the gradient, and in brackets the standard error of the mean "
+                          "that stands for it, relative to it"),
+        }  # fmt: skip
+        for name, (shown, part, words) in kinds.items():
+            rows = [row for row in parts[part] if row["bits"] == bits]
+            yield _by_epoch(f"{name}-{bits}", rows, shown, f"Codes of {bits} bits: {words}.")
+
+
+def _by_epoch(name: str, rows: Sequence[Row], shown: Callable[[Row], str], caption: str) -> Table:
+    """Estimators, and by whom the training is carried on, down; epochs across."""
+    epochs = _values(rows, "epoch")
+    lines: dict[tuple[Any, ...], dict[int, Row]] = {}
+    for row in rows:
+        line = lines.setdefault((row["estimator"], row["trained"], row["seed"]), {})
+        if row["epoch"] in line:
+            raise Undrawable(f"two rows of {row['estimator']} at one moment in {name}")
+        line[row["epoch"]] = row
+    return Table(
+        name, caption, ["Estimator", *(f"epoch {epoch}" for epoch in epochs)],
+        [
+            [Cell(estimator, "", f"trained by {trained}"),
+             *(shown(line[epoch]) if epoch in line else NONE for epoch in epochs)]
+            for (estimator, trained, _), line in lines.items()
+        ],
+    )  # fmt: skip
+
+
+def _retrieval(rows: Sequence[Row]) -> Iterator[Table]:
+    for bits in _values(rows, "bits"):
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in rows:
+            if row["bits"] == bits:
+                found.setdefault((row["name"], row["code"]), []).append(row)
+        radii = max(len(row["within"] or ()) for own in found.values() for row in own)
+        yield Table(
+            f"retrieval-{bits}",
+            f"Codes of {bits} bits: precision in percent within a Hamming radius, and in brackets "
+            "the queries that retrieve nothing there, in percent; precision of the nearest 100; "
+            "mean average precision. Mean and standard error over the seeds.",
+            ["Code", *(f"radius {r}" for r in range(radii)), "Nearest 100", "MAP"],
+            [_retrieved(*code, own, radii) for code, own in found.items()],
+        )
+
+
+def _retrieved(name: str, kind: str, rows: Sequence[Row], radii: int) -> list[str | Cell]:
+    bits = kind == "sign"
+    within = [
+        f"{_over_seeds([row['within'][r] for row in rows], 100)} "
+        f"({100 * sum(row['empty'][r] for row in rows) / len(rows):.1f})" if bits else NONE
+        for r in range(radii)
+    ]  # fmt: skip
+    mean = _over_seeds([row["map"] for row in rows], 100) if bits else NONE
+    small = f"{kind if bits else 'real code'}, {len(rows)} seed{'s'[: len(rows) > 1]}"
+    nearest = _over_seeds([row["nearest"] for row in rows], 100)
+    return [Cell(name, "", small), *within, nearest, mean]
+
+
 # ---- gpu ---------------------------------------------------------------------------------------
 
 
@@ -1060,6 +1203,11 @@ def _ceilings(parts: Mapping[str, list[Row]]) -> Table:
         [f"bf16 product of two {r['n']} × {r['n']} matrices", duration(r["seconds"]),
          f"{rounded(r['teraflops'])} TFLOP/s", _spread(r)]
         for r in parts["bf16 product"]
+    ]  # fmt: skip
+    products += [
+        [f"the same of bytes, {r['n']} × {r['n']}", duration(r["seconds"]),
+         f"{times(r['ratio'])} as fast as bf16", _spread(r)]
+        for r in parts["int8 product"]
     ]  # fmt: skip
     return Table(
         "ceilings",
@@ -1226,6 +1374,80 @@ def _estimators(parts: Mapping[str, list[Row]]) -> Table:
     )  # fmt: skip
 
 
+# ---- packing -----------------------------------------------------------------------------------
+
+
+def packing(parts: Mapping[str, list[Row]]) -> Drawing:
+    products: dict[tuple[int, int], list[Row]] = {}
+    for row in parts["product"]:
+        products.setdefault((row["inputs"], row["outputs"]), []).append(row)
+    tables = [
+        *(_by_batch(f"product-{n}-{m}", f"{n} × {m} signs times a batch of signs", rows)
+          for (n, m), rows in products.items()),
+        _by_batch("network", "The network", parts["network"]),
+        *_profiles(parts["profile"]),
+        _forms(parts["memory"]),
+    ]  # fmt: skip
+    (memory,), (own,) = parts["bandwidth"], parts["prediction"]
+    facts = {"Memory": _bandwidth(memory), "Predictions": _same_class(own)}
+    return Drawing([table for table in tables if table.rows], facts)
+
+
+def _by_batch(name: str, what: str, rows: Sequence[Row]) -> Table:
+    sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
+    if not all(set(row["seconds"]) == set(sides) for row in rows):
+        raise Undrawable(f"{what}: not all rows have the same sides")
+    caption = f"{what}: the least time, and how many times as fast as in float32."
+    return Table(name, caption, ["Batch", *sides], [_batch_line(row, sides) for row in rows])
+
+
+def _batch_line(row: Row, sides: Sequence[str]) -> list[str | Cell]:
+    least = {side: row["seconds"][side][0] for side in sides}
+    return [str(row["batch"])] + [
+        Cell(text=duration(own), small="" if side == "float32" else times(least["float32"] / own))
+        for side, own in least.items()
+    ]
+
+
+def _profiles(rows: Sequence[Row]) -> Iterator[Table]:
+    """A table a side: the layers over the batches."""
+    for side in dict.fromkeys(row["side"] for row in rows):
+        own = [row for row in rows if row["side"] == side]
+        batches = sorted({row["batch"] for row in own})
+        at = {(row["layer"], row["batch"]): row for row in own}
+        layers = {row["layer"]: row["kind"] for row in own}
+        yield Table(
+            f"profile-{side}",
+            f"Layer by layer, {side}: the least time at some sizes of a batch.",
+            ["Layer", *(str(b) for b in batches)],
+            [[f"{k} {kind}", *(duration(at[k, b]["seconds"][0]) for b in batches)]
+             for k, kind in layers.items()],
+        )  # fmt: skip
+
+
+def _forms(rows: Sequence[Row]) -> Table:
+    return Table(
+        "memory",
+        "The network in its forms: what its arrays take, its file, and the most memory of a "
+        "process that makes one prediction.",
+        ["Form", "Arrays", "File", "Process"],
+        [
+            [r["form"], size(r["arrays"]), NONE if r["file"] is None else size(r["file"]),
+             NONE if r["peak_mib"] is None else size(r["peak_mib"] * 2**20)]
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
+def _bandwidth(row: Row) -> str:
+    return f"a sum reads {size(row['bytes'] / row['seconds'][0])} a second"
+
+
+def _same_class(row: Row) -> str:
+    said = f"{row['images']} images of {row['data']}, {row['right']} right"
+    return f"{said}; packed as in float32 {row['same']}, with bytes {row['same_int8']}"
+
+
 # ---- improvements ------------------------------------------------------------------------------
 
 
@@ -1329,6 +1551,8 @@ KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
     "variance law": variance_law,
     "how deep": how_deep,
     "contenders": contenders,
+    "packing": packing,
+    "autoencoders": autoencoders,
     "improvements": improvements,
     "gpu": gpu,
 }

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -34,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from sbnlib import registry
+from sbnlib import packed, registry
 from sbnlib.accuracy import measure
 from sbnlib.contracts import Loss, NetworkEstimator, check_count, linear_layers
 from sbnlib.data import Split
@@ -43,13 +44,15 @@ from sbnlib.exact import all_states, exact_gradient
 from sbnlib.experiments import measurement
 from sbnlib.experiments.command import add_option, add_out, refusing, repeat
 from sbnlib.experiments.training import Classifier, Recipe, Training, fit, linear
+from sbnlib.experiments.training import threads as limited
 from sbnlib.extras import extra
 from sbnlib.network import SBN, layerwise, network_estimator, pathwise
 from sbnlib.nn import Sign
 from sbnlib.noise import Logistic
+from sbnlib.packed import products
 from sbnlib.units import flipped_by_words
 
-__all__ = ["ROWS", "Row", "Times", "main", "peak_memory", "take_turns"]
+__all__ = ["ROWS", "Row", "Times", "main", "on_threads", "peak_memory", "take_turns"]
 
 Side = Callable[[], Any]
 Gradient = tuple[Tensor, dict[str, Tensor]]
@@ -533,6 +536,38 @@ def _one_layer(estimator: str | NetworkEstimator, inputs: int, n: int, batch: in
         return _classifier_step(model, torch.randn(batch, inputs), torch.randint(10, (batch,)))
 
 
+# Products of signs --------------------------------------------------------------------------------
+
+
+def packed_product(
+    name: str, target: str, *, backend: str, inputs: int, outputs: int, batch: int, rounds: int
+) -> Row:
+    """``xnor_linear`` of words that are ready against a float32 product of the same signs."""
+    ours = f"xnor_linear by {backend}, {outputs} x {inputs} signs, batch {batch}"
+    other = "float32 product"
+    if backend == "numba" and find_spec("numba") is None:
+        return Row(name, ours, other, details={"not installed": "pip install 'sbnlib[packed]'"})
+    draw = torch.Generator().manual_seed(0)
+    x, w = (2.0 * torch.randint(2, (m, inputs), generator=draw) - 1 for m in (batch, outputs))
+    words, weights = packed.pack(x.numpy()), packed.pack(w.numpy())
+    product, transposed = products.product(backend), w.T.contiguous()
+
+    def mine() -> Any:
+        return packed.xnor_linear(words, weights, inputs, product=product)
+
+    ours_s, other_s = take_turns(mine, lambda: x @ transposed, rounds=rounds)
+    return Row(name, ours, other, ours_s, other_s, *_ratios(other_s, ours_s), target=target,
+               difference=_difference([torch.from_numpy(mine()).float()], [x @ transposed]),
+               details={"rounds": rounds})  # fmt: skip
+
+
+def _counts_bits_by_word() -> str:
+    """What a product by numba should reach: on processors that count the bits of eight words at
+    once 10, on others 5."""
+    info = Path("/proc/cpuinfo")
+    return ">= 10" if info.exists() and "avx512_vpopcntdq" in info.read_text() else ">= 5"
+
+
 # A search of many trainings -----------------------------------------------------------------------
 
 
@@ -724,6 +759,15 @@ ROWS: dict[str, tuple[Callable[..., Row], dict[str, Any], dict[str, Any] | None]
         {"samples": (1, 4, 16, 64), "batch": 50, "rounds": 20},
         {"samples": (1, 4), "rounds": 3},
     ),
+    **{
+        f"packed-{backend}": (
+            packed_product,
+            {"backend": backend, "target": target, "inputs": 4096, "outputs": 1024, "batch": 1024}
+            | {"rounds": 15},
+            {"rounds": 3},
+        )
+        for backend, target in (("numba", _counts_bits_by_word()), ("int8", ">= 4"), ("numpy", ""))
+    },
     "peer-reinmax": (peer_reinmax, {"rounds": 300}, {"rounds": 20}),
     "peer-storchastic": (peer_storchastic, {"rounds": 100}, {"rounds": 10}),
     **{
@@ -808,9 +852,8 @@ def as_measurement(rows: Sequence[Row], command: str, device: str) -> dict[str, 
 
 def run(names: Sequence[str], quick: bool, threads: int) -> tuple[list[Row], str]:
     """Make and print the rows, with ``threads`` torch threads; the rows and the device."""
-    rows, before = [], torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    rows = []
+    with on_threads(threads):
         device = measurement.describe_device()
         clock = "Processor" if threads == 1 else "Wall clock"
         print(f"{device}. {clock} time: ours, the other's: minimum (median).")
@@ -818,9 +861,24 @@ def run(names: Sequence[str], quick: bool, threads: int) -> tuple[list[Row], str
         for name in names:
             rows.append(make(name, quick))
             print(report(rows[-1]), flush=True)
-    finally:
-        torch.set_num_threads(before)
     return rows, device
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Torch, and numba where it is installed, on so many threads."""
+    with limited(count):
+        if find_spec("numba") is None:
+            yield
+            return
+        import numba
+
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        try:
+            yield
+        finally:
+            numba.set_num_threads(before)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -157,7 +157,7 @@ def _array(values: Tensor) -> np.ndarray:
 def load_net(path: str | os.PathLike[str]) -> nn.Sequential:
     """The network of a file: an :class:`sbnlib.SBN` in mode "sign" and its head, in evaluation.
 
-    Inputs (N, n) to scores (N, classes). The layers are ``nn.Sequential(nn.Linear,
+    Inputs (N, n) to scores (N, classes), in float32. The layers are ``nn.Sequential(nn.Linear,
     nn.BatchNorm1d)`` with weights +-1, so that the SBN can be sampled, or trained further, too.
 
     Raises:
@@ -195,9 +195,9 @@ def _layer(arrays: Arrays, k: int) -> nn.Sequential:
     bits = np.unpackbits(arrays[f"bits{k}"], axis=1)
     if bits.shape != (outputs, 8 * math.ceil(inputs / 8)):
         raise ValueError(f"bits{k} has rows of {bits.shape}, must fit {(outputs, inputs)}")
-    linear = nn.Linear(inputs, outputs, bias=False)
+    linear = nn.Linear(inputs, outputs, bias=False, dtype=torch.float32)
     _fill(linear.weight, 2 * bits[:, :inputs].astype(np.float32) - 1)
-    norm = nn.BatchNorm1d(outputs, eps=float(arrays["eps"]))
+    norm = nn.BatchNorm1d(outputs, eps=float(arrays["eps"]), dtype=torch.float32)
     for name, own in NORM.items():
         _fill(getattr(norm, own), arrays[f"{name}{k}"])
     return nn.Sequential(linear, norm)
@@ -205,7 +205,7 @@ def _layer(arrays: Arrays, k: int) -> nn.Sequential:
 
 def _head(arrays: Arrays) -> nn.Linear:
     classes, features = arrays["head_weight"].shape
-    head = nn.Linear(features, classes)
+    head = nn.Linear(features, classes, dtype=torch.float32)
     _fill(head.weight, arrays["head_weight"])
     _fill(head.bias, arrays["head_bias"])
     return head

@@ -50,7 +50,7 @@ from sbnlib.experiments.cache import (
 )
 from sbnlib.experiments.command import add_option, add_out, add_resume_dir, refusing
 from sbnlib.experiments.jobs import ScaleOut, add_scale_out, job_names
-from sbnlib.experiments.protocol import SEARCH_SEED, summary
+from sbnlib.experiments.protocol import SEARCH_SEED, beyond, summary
 from sbnlib.experiments.training import Recipe, Training, threads
 from sbnlib.experiments.ways import (
     BATCH,
@@ -101,12 +101,7 @@ def search_jobs(way: Way, search: Sequence[Row] = ()) -> list[Row]:
 
 
 def _beyond(search: Sequence[Row]) -> tuple[float, ...]:
-    """As far beyond the end as the rate next to it is within, to two digits."""
-    rates = sorted(row["lr"] for row in search)
-    for end, next_to in (rates[:2], rates[:-3:-1]):
-        if _best(search)["lr"] == end:
-            return (float(f"{end**2 / next_to:.2g}"),)
-    return ()
+    return beyond([row["lr"] for row in search], _best(search)["lr"])
 
 
 def final_jobs(way: Way, search: Sequence[Row]) -> list[Row]:

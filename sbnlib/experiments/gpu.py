@@ -3,10 +3,10 @@
     python -m sbnlib.experiments.gpu --budget 560 [--out FILE] [--device cuda] [--commit HASH]
 
 Sections run in order: environment, measured ceilings, the sampler, straight-through, the fused
-sampler, statistics, live frames, a search of many trainings, exact sums, every estimator of the
-registry, compiled straight-through. The measurement file is rewritten after each, so that a kill
-loses one section at most. A section that does not fit into what is left of the budget is left out
-with all after it, and the file says so.
+sampler, statistics, live frames, a search of many trainings, packed products, exact sums, every
+estimator of the registry, compiled straight-through. The measurement file is rewritten after each,
+so that a kill loses one section at most. A section that does not fit into what is left of the
+budget is left out with all after it, and the file says so.
 
 A time is the median of several runs, taken twice: the smaller one is reported, with the relative
 difference as ``spread``. Ratios are to a copy of the same bytes in the same run. Frequencies and
@@ -36,10 +36,11 @@ from statistics import NormalDist
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sbnlib import kernels, registry
+from sbnlib import kernels, packed, registry
 from sbnlib import noise as noises
 from sbnlib.accuracy import CUDA_SHARE, Accuracy, gradient_samples, measure
 from sbnlib.contracts import Loss
@@ -50,6 +51,8 @@ from sbnlib.experiments.command import add_option, add_out, refusing, repeat
 from sbnlib.kernels import sampler as fused_sampler
 from sbnlib.network import SBN
 from sbnlib.noise import Logistic, Noise
+from sbnlib.packed import runtime
+from sbnlib.packed.products import on_device
 from sbnlib.units import sample_sign
 
 __all__ = ["FULL", "TINY", "Notes", "Sizes", "Timing", "main", "run", "seconds"]
@@ -671,6 +674,23 @@ def a_search(device: torch.device, sizes: Sizes, notes: Notes) -> None:
     notes.ratios[f"search of {sizes.trainings}, over one by one"] = row.ratio
 
 
+def products_of_signs(device: torch.device, sizes: Sizes, notes: Notes) -> None:
+    """Packed signs multiplied as bytes: the CPU's integers, and the time of products of bytes."""
+    draw = np.random.default_rng(0)
+    for rows, outputs, n in ((1, 3, 70), (40, 33, 200)):
+        x, w = (packed.pack(draw.choice([-1, 1], (m, n))) for m in (rows, outputs))
+        same = (on_device(device, x, w) == runtime.differing(x, w)).all()
+        notes.check(f"packed products agree with the CPU, {rows} x {n} x {outputs}", bool(same))
+    n = sizes.gemm
+    a, b = (torch.randint(2, (n, n), device=device, dtype=torch.int8) * 2 - 1 for _ in range(2))
+    c, d = a.bfloat16(), b.bfloat16()
+    eight = seconds(lambda: torch._int_mm(a, b.T), device, patience=sizes.patience)
+    half = seconds(lambda: c @ d.T, device, patience=sizes.patience)
+    ratio = half.seconds / eight.seconds
+    notes.row("int8 product", n=n, **eight.row(), bf16_seconds=half.seconds, ratio=ratio)
+    notes.ratios["int8 product of signs, over bf16"] = ratio
+
+
 def estimators(device: torch.device, sizes: Sizes, notes: Notes) -> None:
     """Every estimator of the registry: its statistics here and on the CPU."""
     here, there = _problem((2, 3, 3), 2, device), _problem((2, 3, 3), 2, CPU)
@@ -704,6 +724,7 @@ SECTIONS = (
     Section("statistics", statistics_of_st, 90),
     Section("live frames", live_frames, 10),
     Section("search", a_search, 40),
+    Section("products of signs", products_of_signs, 20),
     Section("exact sums", exact_sums, 70),
     Section("estimators", estimators, 90),
     Section("compiled straight-through", compiled, 90),

@@ -31,6 +31,7 @@ __all__ = [
     "check_writable",
     "commit",
     "describe_device",
+    "kept",
     "read",
     "record",
     "stored",
@@ -139,12 +140,21 @@ def stored(name: str) -> dict[str, Any]:
         FileNotFoundError: there is none; the message says where the file has to stand.
         MeasurementError: as :func:`read`.
     """
+    return read(kept(f"{name}.json"))
+
+
+def kept(name: str) -> Path:
+    """Where the book keeps the file of this name, looked for as :func:`stored` does.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where the file has to stand.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (path := folder / "book" / "measurements" / f"{name}.json").is_file():
-            return read(path)
+        if (path := folder / "book" / "measurements" / name).is_file():
+            return path
     raise FileNotFoundError(
-        f"no book/measurements/{name}.json in {here} or a directory above it: work inside a copy "
+        f"no book/measurements/{name} in {here} or a directory above it: work inside a copy "
         "of the whole book, which holds its measurements"
     )
 

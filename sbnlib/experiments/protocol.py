@@ -15,7 +15,16 @@ from typing import Any, Protocol, TypeVar
 from sbnlib.experiments.cache import Cache, Checkpoint, Row
 from sbnlib.extras import extra
 
-__all__ = ["SEARCH_SEED", "Runs", "holm", "mean_se", "search_and_final", "summary", "welch"]
+__all__ = [
+    "SEARCH_SEED",
+    "Runs",
+    "beyond",
+    "holm",
+    "mean_se",
+    "search_and_final",
+    "summary",
+    "welch",
+]
 
 Trial = TypeVar("Trial")
 SEARCH_SEED = 1_000_000  # none of the seeds 0, 1, ... that are reported
@@ -101,6 +110,22 @@ def search_and_final(
     final = rows([(trials[best], seed) for seed in range(seeds)])
     blind = [{k: v for k, v in row.items() if k != "test"} for row in search]
     return [{"part": "search"} | r for r in blind], [{"part": "final"} | r for r in final]
+
+
+def beyond(tried: Sequence[float], best: float) -> tuple[float, ...]:
+    """The learning rate to try next where the best of those tried is an end of them; else none.
+
+    It lies as far beyond the end as the rate next to it is within, to two digits.
+
+    Args:
+        tried: at least two rates, each once.
+        best: one of them.
+    """
+    rates = sorted(tried)
+    for end, next_to in (rates[:2], rates[:-3:-1]):
+        if best == end:
+            return (float(f"{end**2 / next_to:.2g}"),)
+    return ()
 
 
 def summary(values: Sequence[float], twin: Sequence[float] | None = None, *, images: int) -> Row:

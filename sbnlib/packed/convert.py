@@ -16,7 +16,7 @@ from sbnlib.nn import Sign, _Bernoulli
 from sbnlib.packed import products, runtime
 from sbnlib.packed.runtime import Layer, Model
 
-__all__ = ["convert", "load"]
+__all__ = ["convert", "load", "steps"]
 
 Array = np.ndarray[Any, Any]
 
@@ -47,8 +47,10 @@ def convert(net: nn.Module, *, backend: str | None = None) -> Model:
             backend.
         ModuleNotFoundError: numba is asked for and not installed.
     """
+    backend = backend or products.best()
+    product = products.product(backend)
     plain = to_plain(_at_signs(net))
-    return Model(list(_layers(list(_steps("", plain)))), product=products.product(backend))
+    return Model(list(_layers(list(steps("", plain)))), product=product, backend=backend)
 
 
 def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
@@ -64,7 +66,8 @@ def load(path: str | os.PathLike[str], *, backend: str | None = None) -> Model:
             the message names the file. Or an unknown backend.
         ModuleNotFoundError: numba is asked for and not installed.
     """
-    return runtime.load(path, products.product(backend))
+    backend = backend or products.best()
+    return runtime.load(path, products.product(backend), backend)
 
 
 def _at_signs(net: nn.Module) -> nn.Module:
@@ -76,12 +79,12 @@ def _at_signs(net: nn.Module) -> nn.Module:
     return own
 
 
-def _steps(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def steps(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Module after module in the order of use, with their names."""
     if isinstance(module, nn.Sequential):
         for key, child in module._modules.items():  # a unit may stand behind each layer
             assert child is not None
-            yield from _steps(f"{name}.{key}" if name else key, child)
+            yield from steps(f"{name}.{key}" if name else key, child)
     elif not isinstance(module, nn.Identity | nn.Dropout | nn.Dropout2d):
         yield name or "net", module
 

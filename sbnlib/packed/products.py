@@ -2,7 +2,8 @@
 
 ``numba``: a compiled loop of XOR and popcount, over four rows at a time (extra ``sbnlib[packed]``).
 ``int8``: signs of one byte, multiplied by ``torch._int_mm``. ``numpy``: word by word, as
-``sbnlib/packed/runtime.py`` does it alone. All give the same integers.
+``sbnlib/packed/runtime.py`` does it alone. ``cuda``: the bits are brought to the first CUDA device,
+and there become bytes for ``torch._int_mm``. All give the same integers.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from sbnlib.extras import extra
 from sbnlib.packed import runtime
 
-__all__ = ["BACKENDS", "best", "product"]
+__all__ = ["BACKENDS", "best", "on_device", "product"]
 
 Array = np.ndarray[Any, Any]
 #: Two matrices of words, (B, words) and (m, words), to the count of differing bits, (B, m) int32.
@@ -67,26 +69,52 @@ def _int8() -> Product:
     def differing(x: Array, w: Array) -> Array:
         n = x.shape[-1] * runtime.WORD  # the bits that are left over agree
         a, b = (torch.from_numpy(runtime.unpack(v, n)) for v in (x, w))
-        return ((n - _products(a, b)) // 2).numpy()
+        return ((n - torch._int_mm(a, b.T.contiguous())) // 2).numpy()
 
     return differing
 
 
-def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b^T of bytes, int32; the CPU's ``_int_mm`` takes any shape."""
-    return torch._int_mm(a, b.T.contiguous())
+def _cuda() -> Product:
+    if not torch.cuda.is_available():
+        raise ValueError("backend cuda: torch finds no CUDA device")
+    return functools.partial(on_device, torch.device("cuda"))
+
+
+#: What ``_int_mm`` asks of matrices on a CUDA device: rows, at least, and a multiple of the rest.
+LEAST_ROWS, MULTIPLE = 17, 8
+
+
+def on_device(device: torch.device, x: Array, w: Array) -> Array:
+    """The count of differing bits, (B, words) and (m, words) to (B, m), by a torch device.
+
+    Rows of zeros, which add nothing, fill the matrices up to the sizes that are taken there.
+    """
+    a, b = (_bytes(v, device) for v in (x, w))
+    a = pad(a, (0, 0, 0, max(0, LEAST_ROWS - len(a))))
+    b = pad(b, (0, 0, 0, -len(b) % MULTIPLE))
+    sums = torch._int_mm(a, b.T)[: len(x), : len(w)]
+    return ((a.shape[1] - sums) // 2).cpu().numpy()
+
+
+def _bytes(words: Array, device: torch.device) -> torch.Tensor:
+    """Words (rows, words) to signs of one byte (rows, 64 words), unpacked on the device."""
+    own = torch.from_numpy(words.view(np.int64)).to(device)
+    bits = (own[..., None] >> torch.arange(runtime.WORD, device=device)) & 1
+    return (2 * bits - 1).to(torch.int8).flatten(1)
 
 
 def _numpy() -> Product:
     return runtime.differing
 
 
-#: Name -> what makes it; the first that is there is the best.
-BACKENDS: dict[str, Callable[[], Product]] = {"numba": _numba, "int8": _int8, "numpy": _numpy}
+#: Name -> what makes it.
+BACKENDS: dict[str, Callable[[], Product]] = {
+    "numba": _numba, "int8": _int8, "numpy": _numpy, "cuda": _cuda,
+}  # fmt: skip
 
 
 def best() -> str:
-    """The name of the fastest that is installed."""
+    """The name of the fastest that is installed, on the CPU."""
     return "numba" if find_spec("numba") else "int8"
 
 
@@ -94,7 +122,7 @@ def product(name: str | None = None) -> Product:
     """The product of this name, by default the best.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none of this name, or no CUDA device for "cuda".
         ModuleNotFoundError: numba is asked for and not installed.
     """
     name = best() if name is None else name

@@ -282,6 +282,15 @@ class Layer:
     options: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        of = ", ".join(f"{name} {list(a.shape)} {a.dtype}" for name, a in self.arrays.items())
+        return f"{self.kind} ({of})" if of else self.kind
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(a.nbytes for a in self.arrays.values())
+
 
 def _linear(layer: Layer, x: Value, product: Product) -> Array:
     """Sums of weights times what comes in; int32 where both are signs."""
@@ -290,7 +299,16 @@ def _linear(layer: Layer, x: Value, product: Product) -> Array:
         return _signs(x) @ layer.arrays["weight"].T
     if isinstance(x, Bits):
         return xnor_linear(x.words, bits, n, product=product)
-    return x @ unpack(bits, n).astype(np.float32).T
+    return _of_numbers(x, bits, n)
+
+
+def _of_numbers(x: Array, bits: Array, n: int) -> Array:
+    """Rows of numbers times rows of signs, some rows of which are unpacked at a time."""
+    found = np.empty((*x.shape[:-1], len(bits)), np.float32)
+    step = max(1, TOGETHER // n)
+    for k in range(0, len(bits), step):
+        found[..., k : k + step] = x @ unpack(bits[k : k + step], n).astype(np.float32).T
+    return found
 
 
 def _conv2d(layer: Layer, x: Value, product: Product) -> Array:
@@ -358,6 +376,7 @@ class Model:
         layers: its steps.
         about: what is kept with it, values of JSON.
         product: counts the bits in which rows differ; by default numpy's count.
+        backend: what that is called.
     """
 
     def __init__(
@@ -365,9 +384,14 @@ class Model:
         layers: Sequence[Layer],
         about: Mapping[str, Any] | None = None,
         product: Product | None = None,
+        backend: str = "numpy",
     ) -> None:
         self.layers, self.about = list(layers), dict(about or {})
-        self.product = product or differing
+        self.product, self.backend = product or differing, backend
+
+    def __repr__(self) -> str:
+        lines = [f"Model of {self.nbytes} bytes, products of signs by {self.backend}"]
+        return "\n".join(lines + [f"  {own}" for own in self.layers])
 
     def __call__(self, inputs: Array) -> Array:
         """Inputs, (B, n) or (B, channels, height, width), to what the network gives, float32.
@@ -389,7 +413,7 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(a.nbytes for layer in self.layers for a in layer.arrays.values())
+        return sum(layer.nbytes for layer in self.layers)
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write the model; returns the sha256 of the file. The same model gives the same bytes."""
@@ -407,7 +431,9 @@ class Model:
 FORMAT = 1
 
 
-def load(path: str | os.PathLike[str], product: Product | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str], product: Product | None = None, backend: str = "numpy"
+) -> Model:
     """The model of a file.
 
     Raises:
@@ -429,7 +455,7 @@ def load(path: str | os.PathLike[str], product: Product | None = None) -> Model:
             raise ValueError(f"unknown layers {', '.join(unknown)}")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: no model of packed signs ({error})") from error
-    return Model(layers, head["about"], product)
+    return Model(layers, head["about"], product, backend)
 
 
 def _own(arrays: Mapping[str, Array], k: int) -> dict[str, Array]:

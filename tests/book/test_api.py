@@ -24,6 +24,7 @@ MODULES = [
     "sbnlib.nn",
     "sbnlib.optim",
     "sbnlib.packed",
+    "sbnlib.hashing",
     "sbnlib.registry",
     "sbnlib.figures",
     "sbnlib.data",

@@ -62,6 +62,7 @@ AS_A_WHOLE = {
     "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom",
     "seide2014bit", "shayer2018learning", "soudry2014expectation", "spallanzani2022training",
     "tang2013learning", "titsias2015local", "tokui2017evaluating", "tucker2017rebar",
+    "umuroglu2017finn",
     "wang2023bitnet", "wang2026beyond", "williams1992simple", "wu2023estimator", "xiao2010dual",
     "xiao2017fashion",
     "yin2019arm", "yin2019blended", "yin2019understanding", "zenke2018superspike",

@@ -714,6 +714,219 @@ def test_rows_of_the_contenders_that_contradict_each_other_are_refused(small_con
             "KeyError: 'twin'")  # fmt: skip
 
 
+# ---------------------------------------------------------------------------------------- packing
+
+
+PACKING = [path.name for path in FILES if record(path.name)["kind"] == "packing"]
+
+
+def least_time(cell):
+    """Seconds, and the ratio in small type if there is one."""
+    number, unit, *ratio = cell.replace("\u00a0", " ").split()
+    seconds = float(number) * {"s": 1, "ms": 1e-3, "µs": 1e-6}[unit]
+    return seconds, float(ratio[0].rstrip("×")) if ratio else None
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_times_of_packing_are_those_of_the_file(built, name):
+    tables = {
+        f"product-{n}-{m}": [
+            r for r in rows_of(name, "product") if (r["inputs"], r["outputs"]) == (n, m)
+        ]
+        for n, m in {(r["inputs"], r["outputs"]) for r in rows_of(name, "product")}
+    }
+    for table, rows in (tables | {"network": rows_of(name, "network")}).items():  # fmt: skip
+        lines = built.table(name, table)
+        assert [int(line[0]) for line in lines] == [row["batch"] for row in rows]
+        for line, row in zip(lines, rows, strict=True):
+            floats = min(row["seconds"]["float32"])
+            for cell, (side, both) in zip(line[1:], row["seconds"].items(), strict=True):
+                seconds, ratio = least_time(cell)
+                assert seconds == pytest.approx(min(both), rel=0.006)
+                if side != "float32":
+                    assert ratio == pytest.approx(floats / min(both), rel=0.006)
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_layers_and_memory_of_packing_are_those_of_the_file(built, name):
+    rows = rows_of(name, "profile")
+    for side in {row["side"] for row in rows}:
+        own = {(r["layer"], r["batch"]): min(r["seconds"]) for r in rows if r["side"] == side}
+        batches = sorted({batch for _, batch in own})
+        for line in built.table(name, f"profile-{side}"):
+            layer = int(line[0].split()[0])
+            for cell, batch in zip(line[1:], batches, strict=True):
+                assert least_time(cell)[0] == pytest.approx(own[layer, batch], rel=0.006)
+    for row in (r for r in rows_of(name, "memory") if "arrays" in r):
+        cells = one(built.table(name, "memory"), row["form"])[1:]
+        peak = row["peak_mib"] and row["peak_mib"] * 2**20
+        for cell, number in zip(cells, (row["arrays"], row["file"], peak), strict=True):
+            if number is not None:
+                digits, unit = cell.replace("\u00a0", " ").split()
+                of = {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+                assert float(digits) * of == pytest.approx(number, rel=0.006)
+    (bandwidth,), (own,) = rows_of(name, "bandwidth"), rows_of(name, "prediction")
+    facts = built.facts(name)
+    number, unit = re.search(r"a sum reads ([\d.]+)\s([MG]B) a second", facts["Memory"]).groups()
+    rate = bandwidth["bytes"] / bandwidth["seconds"][0]
+    assert float(number) * {"MB": 1e6, "GB": 1e9}[unit] == pytest.approx(rate, rel=0.006)
+    said = f"{own['images']} images of {own['data']}, {own['right']} right"
+    assert facts["Predictions"].startswith(said)
+    assert facts["Predictions"].endswith(f"float32 {own['same']}, with bytes {own['same_int8']}")
+
+
+# autoencoders: files of the book, and small ones as the command writes them
+
+
+AUTOENCODERS = [path.name for path in FILES if record(path.name)["kind"] == "autoencoders"]
+CODED = ("train", "small", "gradients", "retrieval")
+
+
+@pytest.fixture(scope="module")
+def small_autoencoders(tmp_path_factory):
+    """part -> a record of few, short trainings."""
+    from dataclasses import replace
+
+    from sbnlib.experiments import autoencoders, code_gradients, retrieval
+    from sbnlib.experiments.coders import SETTINGS
+
+    folder = tmp_path_factory.mktemp("autoencoders")
+    common = ["--data", "digits", "--resume-dir", str(folder)]
+    lengths = ["--epochs", "2", "--search-epochs", "1"]
+    chosen = ["--chosen", str(folder / "train.json")]
+    own = {"train": ["--only", "zgr", "straight_through", "arm", "twin", *lengths]}
+    own |= {"small": ["--only", "exact", "zgr", *lengths], "gradients": chosen, "retrieval": chosen}
+    with pytest.MonkeyPatch.context() as patch:
+        for part in SETTINGS:
+            patch.setitem(SETTINGS, part, replace(SETTINGS[part], bits=3))
+        for module in (autoencoders, retrieval):
+            patch.setattr(module, "SEEDS", 3)
+        patch.setattr(retrieval, "BITS", (3, 9))
+        for name, number in {"EPOCHS": (0, 1), "IMAGES": 4, "GROUPS": 4, "SAMPLES": 10}.items():
+            patch.setattr(code_gradients, name, number)
+        patch.setattr(code_gradients, "RUNS", ((3, "exact"), (3, "zgr"), (9, "zgr")))
+        for part in CODED:
+            out = ["--out", str(folder / f"{part}.json")]
+            assert autoencoders.main(["--part", part, *own[part], *common, *out]) == 0
+    return {part: json.loads((folder / f"{part}.json").read_text()) for part in CODED}
+
+
+def check_bounds(content):
+    tables, rows = drawn_tables(content), content["rows"]
+    summaries = [r for r in rows if r["part"] == "summary"]
+    for data in dict.fromkeys(r["data"] for r in summaries):
+        lines = tables[f"bound-{data}"]
+        names = [r["name"] for r in summaries if r["data"] == data]
+        assert [line[0].split()[0] for line in lines] == names
+        for line, name in zip(lines, names, strict=True):
+            final = [r for r in rows
+                     if (r["part"], r["data"], r["name"]) == ("final", data, name)]  # fmt: skip
+            assert f"{len(final)} seeds" in line[0] and value(line[1]) == final[0]["lr"]
+            keys = ["loss", "misfit", "kl", "sign", "undecided"]
+            keys += (
+                ["nll"] if all("nll" in r["test"] for r in summaries if r["data"] == data) else []
+            )
+            wanted = [("train", "loss"), *(("test", key) for key in keys)]
+            for cell, (split, key) in zip(line[2:], wanted, strict=True):
+                mean, se = mean_se([r[split][key] for r in final])
+                assert told(cell, mean, se) if se else close(cell, mean) or mean == 0
+
+
+def check_looks(content):
+    tables, rows = drawn_tables(content), content["rows"]
+    epochs = sorted({r["epoch"] for r in rows})
+    for bits in {r["bits"] for r in rows}:
+        for table in ("one", "many", "deviation", "reference"):
+            part = "reference" if table == "reference" else "gradients"
+            lines = {}
+            for r in rows:
+                if (r["part"], r["bits"]) == (part, bits):
+                    lines.setdefault((r["estimator"], r["trained"]), {})[r["epoch"]] = r
+            shown = tables[f"{table}-{bits}"]
+            for line, ((estimator, trained), of) in zip(shown, lines.items(), strict=True):
+                assert line[0] == f"{estimator} trained by {trained}"
+                for cell, epoch in zip(line[1:], epochs, strict=True):
+                    row = of[epoch]
+                    if table == "reference":
+                        length, se = cell.rstrip(")").split(" (")
+                        assert close(length, row["length"]) and close(se, row["se"])
+                    elif row[table] is None:
+                        assert cell == "–"
+                    elif table == "deviation":
+                        assert close(cell, row[table])
+                    else:
+                        se = row[f"{table}_se"]
+                        assert se is None or se == 0 or told(cell, row[table], se)
+
+
+def check_retrieval(content):
+    tables, rows = drawn_tables(content), content["rows"]
+    for bits in {r["bits"] for r in rows}:
+        codes = {}
+        for r in (r for r in rows if r["bits"] == bits):
+            codes.setdefault((r["name"], r["code"]), []).append(r)
+        lines = tables[f"retrieval-{bits}"]
+        for line, ((name, code), own) in zip(lines, codes.items(), strict=True):
+            assert line[0].split()[0] == name and ("real code" in line[0]) == (code == "real")
+            *within, nearest, ap = line[1:]
+            check_percent(nearest, [r["nearest"] for r in own])
+            if code == "real":
+                assert {*within, ap} == {"–"}
+                continue
+            check_percent(ap, [r["map"] for r in own])
+            for k, cell in enumerate(within):
+                precision, empty = cell.rstrip(")").rsplit(" (", 1)
+                check_percent(precision, [r["within"][k] for r in own])
+                assert fixed(empty, 100 * np.mean([r["empty"][k] for r in own]), 1)
+
+
+def check_percent(cell, shares):
+    """In percent, with the error over the seeds where they tell one."""
+    values = [100 * share for share in shares]
+    if len(set(values)) > 1:
+        assert told(cell, *mean_se(values))
+    else:
+        assert close(cell.split()[0], values[0])
+
+
+def check_autoencoders(content):
+    parts = {r["part"] for r in content["rows"]}
+    for part, check in (("summary", check_bounds), ("gradients", check_looks),
+                        ("retrieval", check_retrieval)):  # fmt: skip
+        if part in parts:
+            check(content)
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_the_autoencoders_of_a_file_are_drawn_with_its_numbers(name):
+    check_autoencoders(record(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", CODED)
+def test_what_the_autoencoders_write_is_drawn_with_its_numbers(small_autoencoders, part):
+    check_autoencoders(small_autoencoders[part])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", CODED)
+def test_a_row_of_the_autoencoders_that_lacks_a_field_is_refused(small_autoencoders, part):
+    check_lacking(small_autoencoders[part])
+
+
+@pytest.mark.slow
+def test_rows_of_the_autoencoders_that_contradict_each_other_are_refused(small_autoencoders):
+    def refused(part, change, said):
+        content = copy.deepcopy(small_autoencoders[part])
+        change(content["rows"])
+        with pytest.raises(sbn_tables.Undrawable, match=said):
+            sbn_tables.draw(content)
+
+    refused("gradients", lambda rows: rows.append(rows[-1]), "two rows of .* at one moment")
+    refused("train", lambda rows: rows.remove(next(r for r in rows if r["part"] == "final")),
+            "has 2 final runs, its summary 3")  # fmt: skip
+
+
 def by_welch(name):
     return any("minus_twin_p" in row for row in rows_of(name, "summary"))
 
@@ -1154,6 +1367,9 @@ NOW = {
     "how deep": "experiments.how_deep --part predictions",
     "contenders": "experiments.contenders --part train --data digits --only conv-tanh conv-st "
     "--epochs 1 --search-epochs 1",
+    "packing": "experiments.packing --quick --data fashion-mnist-4000",
+    "autoencoders": "experiments.autoencoders --part small --data digits --only exact zgr "
+    "--epochs 1 --search-epochs 1",
     "improvements": "experiments.improvements --part gauge",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
@@ -1168,6 +1384,7 @@ def test_the_kinds_are_those_of_the_commands():
 def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path, monkeypatch):
     module, *options = NOW[kind].split()
     out = tmp_path / "new.json"
+    resumes = kind in ("classify", "binary weights", "contenders", "autoencoders")
     resumes = kind in ("classify", "binary weights", "contenders", "improvements")
     resume = ["--resume-dir", str(tmp_path / "runs")] if resumes else []
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes its time
@@ -1330,6 +1547,8 @@ NOT_NEEDED = {
     "how deep": {"scale", "overlap", "validation", "one", "sign", "data"}
     | {"difference", "ratio", "above", "error"},
     "contenders": {"minus_twin_df", "minus_twin_p"},
+    "packing": set(),
+    "autoencoders": set(),
     "improvements": set(),
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }

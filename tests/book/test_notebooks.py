@@ -99,6 +99,8 @@ def test_files_are_found_wherever_a_copy_stands(path, monkeypatch):
         monkeypatch.chdir(folder)
         for name in re.findall(r"measurement\.stored\(\"([\w-]+)\"\)", sources):
             assert measurement.stored(name)["rows"]
+        for name in re.findall(r"measurement\.kept\(\"([\w.-]+)\"\)", sources):
+            assert measurement.kept(name).stat().st_size
     assert "measurement.read(" not in sources
 
 

@@ -164,6 +164,12 @@ def test_numbers_given_to_a_function_are_told(capsys):
     assert told == "not right yet; case 2 of 2 at [0.5, inf]: 9, must be inf"
 
 
+def test_rows_of_whole_numbers_may_come_as_a_list_of_tensors(capsys):
+    check = exercises.Function(lambda v: 3 * v, tolerance=0, cases=[(torch.arange(6).view(2, 3),)])
+    assert check(lambda v: list(3 * v)) and check(lambda v: tuple(3.0 * v))
+    assert not check(lambda v: list(2 * v)) and not check(lambda v: [v[0], v[0, :2]])
+
+
 def test_a_probe_compares_what_it_sees(capsys):
     check = exercises.Function(
         lambda x: 2 * x, cases=[(3.0,)], probe=lambda f, x: f(x) + f(-x), tolerance=1e-9

@@ -32,6 +32,7 @@ LINES = (
     ("depth", "map"),
     ("diagnose",),
     ("optim", "packed"),
+    ("hashing",),
     ("experiments",),
     ("gpu_evidence",),
 )

@@ -8,6 +8,7 @@ same uniforms handed in.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -363,7 +364,7 @@ def test_bops_hysteresis_is_extra() -> None:
 def test_weights_with_their_rounding_error_fed_back_are_lazy_mirror_descent(
     momentum: float,
 ) -> None:
-    # Chapter 20: w and e = y - w are the latent weight in two parts, for random signs too, and with
+    # w and e = y - w are the latent weight in two parts, for random signs too, and with
     # momentum if the error before and the one after are folded into it
     lr, g = 0.05, np.random.default_rng(0)
     maze = g.normal(size=(12, 12))
@@ -503,7 +504,8 @@ def _rank(rank: int, folder: str) -> None:
         out.square().mean().backward()
         optimizer.step()
     torch.save(layer.state_dict(), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    distributed.barrier()
+    os._exit(0)  # taking the group down waits for threads, once for ever in a forked process
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,6 +28,10 @@ CHANGES = {
     "step": {"widths": (6, 4, 4, 3), "batch": 5, "rounds": 3},
     "cost-units": {"units": (2, 3), "batch": 3, "rounds": 2},
     "cost-samples": {"samples": (1, 2), "batch": 3, "rounds": 2},
+    **{
+        f"packed-{b}": {"inputs": 70, "outputs": 9, "batch": 5, "rounds": 2}
+        for b in ("numba", "int8", "numpy")
+    },
     "peer-reinmax": {"rounds": 2},
     "peer-storchastic": {"rounds": 2},
     **{
@@ -238,3 +243,18 @@ def test_wrong_options_are_refused(argv, capsys):
     with pytest.raises(SystemExit):
         bench.main(argv)
     assert argv[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_numba_has_as_many_threads_as_torch_and_gets_its_own_back():
+    numba = pytest.importorskip("numba")
+    before = numba.get_num_threads()
+    with bench.on_threads(1):
+        assert numba.get_num_threads() == torch.get_num_threads() == 1
+    assert numba.get_num_threads() == before
+
+
+def test_a_product_of_signs_that_is_wrong_fails_its_check(monkeypatch):
+    monkeypatch.setattr(bench.products, "product", lambda _: lambda x, w: np.ones((5, 9), np.int32))
+    row = bench.make("packed-numpy", quick=True)
+    assert row.difference > bench.TOLERANCE
+    assert not all(bench.as_measurement([row], "", "")["checks"].values())

@@ -25,11 +25,15 @@ SHORT = {
     "gpu": ["--device", "cpu", "--tiny"],
     "how_deep": ["--part", "predictions"],
     "contenders": ["--part", "train", "--only", "conv-st", "--epochs", "1", "--data", "digits"],
+    "packing": ["--quick", "--data", "fashion-mnist-4000"],
+    "autoencoders": ["--part", "small", "--only", "zgr", "--epochs", "1", "--data", "digits"],
     "improvements": ["--part", "gauge"],
 }
 #: The function of each in which its work begins.
 WORK = {"classify": "_run", "weights": "_run", "bench": "make", "exact_cost": "run", "gpu": "run"}
-WORK |= {"how_deep": "predictions", "contenders": "budget", "improvements": "_rows"}
+WORK |= {"how_deep": "predictions", "contenders": "budget", "packing": "measured"}
+WORK |= {"autoencoders": "search_jobs"}
+WORK |= {"improvements": "_rows"}
 every_experiment = pytest.mark.parametrize("name", SHORT)
 RESUMES = ("classify", "weights")
 

@@ -93,8 +93,8 @@ def test_every_time_has_a_spread_and_every_ratio_is_positive(whole):
     other = ("section", "search")
     timed = [row for row in whole["rows"] if "seconds" in row and row["part"] not in other]
     assert {row["part"] for row in timed} == {
-        "copy", "bf16 product", "sample_sign", "straight_through", "fused", "measure",
-        "live frame", "exact_gradient",
+        "copy", "bf16 product", "int8 product", "sample_sign", "straight_through", "fused",
+        "measure", "live frame", "exact_gradient",
     }  # fmt: skip
     assert all(row["seconds"] > 0 and row["spread"] >= 0 for row in timed)
     assert whole["ratios"] and all(ratio > 0 for ratio in whole["ratios"].values())
@@ -127,9 +127,21 @@ def test_what_is_claimed_of_a_gpu_has_its_name_among_the_ratios(whole):
     assert whole["ratios"]["search of 3, over one by one"] == row["ratio"]
     assert row["ratio"] == pytest.approx(row["one_by_one_seconds"] / row["seconds"])
     assert gpu.FULL.trainings == 24 and gpu.FULL.trained == (784, 512, 512, 10)
+    (row,) = parts(whole, "int8 product")
+    assert whole["ratios"]["int8 product of signs, over bf16"] == row["ratio"]
+    assert row["ratio"] == pytest.approx(row["bf16_seconds"] / row["seconds"])
     for row in parts(whole, "live frame"):
         name = f"live frame, 1e3 {row['what']}, ms"
         assert whole["ratios"][name] == pytest.approx(1e3 * row["seconds"])
+
+
+def test_a_wrong_product_of_signs_fails_its_check(monkeypatch):
+    notes = gpu.Notes()
+    gpu.products_of_signs(CPU, TINY, notes)
+    assert len(notes.checks) == 2 and all(notes.checks.values())
+    monkeypatch.setattr(gpu, "on_device", lambda _, x, w: gpu.runtime.differing(x, w) + 1)
+    gpu.products_of_signs(CPU, TINY, notes)
+    assert not any(notes.checks.values())
 
 
 def test_a_machine_with_torch_alone_says_that_no_search_was_run(monkeypatch):

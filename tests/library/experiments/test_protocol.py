@@ -13,6 +13,7 @@ from scipy.integrate import quad
 
 from sbnlib.experiments.protocol import (
     SEARCH_SEED,
+    beyond,
     holm,
     mean_se,
     search_and_final,
@@ -107,3 +108,10 @@ def test_holm_and_welch_keep_the_rate_of_false_alarms() -> None:
              for s in (0.3, 0.5, 1, 1.5, 2, 2.5, 3)}  # fmt: skip
         alarms += min(holm(p).values()) < 0.05
     assert alarms < 90
+
+
+def test_beyond_the_end_that_is_the_best() -> None:
+    tried = (0.03, 0.003, 0.01)  # in any order
+    assert beyond(tried, 0.01) == ()
+    assert beyond(tried, 0.03) == (0.09,) and beyond(tried, 0.003) == (0.0009,)
+    assert beyond((0.01, 0.03, 0.09), 0.09) == (0.27,)

@@ -137,6 +137,16 @@ def test_the_network_of_the_book_predicts_the_same_on_every_image_of_the_package
     assert weights == 512 * (13 + 8) * 8 and model.nbytes < 120_000
 
 
+def test_the_choice_of_products_is_said(tmp_path: Path) -> None:
+    for backend in (None, "int8", "numpy"):
+        model = packed.convert(dense(), backend=backend)
+        assert model.backend == (backend or packed.best())
+        assert f"products of signs by {model.backend}\n" in repr(model)
+        model.save(tmp_path / "net.npz")
+        again = packed.load(tmp_path / "net.npz", backend=backend)
+        assert repr(again) == repr(model)
+
+
 def test_the_network_that_is_converted_stays_as_it_was() -> None:
     net = dense().train()
     before = {name: value.clone() for name, value in net.state_dict().items()

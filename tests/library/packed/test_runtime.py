@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def signs(*shape: int) -> np.ndarray:
 def product(backend: str) -> Any:
     if backend == "numba":
         pytest.importorskip("numba")
+    if backend == "cuda" and not torch.cuda.is_available():
+        return partial(products.on_device, torch.device("cpu"))  # the same, where all fits
     return products.product(backend)
 
 
@@ -160,8 +163,36 @@ def test_a_window_larger_than_the_image_is_refused() -> None:
         xnor_linear(pack(signs(2, 3)), pack(signs(3)), 3)
 
 
+def test_matrices_on_a_device_are_of_the_sizes_that_are_taken_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More than 16 rows, and a multiple of 8 of the rest."""
+    seen, own = [], torch._int_mm
+
+    def recorded(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append((a.dtype, b.dtype, *a.shape, *b.shape))
+        return own(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", recorded)
+    for rows, outputs in ((1, 1), (16, 10), (17, 8), (30, 33)):
+        x, w = signs(rows, 70), signs(outputs, 70)
+        found = products.on_device(torch.device("cpu"), pack(x), pack(w))
+        assert (70 - 2 * found == x @ w.T).all() and found.dtype == np.int32
+    for one, other, m, k, same, n in seen:
+        assert one == other == torch.int8
+        assert m > 16 and k == same == 128 and n % 8 == 0
+
+
+def test_without_a_device_cuda_is_refused() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="^backend cuda: torch finds no CUDA device$"):
+            products.product("cuda")
+
+
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be one of numba, int8, numpy, got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of numba, int8, numpy, cuda, got 'gpu'"
+    ):
         products.product("gpu")
     assert products.best() in products.BACKENDS
 
@@ -206,6 +237,21 @@ def test_a_model_computes_what_integers_do() -> None:
     up = (s >= np.arange(5)) == (np.arange(5) % 2 == 0)
     expected = np.where(up, 1, -1) @ np.arange(15).reshape(3, 5).T + [1, 2, 3]
     assert (model()(x) == expected).all()
+
+
+def test_a_model_says_what_it_is() -> None:
+    w = Layer("linear", {"inputs": 70}, {"bits": pack(signs(3, 70))})
+    model = Model([Layer("sign"), w], backend="numpy")
+    assert w.nbytes == model.nbytes == 3 * 2 * 8
+    said = "Model of 48 bytes, products of signs by numpy\n  sign\n  linear (bits [3, 2] uint64)"
+    assert repr(model) == said
+
+
+def test_signs_meet_numbers_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "TOGETHER", 200)
+    w, x = signs(7, 70), G.integers(-8, 8, (5, 70)) / 4
+    found = Model([Layer("linear", {"inputs": 70}, {"bits": pack(w)})])(x)
+    assert found.dtype == np.float32 and (found == x @ w.T).all()
 
 
 def test_inputs_that_do_not_fit_are_refused_with_the_layer() -> None:
