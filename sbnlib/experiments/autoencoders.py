@@ -31,10 +31,10 @@ from sbnlib import data as datasets
 from sbnlib import registry
 from sbnlib.contracts import check_count
 from sbnlib.experiments import code_gradients, measurement, retrieval
-from sbnlib.experiments.cache import CacheError, Folder, Row, folder_of, make_key
+from sbnlib.experiments.cache import CacheError, Row, folder_of, make_key
 from sbnlib.experiments.coders import ESTIMATORS, RATES, SEEDS, SETTINGS, trained
 from sbnlib.experiments.command import add_option, add_out, add_resume_dir, refusing
-from sbnlib.experiments.jobs import ScaleOut, add_scale_out, job_names
+from sbnlib.experiments.jobs import ScaleOut, add_scale_out, jobs_so_far
 from sbnlib.experiments.protocol import SEARCH_SEED, beyond, mean_se
 from sbnlib.experiments.training import threads
 from sbnlib.experiments.ways import data_of
@@ -129,23 +129,9 @@ class _Trainings:
 
     def single(self) -> None:
         """A list of jobs, or one of them: of the search, and of the final runs once it is over."""
-        jobs: list[Row] = []
-        search: dict[tuple[str, str], list[Row]] = {entry: [] for entry in self.entries}
-        while due := [job for entry in self.entries for job in search_jobs(*entry, search[entry])]:
-            jobs += due
-            known = self._known(due)
-            for row in filter(None, known):
-                search[row["data"], row["name"]].append(row)
-            if None in known:
-                break
-        else:
-            jobs += [job for entry in self.entries for job in final_jobs(*entry, search[entry])]
-        self.rows(jobs)
-
-    def _known(self, jobs: Sequence[Row]) -> list[Row | None]:
-        files = Folder(self.key, self.folder, shared=True)
-        found = [files.get(*named, "rows") for named in zip(job_names(jobs), jobs, strict=True)]
-        return [None if rows is None else rows[0] for rows in found]
+        self.rows(
+            jobs_so_far(self.entries, search_jobs, final_jobs, key=self.key, folder=self.folder)
+        )
 
     def all(self) -> None:
         """Contender after contender; the file is written when each is complete."""

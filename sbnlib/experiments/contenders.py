@@ -49,7 +49,7 @@ from sbnlib.experiments.cache import (
     make_key,
 )
 from sbnlib.experiments.command import add_option, add_out, add_resume_dir, refusing
-from sbnlib.experiments.jobs import ScaleOut, add_scale_out, job_names
+from sbnlib.experiments.jobs import ScaleOut, add_scale_out, jobs_so_far
 from sbnlib.experiments.protocol import SEARCH_SEED, beyond, summary
 from sbnlib.experiments.training import Recipe, Training, threads
 from sbnlib.experiments.ways import (
@@ -148,24 +148,15 @@ class _Train:
 
     def single(self) -> None:
         """A list of jobs, or one of them: of the search, and of the final runs once it is over."""
-        jobs: list[Row] = []
-        search: dict[str, list[Row]] = {way.name: [] for way in self.ways}
-        while due := [job for way in self.ways for job in search_jobs(way, search[way.name])]:
-            jobs += due
-            known = self._known(due)
-            for row in known:
-                if row is not None:
-                    search[row["name"]].append(row)
-            if None in known:
-                break
-        else:
-            jobs += [job for way in self.ways for job in final_jobs(way, search[way.name])]
-        self.rows(jobs)
-
-    def _known(self, jobs: Sequence[Row]) -> list[Row | None]:
-        files = Folder(self.key, self.folder, shared=True)
-        found = [files.get(*named, "rows") for named in zip(job_names(jobs), jobs, strict=True)]
-        return [None if rows is None else rows[0] for rows in found]
+        self.rows(
+            jobs_so_far(
+                [(way,) for way in self.ways],
+                search_jobs,
+                final_jobs,
+                key=self.key,
+                folder=self.folder,
+            )
+        )
 
     def all(self) -> None:
         """Way after way; the file is written when each is complete."""

@@ -24,7 +24,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,15 @@ from sbnlib.experiments.workers import (
 )
 from sbnlib.extras import extra
 
-__all__ = ["JobError", "ScaleOut", "WorkerError", "add_scale_out", "carry_out", "job_names"]
+__all__ = [
+    "JobError",
+    "ScaleOut",
+    "WorkerError",
+    "add_scale_out",
+    "carry_out",
+    "job_names",
+    "jobs_so_far",
+]
 
 Job = Mapping[str, Any]
 LONGEST = 100  # letters of a name, before the hash
@@ -102,6 +110,44 @@ def _is_faithful(name: str, job: Job) -> bool:
 
 def _hashed(name: str, text: str) -> str:
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".strip("-")
+
+
+# A search, then final runs ------------------------------------------------------------------------
+
+
+def jobs_so_far(
+    entries: Sequence[tuple[Any, ...]],
+    search_jobs: Callable[..., Sequence[Row]],
+    final_jobs: Callable[..., Sequence[Row]],
+    *,
+    key: Key,
+    folder: str | os.PathLike[str],
+) -> list[Row]:
+    """The jobs that can be named now: those of the search, and of final runs once it is over.
+
+    Args:
+        entries: of each contender, the arguments of the two functions.
+        search_jobs: its next trials, from the rows of those that are over; none when it is over.
+        final_jobs: its final runs, from the rows of its search.
+        key, folder: where finished jobs are kept, as in :func:`carry_out`.
+    """
+    files, jobs = Folder(key, folder, shared=True), []
+    search: list[list[Row]] = [[] for _ in entries]
+    while due := [
+        (own, job)
+        for entry, own in zip(entries, search, strict=True)
+        for job in search_jobs(*entry, own)
+    ]:
+        jobs += [job for _, job in due]
+        named = zip(job_names([job for _, job in due]), due, strict=True)
+        known = [(own, files.get(name, job, "rows")) for name, (own, job) in named]
+        for own, rows in known:
+            own += rows[:1] if rows else []
+        if any(rows is None for _, rows in known):
+            return jobs
+    return jobs + [
+        job for entry, own in zip(entries, search, strict=True) for job in final_jobs(*entry, own)
+    ]
 
 
 # The sweep ----------------------------------------------------------------------------------------

@@ -179,15 +179,6 @@ def _profile(
             (times,) = take_turns(_without_gradients(step, value), rounds=rounds)
             yield row | {"seconds": list(times)}
             value = step(value)
-        if isinstance(value, runtime.Bits):
-            value = _Rows(value.words, value.n)
-
-
-class _Rows(runtime.Bits):
-    """Bits that have a length, as arrays have."""
-
-    def __len__(self) -> int:
-        return len(self.words)
 
 
 def float_steps(net: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -260,6 +260,9 @@ class Bits:
     words: Array
     n: int
 
+    def __len__(self) -> int:
+        return len(self.words)
+
     def signs(self) -> Array:
         """As numbers, float32."""
         return unpack(self.words, self.n).astype(np.float32)

@@ -470,8 +470,8 @@ def test_what_is_said_of_the_network() -> None:
     says("is ahead of the packed one up to a batch of 64, and level with it above: at 1024 the "
          f"packed network is {whole / eight:.2f} times as fast as in bytes.")  # fmt: skip
     says("the network is slower than in bytes up to a batch of 64, and not 1.1 times as fast above")
-    says(f"The network is {whole:.1f} times as fast at best")
-    assert whole == pytest.approx(max(factor(r, "packed, numba") for r in own.values()), abs=0.08)
+    says("The network is not twice as fast at any batch")
+    assert max(factor(r, "packed, numba") for r in own.values()) < 2
     assert [factor(own[b], "packed, numba") < 0.95 for b in (4, 8)] == [True, False]
     says("which takes four times as long as torch's product with them, and is slower than torch up "
          "to a batch of four.")  # fmt: skip
