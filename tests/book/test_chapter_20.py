@@ -37,7 +37,7 @@ from chapters import (
 from pins import pin
 from scipy import integrate, optimize, special, stats
 
-from sbnlib.experiments import measurement
+from sbnlib.experiments import improvements, measurement
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -128,7 +128,8 @@ def gain(name: str, scale: float, omega: float) -> float:
     r"""
     Let $\omega\ge0$. Where $0<F(a)<1$, the member $s=1/(1+\omega(1-\mu^2))$ of the line has the
     factor {eq-20-factor} It is exact for linear losses, it lies between $0$ and
-    $2f(a)(1+2\omega)$, and in a network that is wide at its start its gain is {eq-20-gain}
+    $2f(a)(1+2\omega)$, and its gain, in a wide network at the start of its training, is
+    {eq-20-gain}
     """,
 )
 @pin(
@@ -267,16 +268,20 @@ def test_the_table_of_weights() -> None:
     assert head.split() == [
         "layers", "inputs", "M", "ST", "ZGR", "estimated", "(weight)", "best", "(weight)",
     ]  # fmt: skip
-    assert len(said) == 12
+    assert len(said) == 18
     for line in said:
         depth, inputs, samples = (int(v) for v in line.split()[:3])
-        found = [float(v) for v in re.findall(r"\d+\.\d+", line)]
-        expected: list[float] = []
-        for name in ("straight_through", "zgr", "estimated", "best"):
+        found = re.findall(r"(\S+)±(\S+)(?: \( *(\S+)\))?", line)
+        names = ("straight_through", "zgr", "estimated", "best")
+        for (value, spread, weight), name in zip(found, names, strict=True):
             row = error(depth, inputs, samples, name)
-            expected += [row["error"] * samples, row["se"] * samples]
-            expected += [row["omega"]] if name in ("estimated", "best") else []
-        assert found == pytest.approx(expected, abs=0.051)
+            assert float(value) == pytest.approx(row["error"] * samples, rel=6e-3)
+            assert float(spread) == pytest.approx(row["se"] * samples, rel=6e-2)
+            if name in ("estimated", "best"):
+                omega = math.inf if row["omega"] is None else row["omega"]
+                assert float(weight) == pytest.approx(omega, abs=0.51)
+            else:
+                assert not weight
     says("and 1 or 16 inputs")
 
 
@@ -308,6 +313,10 @@ def test_what_is_said_of_the_weights() -> None:
     for inputs in (1, 16):
         assert ratio((3, inputs, 1000), "zgr", "best") > 0.998
     says("with three layers at $M=1000$ the best weight is as good as ZGR")
+    batch = [100 * (ratio((d, 16, 10), "best", "batch") - 1) for d in (1, 2, 3)]
+    says(f"the error at $M=10$ is {min(batch):.0f} to {max(batch):.0f} percent above the best")
+    assert improvements.DRAWS == 2048
+    says("is estimated from 2048 draws")
 
 
 # ------------------------------------------------------------------------------ the diagonal
@@ -325,13 +334,14 @@ def smooth(x: Array) -> Array:
     differentiable along coordinate $i$. Then $2f\,[\partial_iL(x)-x_i\,\partial_{ii}L(x)]$ is the
     second-order Taylor polynomial of the local expectation $f\,\Delta_iL(x)$ at $x$. They differ by
     at most $\tfrac43f\sup|\partial_{iii}L|$, and are equal if $L$ is at most quadratic in $x_i$.
-    (b) Let $L$ be quadratic with matrix $A$, let $d_i$ be the mean of $z_i(Az)_i$ over $m$
-    independent vectors of fair signs, independent of $x$, and $o_i=\sum_{j\ne i}A_{ij}^2$. Then
+    (b) Let $L=\tfrac12x^\top Ax+c^\top x$, let $d_i$ be the mean of $z_i(Az)_i$ over $m$
+    independent vectors of fair signs, independent of $x$, and $o_i=\sum_{j\ne i}A_{ij}^2$, the
+    squares of row $i$ beside the diagonal. Then
     $2f\,[\partial_iL(x)-d_ix_i]$ and $2f\,[\partial_iL(x)-d_i\mu_i]$ are unbiased. In units of
     $4f(a_i)^2$ straight-through has the variance $\sum_jA_{ij}^2(1-\mu_j^2)$, and the two have in
-    addition {eq-20-probes} (c) The mean of $M$ independent estimates, each with probes of its own,
-    has in coordinate $i$ a smaller mean squared error than with straight-through if and only if
-    {eq-20-pays}
+    addition {eq-20-probes} (c) Let $f(a_i)>0$. The mean of $M$ independent estimates, each with
+    probes of its own, has in coordinate $i$ a smaller mean squared error than that of
+    straight-through if and only if {eq-20-pays}
     """,
 )
 def test_prop_20_gauge_a() -> None:
@@ -412,8 +422,9 @@ def test_eq_20_probes() -> None:
 
 @pin(
     "eq-20-pays",
-    r"\frac{o_i}m<A_{ii}^2\bigl(1+(M-1)\mu_i^2\bigr)\qquad\text{or, where }\mu_i\ne0,"
-    r"\qquad\frac{o_i}m<M\,A_{ii}^2 .",
+    r"\begin{aligned} \text{subtracting at the sample:}\quad&"
+    r"\frac{o_i}m<A_{ii}^2\bigl(1+(M-1)\mu_i^2\bigr),\\ "
+    r"\text{at the mean, where }\mu_i\ne0:\quad&\frac{o_i}m<M\,A_{ii}^2 . \end{aligned}",
 )
 def test_eq_20_pays() -> None:
     """On both sides of the condition, from the enumerated bias and variance."""
@@ -504,8 +515,8 @@ def test_fig_probes_figure_answer() -> None:
         assert own["zgr"][1] == pytest.approx(e["zgr"][1])
         assert own["probe"] == pytest.approx(e["probe"])
     wide = parts(32)
-    assert answer.startswith("About 16")
-    assert 14 < wide["probe"] / wide["st"][0] < 18 and (32 - 1) / 2 == 15.5
+    assert answer.startswith("A little over 16")
+    assert 16 < wide["probe"] / wide["st"][0] < 18 and (32 - 1) / 2 == 15.5
     for n in (2, 3, 8, 16, 32, 64):
         e = parts(n)
         one = e["straight"] + e["probe"]
@@ -523,7 +534,8 @@ def test_fig_probes_figure_answer() -> None:
 
 @pin(
     "eq-20-head",
-    r"\partial_{ii}L=\sum_k\psi_kW_{ki}^2-\Bigl(\sum_k\psi_kW_{ki}\Bigr)^2,",
+    r"\partial_{ij}L=\sum_k\psi_kW_{ki}W_{kj}-\Bigl(\sum_k\psi_kW_{ki}\Bigr)"
+    r"\Bigl(\sum_k\psi_kW_{kj}\Bigr),",
 )
 def test_eq_20_head() -> None:
     """By second differences of the cross-entropy."""
@@ -535,9 +547,12 @@ def test_eq_20_head() -> None:
         return float(special.logsumexp(scores) - scores[2])
 
     psi = special.softmax(W @ x + b)
-    for i, h in enumerate(1e-4 * np.eye(4)):
-        found = (L(x + h) - 2 * L(x) + L(x - h)) / 1e-8
-        assert found == pytest.approx(psi @ W[:, i] ** 2 - (psi @ W[:, i]) ** 2, abs=1e-6)
+    steps = 1e-4 * np.eye(4)
+    for i, j in itertools.product(range(4), repeat=2):
+        h, k = steps[i], steps[j]
+        found = (L(x + h + k) - L(x + h - k) - L(x - h + k) + L(x - h - k)) / 4e-8
+        expected = psi @ (W[:, i] * W[:, j]) - (psi @ W[:, i]) * (psi @ W[:, j])
+        assert found == pytest.approx(expected, abs=1e-6)
 
 
 GAUGES = {
@@ -662,27 +677,34 @@ def test_the_searches_end_inside_their_grids() -> None:
     says("at the best of four learning rates or more by validation accuracy")
 
 
-def test_the_table_of_losses() -> None:
-    head, *said = lines_of(containing(PATH, "training loss          units 4"))
+def test_the_table_of_trainings() -> None:
+    said = lines_of(containing(PATH, "def against("))
+    assert numbers(said[0]) == list(WIDTHS) and said[1].startswith("straight-through")
+    assert numbers(said[1][22:]) == pytest.approx(
+        [mean("straight_through", w) for w in WIDTHS], abs=6e-5
+    )
+    assert said[-1] == "*: p between .0008 and .05; ?: p above .05"
+    one = ("exact", "psa", "psa_symmetric", "local_expectation", "disarm", "zgr", "shrinkage",
+           "gauge_head", "gauge_fixed", "straight_through_10")  # fmt: skip
+    ten = ("psa", "zgr_10", "shrinkage_10")
+    places = [(3, name, "straight_through") for name in one]
+    places += [(4, name, "straight_through_10") for name in ten]
     labels = chapters.define(PATH, "LABELS")["LABELS"]
-    assert len(said) == len(labels) == 13 and numbers(head) == list(WIDTHS)
-    for line, (name, label) in zip(said, labels.items(), strict=True):
-        assert line.startswith(label)
-        widths = WIDTHS[:2] if name == "exact" else WIDTHS
-        assert numbers(line[22:]) == pytest.approx([mean(name, w) for w in widths], abs=6e-5)
-
-
-def test_the_table_of_ratios() -> None:
-    _, *said, key = lines_of(containing(PATH, "def against("))
-    assert key == "*: p between .001 and .01; ?: p above .01; no mark: below .001"
-    names = ("psa", "psa_symmetric", "local_expectation", "disarm", "zgr", "shrinkage",
-             "gauge_head", "straight_through_10")  # fmt: skip
-    for line, name in zip(said, names, strict=True):
+    compared = 0
+    for row, (skip, name, other) in enumerate(places):
+        line = said[row + skip]
+        assert line.startswith(labels[name] + " ")
         cells = [line[22 + 11 * k : 33 + 11 * k] for k in range(5)]
         for cell, width in zip(cells, WIDTHS, strict=True):
-            ratio, p = over(name, width)
+            if name == "exact" and width > 8:
+                assert not cell.strip()
+                continue
+            compared += 1
+            ratio, p = over(name, width, other=other)
             assert numbers(cell) == [pytest.approx(ratio, abs=6e-3)]
-            assert cell[8:].strip() == ("" if p < 0.001 else "*" if p < 0.01 else "?")
+            assert cell[8:].strip() == ("" if p < 0.05 / 62 else "*" if p < 0.05 else "?")
+    assert compared == 62 and round(0.05 / 62, 4) == 0.0008
+    says("Sixty-two comparisons are made here: those without a mark have $p<.05/62$")
 
 
 def test_fig_20_widths() -> None:
@@ -751,7 +773,7 @@ def test_what_is_said_of_ten_draws() -> None:
     flips = [over("local_expectation", w, other="psa") for w in (16, 32, 64)]
     low, high = (f"{f(v for v, _ in flips):.2f}" for f in (min, max))
     assert max(p for _, p in flips) < 0.01
-    says(f"is *behind* PSA there, with {low} to {high} times its training loss.")
+    says(f"is *behind* PSA there, with {low} to {high} times its training loss, so that")
     own, st = (plus(n, 4, "ten", 3) for n in ("psa", "straight_through"))
     says(f"the test accuracy of ten samples is {own} with PSA and {st} with straight-through")
     own, st = (plus(n, 8, "ten", 3) for n in ("psa", "straight_through"))
@@ -813,7 +835,8 @@ def test_four_layers() -> None:
          f"{test[0]} against {test[1]}.")  # fmt: skip
     says(f"PSA from both sides is in between, with {short(mean('psa_symmetric', 8, 'loss', 4))}.")
     ratio, p = over("psa", 32, "test_loss", 4)
-    says(f"With 32 units PSA's training loss is {short(over('psa', 32, depth=4)[0])} of "
+    trained_to = short(over("psa", 32, depth=4)[0])
+    says(f"With 32 units PSA's training loss is still lower, {trained_to} of "
          "straight-through's, and its *test* loss is higher, by a factor of "
          f"{ratio:.2f} (p = {short(p)})")  # fmt: skip
     for name in ("zgr", "psa_symmetric"):
@@ -856,9 +879,9 @@ def by_latent(
     step and on random numbers of the step. (a) The rule that keeps $w_t$ and $e_t=r_t-w_t$, with
     $r_{t+1}=w_t+e_t-\varepsilon\hat g(w_t)$, has $r_t=\eta_t$ for the latent weight
     $\eta_{t+1}=\eta_t-\varepsilon\hat g(\operatorname{round}\eta_t)$, if this holds at the start.
-    (b) Let the latent weight have heavy-ball momentum, $k_{t+1}=jk_t+\hat g(w_t)$ with $0<j<1$ and
-    $\eta_{t+1}=\eta_t-\varepsilon k_{t+1}$. The rule that keeps $w_t$,
-    $e_t$ and $m_t=k_t-e_t/\varepsilon j$ produces the same weights, by {eq-20-momentum}
+    (b) Let the latent weight have heavy-ball momentum, $z_{t+1}=\beta_1z_t+\hat g(w_t)$ with
+    $0<\beta_1<1$ and $\eta_{t+1}=\eta_t-\varepsilon z_{t+1}$. The rule that keeps $w_t$,
+    $e_t$ and $m_t=z_t-e_t/\varepsilon\beta_1$ produces the same weights, by {eq-20-momentum}
     """,
 )
 def test_prop_20_feedback_a() -> None:
@@ -884,9 +907,9 @@ def test_prop_20_feedback_a() -> None:
 
 @pin(
     "eq-20-momentum",
-    r"\begin{gathered} m'=j\,m_t+\hat g(w_t),\qquad r_{t+1}=w_t-\varepsilon m',"
+    r"\begin{gathered} m'=\beta_1m_t+\hat g(w_t),\qquad r_{t+1}=w_t-\varepsilon m',"
     r"\qquad w_{t+1}=\operatorname{round}(r_{t+1}),\\ "
-    r"m_{t+1}=m'+\frac{e_t}\varepsilon-\frac{e_{t+1}}{\varepsilon j},"
+    r"m_{t+1}=m'+\frac{e_t}\varepsilon-\frac{e_{t+1}}{\varepsilon\beta_1},"
     r"\qquad e_{t+1}=r_{t+1}-w_{t+1}. \end{gathered}",
 )
 def test_eq_20_momentum() -> None:
@@ -976,7 +999,7 @@ def test_losses_on_the_convex_quadratic() -> None:
         halves = [fmean(w @ A @ w / 2 - b @ w for w in part)
                   for part in (found[2][-500:], found[2][-1000:-500])]  # fmt: skip
         assert abs(halves[0] - halves[1]) < 0.02  # it has stopped
-    says("On a convex one they are equally near the minimum, on average over the steps")
+    says("On the convex quadratic they are equally near the minimum, on average over the steps")
     says("the weights stay where they began on the coarsest grid and stop too early on the finer")
     says("as nearly all steps are smaller than half of the spacing")
 
@@ -1265,9 +1288,22 @@ def test_ex_20_width_and_its_wrong_answers(capsys: pytest.CaptureFixture) -> Non
 
     value = crossing()
     assert 8 < value < 16 and checker("check_width")(value)
-    assert lines_of(next(c for c in tagged(PATH, "solution") if "check_width" in c.source))[0] == (
+    assert lines_of(next(c for c in tagged(PATH, "solution") if "check_width" in c.source))[2] == (
         f"{value:.2f} units"
     )
+    g = np.random.default_rng(7)  # another bootstrap, within its noise of that of the page
+    picks = g.integers(10, size=(2, 2, 4000, 10))
+    means = [[np.array(trained(n, w))[picks[i, k]].mean(1) for k, n in enumerate(
+        ("psa", "straight_through_10"))] for i, w in enumerate((8, 16))]  # fmt: skip
+    logs = [np.log(one / ten) for one, ten in means]
+    ends = np.quantile(8 * 2 ** (logs[0] / (logs[0] - logs[1])), [0.025, 0.975])
+    solution = lines_of(next(c for c in tagged(PATH, "solution") if "check_width" in c.source))
+    assert numbers(solution[0]) == pytest.approx(ends, abs=0.3)
+    says("give {} to {}.".format(*re.findall(r"\d+\.\d", solution[0])))
+    tests = [over("psa", w, "test_loss", other="straight_through_10") for w in WIDTHS[1:]]
+    assert numbers(solution[1]) == [pytest.approx(ratio, abs=6e-3) for ratio, _ in tests]
+    assert [ratio < 1 for ratio, _ in tests] == [True, True, True, False]
+    assert min(p for _, p in tests[1:]) > 0.05
     low, high = (math.log(over("psa", w, other="straight_through_10")[0]) for w in (8, 16))
     linear = 8 + 8 * low / (low - high)
     assert "linear in the width" in named("check_width", linear, capsys)
