@@ -131,7 +131,7 @@ def shrinkage(a: Tensor, x: Tensor, noise: Noise | str, *, omega: float | Tensor
             :func:`straight_through`.
 
     Source: the best s, chapter 10; Hooper & Shekhovtsov 2026 (AISTATS) have this form for two
-    categories, with a temperature for omega.
+    categories, with a temperature for omega; gain and bounds: chapter 20.
     """
     noise = check_unit(a, noise)
     check_ends_with("x", x, a)

@@ -62,8 +62,8 @@ def gauge_fixed(
         RuntimeError: a loss that cannot be differentiated twice, such as one with estimators of
             this library in it.
 
-    Source: the gauge, chapter 6; Hutchinson 1989 and Bekas, Kokiopoulou & Saad 2007 for the
-    diagonal.
+    Source: the gauge is chapter 6's, the probes and their price chapter 20's; Hutchinson 1989
+    and Bekas, Kokiopoulou & Saad 2007 for the diagonal.
     """
     noise = check_loss_based(a, noise, num_samples)
     check_count("num_probes", num_probes)

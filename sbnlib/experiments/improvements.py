@@ -2,7 +2,7 @@ r"""What becomes of the estimators' improvements when networks are trained with 
 
     python -m sbnlib.experiments.improvements --part widths --workers 2     and so on
 
-Each part answers a question and writes a file of its own.
+Each part answers a question of chapter 20 and writes a file of its own.
 
 ``widths``
     Is a better gradient a better training? Networks with two layers of 4 to 64 units, and with four

@@ -60,7 +60,7 @@ AS_A_WHOLE = {
     "nesterov2009primal", "paulus2021rao", "pervez2020low", "qin2020forward",
     "rabiner1989tutorial", "raiko2015techniques", "raskutti2015information",
     "salakhutdinov2009semantic", "saul1996mean", "schoenbauer2024custom",
-    "shayer2018learning", "soudry2014expectation", "spallanzani2022training",
+    "seide2014bit", "shayer2018learning", "soudry2014expectation", "spallanzani2022training",
     "tang2013learning", "titsias2015local", "tokui2017evaluating", "tucker2017rebar",
     "umuroglu2017finn",
     "wang2023bitnet", "wang2026beyond", "williams1992simple", "wu2023estimator", "xiao2010dual",

@@ -364,8 +364,8 @@ def test_bops_hysteresis_is_extra() -> None:
 def test_weights_with_their_rounding_error_fed_back_are_lazy_mirror_descent(
     momentum: float,
 ) -> None:
-    # w and e = y - w are the latent weight in two parts, for random signs too, and with
-    # momentum if the error before and the one after are folded into it
+    # Chapter 20: w and e = y - w are the latent weight in two parts, for random signs too, and
+    # with momentum if the error before and the one after are folded into it
     lr, g = 0.05, np.random.default_rng(0)
     maze = g.normal(size=(12, 12))
 
