@@ -1376,31 +1376,35 @@ def distances(code: Callable[[Array], Array]) -> Array:
 
 def test_fig_18_found() -> None:
     (train, test), (y, y_test) = both_digits(), digits()
-    queries = [int(np.flatnonzero(test == k)[1]) for k in (0, 2, 4, 7, 9)]
-    query, *walls = still(PATH, "fig-18-found")
-    assert np.asarray(query.images[0].get_array()).ravel() == pytest.approx(y_test[queries].ravel())
-    ways = {"exact gradient": partial(signs_of, "exact"),
-            "straight-through": partial(signs_of, "straight-through"),
-            "hyperplanes": planes(8, 0)}  # fmt: skip
-    wrong = {}
-    for ax, (title, code) in zip(walls, ways.items(), strict=True):
-        assert ax.get_title() + ax.get_title(loc="left") == title
-        wall = np.asarray(ax.images[0].get_array())
-        frames = {tuple(np.round(v.get_xy() + np.array([v.get_width(), v.get_height()]) / 2))
-                  for v in ax.patches}  # fmt: skip
-        assert all(v.get_edgecolor()[:3] == pytest.approx((213 / 255, 94 / 255, 0))
-                   for v in ax.patches)  # fmt: skip
-        first = np.argsort(distances(code)[queries], axis=1, kind="stable")[:, :5]
-        expected = set()
-        for i, j in itertools.product(range(5), range(5)):
-            tile = wall[8 * i : 8 * i + 8, 8 * j : 8 * j + 8]
-            assert tile.ravel() == pytest.approx(y[first[i, j]])
-            if train[first[i, j]] != test[queries[i]]:
-                expected.add((8 * j + 4, 8 * i + 4))
-        assert len(ax.patches) == len(frames) and frames == {
-            (np.round(x - 0.5), np.round(v - 0.5)) for x, v in expected}  # fmt: skip
-        wrong[title] = len(expected)
-    assert wrong["hyperplanes"] > 12.5 > max(wrong["exact gradient"], wrong["straight-through"])
+    queries = [int(np.flatnonzero(test == k)[1]) for k in range(10)]
+    (ax,) = still(PATH, "fig-18-found")
+    labels = ["query", "exact", "straight-through", "hyperplanes"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == labels
+    wall = np.asarray(ax.images[0].get_array())
+    starts = [0, *(14 + k * (3 * 9 + 5) for k in range(3))]  # of the four blocks
+    for tick, start, height in zip(ax.get_yticks(), starts, (8, 26, 26, 26), strict=True):
+        assert tick == start + (height - 1) / 2
+    for k in range(10):
+        assert wall[:8, 9 * k : 9 * k + 8].ravel() == pytest.approx(y_test[queries[k]])
+    expected, wrong = set(), {}
+    codes = (partial(signs_of, "exact"), partial(signs_of, "straight-through"), planes(8, 0))
+    for name, start, code in zip(labels[1:], starts[1:], codes, strict=True):
+        first = np.argsort(distances(code)[queries], axis=1, kind="stable")[:, :3]
+        for k, rank in itertools.product(range(10), range(3)):
+            row, column = start + 9 * rank, 9 * k
+            tile = wall[row : row + 8, column : column + 8]
+            assert tile.ravel() == pytest.approx(y[first[k, rank]])
+            if train[first[k, rank]] != test[queries[k]]:
+                expected.add((column + 3.5, row + 3.5))
+                wrong[name] = wrong.get(name, 0) + 1
+    frames = [tuple(np.array(v.get_xy()) + np.array([v.get_width(), v.get_height()]) / 2)
+              for v in ax.patches]  # fmt: skip
+    assert len(frames) == len(expected)
+    assert np.array(sorted(frames)) == pytest.approx(np.array(sorted(expected)))
+    assert ax.get_xlim()[0] < -0.7 and ax.get_xlim()[1] > 89.1  # no frame is cut
+    orange = pytest.approx((213 / 255, 94 / 255, 0))
+    assert all(v.get_edgecolor()[:3] == orange for v in ax.patches)
+    assert wrong["hyperplanes"] > 15 > max(wrong["exact"], wrong["straight-through"])
     assert "Orange frames: another digit." in lean(under(figures(PATH)["fig-18-found"])["caption"])
 
 
