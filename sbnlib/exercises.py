@@ -203,34 +203,39 @@ def _number(answer: object) -> float:
 
 
 def _evaluate(text: str, values: Mapping[str, float]) -> float:
-    """The value of a formula; NaN where it has none."""
+    """The value of a formula; NaN where it has none that is finite."""
+    known = {"pi": math.pi, **values}
     try:
         tree = ast.parse(text.strip().replace("^", "**"), mode="eval")
-        value = _walk(tree.body, {"pi": math.pi, **values})
-        return math.nan if isinstance(value, complex) else value
-    except (ArithmeticError, TypeError):
-        return math.nan
+        value = _walk(tree.body, known)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise _Refused(f"cannot read {_short(text)}") from None
+        names = ", ".join([*known, *FUNCTIONS])
+        raise _Refused(f"cannot read {_short(text)}: use numbers, + - * / ^, {names}") from None
+    return value if math.isfinite(value) else math.nan
 
 
 def _walk(node: ast.expr, values: Mapping[str, float]) -> float:
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return float(number)
+            return _real(float, number)
         case ast.Name(id=name) if name in values:
             return values[name]
         case ast.UnaryOp(op=sign, operand=inner) if type(sign) in OPERATIONS:
-            return OPERATIONS[type(sign)](_walk(inner, values))
+            return _real(OPERATIONS[type(sign)], _walk(inner, values))
         case ast.BinOp(left=left, op=sign, right=right) if type(sign) in OPERATIONS:
-            return OPERATIONS[type(sign)](_walk(left, values), _walk(right, values))
+            return _real(OPERATIONS[type(sign)], _walk(left, values), _walk(right, values))
         case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]) if name in FUNCTIONS:
-            try:
-                return FUNCTIONS[name](_walk(inner, values))
-            except ValueError:  # the logarithm of a negative number
-                return math.nan
-    names = ", ".join([*values, *FUNCTIONS])
-    raise _Refused(f"cannot read {_short(ast.unparse(node))}: use numbers, + - * / ^, {names}")
+            return _real(FUNCTIONS[name], _walk(inner, values))
+    raise SyntaxError
+
+
+def _real(function: Callable[..., float], *numbers: float) -> float:
+    """What a function returns; NaN for nothing, as 1/0 and log(-1), and for a complex number."""
+    try:
+        value = function(*numbers)
+    except (ArithmeticError, ValueError):
+        return math.nan
+    return math.nan if isinstance(value, complex) else value
 
 
 # ----------------------------------------------------------------------------------------- choice
