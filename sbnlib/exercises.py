@@ -39,6 +39,8 @@ Probe = Callable[..., Any]
 
 FEW = 6  # numbers are said in a sentence
 
+NUMBER = re.compile(r"(?<![\w.])(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?!\w)")
+SIGNS = re.compile(r"[\w\s.+\-*/^()]*")  # of a formula
 OPERATIONS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -206,20 +208,27 @@ def _evaluate(text: str, values: Mapping[str, float]) -> float:
     """The value of a formula; NaN where it has none that is finite."""
     known = {"pi": math.pi, **values}
     try:
-        tree = ast.parse(text.strip().replace("^", "**"), mode="eval")
-        value = _walk(tree.body, known)
+        value = _walk(_tree(text), known)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         names = ", ".join([*known, *FUNCTIONS])
         raise _Refused(f"cannot read {_short(text)}: use numbers, + - * / ^, {names}") from None
     return value if math.isfinite(value) else math.nan
 
 
+def _tree(text: str) -> ast.expr:
+    """A formula as Python reads it, but every number is a float, and other signs are refused."""
+    if not SIGNS.fullmatch(text):
+        raise SyntaxError
+    floats = NUMBER.sub(lambda found: repr(float(found[0])), " ".join(text.split()))
+    return ast.parse(floats.replace("^", "**"), mode="eval").body
+
+
 def _walk(node: ast.expr, values: Mapping[str, float]) -> float:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return _real(float, number)
+        case ast.Constant(value=float() as number):
+            return number
         case ast.Name(id=name) if name in values:
-            return values[name]
+            return float(values[name])
         case ast.UnaryOp(op=sign, operand=inner) if type(sign) in OPERATIONS:
             return _real(OPERATIONS[type(sign)], _walk(inner, values))
         case ast.BinOp(left=left, op=sign, right=right) if type(sign) in OPERATIONS:

@@ -57,21 +57,17 @@
   /** An answer that cannot be judged; the message says what is missing. */
   class Refused extends Error {}
 
-  const FUNCTIONS = ["abs", "cos", "exp", "log", "sin", "sqrt", "tanh"];
-
   /** The values of a formula, one a point; NaN where it has none that is finite. */
   function values(text, points, names) {
     let formula;
     try {
       formula = SBN.formula.parse(text, names);
     } catch {
-      const known = ["pi", ...names, ...FUNCTIONS].join(", ");
+      const known = ["pi", ...names, ...SBN.formula.FUNCTIONS].join(", ");
       throw new Refused(`cannot read ${short(text)}: use numbers, + - * / ^, ${known}`);
     }
-    return points.map((point) => {
-      const value = formula.evaluate(point);
-      return Number.isFinite(value) ? value : NaN;
-    });
+    const finite = (value) => (Number.isFinite(value) ? value : NaN);
+    return points.map((point) => finite(formula.value(point)));
   }
 
   const named = (data, is) => data.wrong.find((wrong) => is(wrong.value))?.says;
@@ -79,16 +75,14 @@
   // Each takes the data and an answer and returns what is said, or null to the right one.
   const JUDGES = {
     number(data, text) {
-      const [got] = values(text, [{}], []);
+      const [got] = values(text, [[]], []);
       const near = (b) => got === b || Math.abs(got - b) <= data.tolerance;
       return near(data.value) ? null : (named(data, near) ?? `${general(got)} is not it`);
     },
 
     formula(data, text) {
       const names = Object.keys(data.at);
-      const points = data.at[names[0]].map((_, k) =>
-        Object.fromEntries(names.map((name) => [name, data.at[name][k]])),
-      );
+      const points = data.at[names[0]].map((_, k) => names.map((name) => data.at[name][k]));
       const got = values(text, points, names);
       const near = (other) =>
         values(other, points, names).every((y, k) => Math.abs(got[k] - y) <= data.tolerance);
