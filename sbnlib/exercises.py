@@ -39,14 +39,14 @@ Probe = Callable[..., Any]
 
 FEW = 6  # numbers are said in a sentence
 
-NUMBER = re.compile(r"(?<![\w.])(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?!\w)")
+NUMBER = re.compile(r"(?<![\w.])(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 SIGNS = re.compile(r"[\w\s.+\-*/^()]*")  # of a formula
 OPERATIONS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
+    ast.Pow: lambda base, power: power if math.isnan(power) else base**power,  # Python: 1^NaN = 1
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
@@ -216,10 +216,10 @@ def _evaluate(text: str, values: Mapping[str, float]) -> float:
 
 
 def _tree(text: str) -> ast.expr:
-    """A formula as Python reads it, but every number is a float, and other signs are refused."""
+    """A formula as Python reads it, but every number is a float and ends where its digits end."""
     if not SIGNS.fullmatch(text):
         raise SyntaxError
-    floats = NUMBER.sub(lambda found: repr(float(found[0])), " ".join(text.split()))
+    floats = NUMBER.sub(lambda found: f"{float(found[0])!r} ", " ".join(text.split()))
     return ast.parse(floats.replace("^", "**"), mode="eval").body
 
 

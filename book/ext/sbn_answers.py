@@ -1,9 +1,9 @@
 """Exercises that check themselves in the page.
 
-Where the checker of an exercise asks for a number, a choice or a formula, the exercise gets an empty
-box at its end with the checker's own data (``sbnlib.exercises.Answer.data``) as JSON.
-``book/lab/scripts/answers.js`` makes an answer field of it; without scripts nothing is shown.
-Functions are checked in the notebook only.
+Where the checker of an exercise asks for a number, a choice or a formula, the exercise gets a box
+at its end that holds the checker's own data (``sbnlib.exercises.Answer.data``) as JSON.
+``book/lab/scripts/answers.js`` puts a field for the answer into it; without scripts nothing is
+shown. Functions are checked in the notebook only.
 
 Such a checker stands on its own: its cell takes no name from other cells but ``exercises``.
 """

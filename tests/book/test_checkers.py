@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from chapters import BOOK as PAGES
-from chapters import CHAPTERS, as_in_the_book, chapter, run, tagged
+from chapters import CHAPTERS, as_in_the_book, chapter, naming, run, tagged
 
 from sbnlib import Logistic
-from sbnlib.exercises import Answer, Function
+from sbnlib.exercises import Answer, Choice, Function
 
 
 def checkers() -> list[tuple[str, Answer, Any]]:
@@ -69,7 +69,8 @@ def test_every_mistake_gets_its_own_sentence(
     check: Answer, k: int, capsys: pytest.CaptureFixture
 ) -> None:
     wrong, says = check.wrong[k]
-    assert said(check, wrong, capsys) == (False, says)
+    answer = {*check.data()["value"]} ^ {wrong} if isinstance(check, Choice) else wrong
+    assert said(check, answer, capsys) == (False, says)
 
 
 @each
@@ -89,7 +90,7 @@ def test_the_example_of_the_page_on_how_to_work_is_as_printed(
 ) -> None:
     page = (PAGES / "how-to.md").read_text("utf-8")
     code, said_there = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.S).groups()
-    space = run(chapter(6), *tagged(chapter(6), "checker")) | {"noise": Logistic()}
+    space = run(chapter(6), naming(chapter(6), "checker")) | {"noise": Logistic()}
     exec(code, space)
     assert capsys.readouterr().out == said_there
 
