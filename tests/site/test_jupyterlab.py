@@ -171,7 +171,8 @@ def test_an_exercise_is_solved_and_checked_and_saved(chapter, notebooks):
     answer = names[names.index(checker) + 1]
     assert answer in chapter.tagged("answer")
     first = next(c.id for c in chapter.cells if c.cell_type == "code")
-    for name in (first, checker):
+    importing = next(c.id for c in chapter.cells if "import exercises" in c.source)
+    for name in (first, importing, checker):
         chapter.run(name)
     chapter.cell(answer).locator(".cm-content").click()
     chapter.tab.keyboard.insert_text(solved.source)
