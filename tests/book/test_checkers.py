@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from chapters import BOOK as PAGES
 from chapters import CHAPTERS, as_in_the_book, chapter, naming, run, tagged
 
-from sbnlib import Logistic
+from sbnlib import Logistic, exercises
 from sbnlib.exercises import Answer, Choice, Function
 
 
@@ -76,6 +77,18 @@ def test_every_mistake_gets_its_own_sentence(
 @each
 def test_at_least_three_mistakes_are_named(check: Answer) -> None:
     assert len(check.wrong) >= 3
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_two_checkers_a_chapter_are_for_the_page_and_stand_on_their_own(path: Path) -> None:
+    """No name from another cell: the page gets their data without running the chapter."""
+    found = [c.source for c in tagged(path, "checker") if "exercises.Function(" not in c.source]
+    assert len(found) >= 2
+    for source in found:
+        space = {"exercises": exercises}
+        exec(source, space)
+        (check,) = (v for v in space.values() if isinstance(v, Answer))
+        json.dumps(check.data(), allow_nan=False)
 
 
 @each
