@@ -45,7 +45,7 @@
       const tens = String(Math.abs(place)).padStart(2, "0");
       return `${sign}${pointed(digits, 1)}e${place < 0 ? "-" : "+"}${tens}`;
     }
-    return sign + (place < 0 ? pointed("0".repeat(-place) + digits, 1) : pointed(digits, place + 1));
+    return sign + pointed("0".repeat(Math.max(0, -place)) + digits, Math.max(0, place) + 1);
   }
 
   function pointed(digits, place) {
