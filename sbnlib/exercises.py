@@ -39,12 +39,14 @@ Probe = Callable[..., Any]
 
 FEW = 6  # numbers are said in a sentence
 
+NUMBER = re.compile(r"(?<![\w.])(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+SIGNS = re.compile(r"[\w\s.+\-*/^()]*")  # of a formula
 OPERATIONS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
+    ast.Pow: lambda base, power: power if math.isnan(power) else base**power,  # Python: 1^NaN = 1
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
@@ -203,34 +205,46 @@ def _number(answer: object) -> float:
 
 
 def _evaluate(text: str, values: Mapping[str, float]) -> float:
-    """The value of a formula; NaN where it has none."""
+    """The value of a formula; NaN where it has none that is finite."""
+    known = {"pi": math.pi, **values}
     try:
-        tree = ast.parse(text.strip().replace("^", "**"), mode="eval")
-        value = _walk(tree.body, {"pi": math.pi, **values})
-        return math.nan if isinstance(value, complex) else value
-    except (ArithmeticError, TypeError):
-        return math.nan
+        value = _walk(_tree(text), known)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise _Refused(f"cannot read {_short(text)}") from None
+        names = ", ".join([*known, *FUNCTIONS])
+        raise _Refused(f"cannot read {_short(text)}: use numbers, + - * / ^, {names}") from None
+    return value if math.isfinite(value) else math.nan
+
+
+def _tree(text: str) -> ast.expr:
+    """A formula as Python reads it, but every number is a float and ends where its digits end."""
+    if not SIGNS.fullmatch(text):
+        raise SyntaxError
+    floats = NUMBER.sub(lambda found: f"{float(found[0])!r} ", " ".join(text.split()))
+    return ast.parse(floats.replace("^", "**"), mode="eval").body
 
 
 def _walk(node: ast.expr, values: Mapping[str, float]) -> float:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return float(number)
+        case ast.Constant(value=float() as number):
+            return number
         case ast.Name(id=name) if name in values:
-            return values[name]
+            return float(values[name])
         case ast.UnaryOp(op=sign, operand=inner) if type(sign) in OPERATIONS:
-            return OPERATIONS[type(sign)](_walk(inner, values))
+            return _real(OPERATIONS[type(sign)], _walk(inner, values))
         case ast.BinOp(left=left, op=sign, right=right) if type(sign) in OPERATIONS:
-            return OPERATIONS[type(sign)](_walk(left, values), _walk(right, values))
+            return _real(OPERATIONS[type(sign)], _walk(left, values), _walk(right, values))
         case ast.Call(func=ast.Name(id=name), args=[inner], keywords=[]) if name in FUNCTIONS:
-            try:
-                return FUNCTIONS[name](_walk(inner, values))
-            except ValueError:  # the logarithm of a negative number
-                return math.nan
-    names = ", ".join([*values, *FUNCTIONS])
-    raise _Refused(f"cannot read {_short(ast.unparse(node))}: use numbers, + - * / ^, {names}")
+            return _real(FUNCTIONS[name], _walk(inner, values))
+    raise SyntaxError
+
+
+def _real(function: Callable[..., float], *numbers: float) -> float:
+    """What a function returns; NaN for nothing, as 1/0 and log(-1), and for a complex number."""
+    try:
+        value = function(*numbers)
+    except (ArithmeticError, ValueError):
+        return math.nan
+    return math.nan if isinstance(value, complex) else value
 
 
 # ----------------------------------------------------------------------------------------- choice

@@ -29,7 +29,7 @@
   // The preview is a second copy of a part of the page: it must not repeat its ids or its widgets.
   function fill(html) {
     box.innerHTML = html;
-    box.querySelectorAll(".headerlink, script, button, .solution, .sbn-panel, .sbn-answer").forEach((e) => e.remove());
+    box.querySelectorAll(".headerlink, script, button, .solution, .sbn-panel, .sbn-answer, .sbn-check").forEach((e) => e.remove());
     box.querySelectorAll("[id]").forEach((e) => e.removeAttribute("id"));
   }
 

@@ -17,14 +17,15 @@ from chapters import (
     as_in_the_book,
     axes,
     chapter,
+    checker,
     containing,
     curves,
     define,
     lines,
     printed,
     run,
+    says_to,
     still,
-    tagged,
     under,
 )
 from chapters import figures as figures_of
@@ -764,8 +765,39 @@ def test_exercise_vertices_no_interior_minimum_and_half_of_the_vertices():
     assert np.sum(value[below] == value.min()) == 1
 
 
-def checker():
-    return run(CHAPTER, *tagged(CHAPTER, "checker"))["check"]
+def test_ex_01_time_answer_and_mistakes():
+    """The flow with uniform noise by small steps: when it is at the end of the support."""
+    check = checker(CHAPTER, "check_time")
+    for delta in (0.5, 3.0):
+        arrival = integrate.quad(lambda a, d=delta: 1 / (d * stats.uniform(-1, 2).pdf(a)), 0, 1)[0]
+        assert arrival == pytest.approx(2 / delta)
+    assert check("2 / delta") and check("4*delta^-1 / 2")
+    says_to(check, {"1/delta": "1/2", "delta/2": "speed", "4/delta": "middle", "2": "logistic"})
+
+
+@pytest.mark.parametrize("name", "abcdef")
+def test_ex_01_many_where_the_minimum_is(name):
+    """Over random losses: at an end always, or not always."""
+    p, rng, inside = np.linspace(0, 1, 201), np.random.default_rng(1), 0
+    for _ in range(200):
+        low, high = rng.uniform(-2, 2, size=(2, 2))
+        one, two = (lo + (hi - lo) * p for lo, hi in zip(low, high, strict=True))
+        value = {
+            "a": one + two,
+            "b": one - 3 * two,
+            "c": 2 * (1 - (2 * p - 1)) ** 2 + (-1 - (2 * p - 1)) ** 2,
+            "d": np.maximum(one, two),
+            "e": one + p * (1 - p) * (high[0] - low[0]) ** 2,
+            "f": -np.log((1 - p) * np.exp(-low[0]) + p * np.exp(-high[0])),
+        }[name]
+        inside += value.min() < min(value[0], value[-1]) - 1e-9
+    assert (inside == 0) == (name in checker(CHAPTER, "check_tight").value)
+
+
+def test_ex_01_many_mistakes():
+    check = checker(CHAPTER, "check_tight")
+    assert check("a, b, e, f")
+    says_to(check, {"abcef": "c: ", "abdef": "d: ", "abf": "e: ", "abe": "f: ", "bef": "about a"})
 
 
 def best_of_all(table, p):
@@ -811,7 +843,7 @@ WRONG = {
 
 @pytest.mark.parametrize("answer", WRONG, ids=lambda f: f.__name__)
 def test_ex_01_round_checker_fails_wrong_answers(answer, capsys):
-    assert not checker()(answer)
+    assert not checker(CHAPTER)(answer)
     assert WRONG[answer] in capsys.readouterr().out
 
 
@@ -824,13 +856,13 @@ def test_ex_01_round_checker_fails_who_forgets_the_signs_already_set_wrong(capsy
             out.append(1.0 if phi(table.numpy(), ends[0]) <= phi(table.numpy(), ends[1]) else -1.0)
         return torch.tensor(out)
 
-    assert not checker()(forgetful)
+    assert not checker(CHAPTER)(forgetful)
     assert "already set" in capsys.readouterr().out
 
 
 def test_ex_01_round_solution_is_no_worse_than_the_mean():
     space = define(CHAPTER, "states", "round_down")
-    assert checker()(space["round_down"])
+    assert checker(CHAPTER)(space["round_down"])
     rng = np.random.default_rng(14)
     for _ in range(50):
         table, p = rng.normal(size=32), rng.random(5)

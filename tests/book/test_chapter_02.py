@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from math import comb, log
 
@@ -22,13 +23,13 @@ from chapters import (
     axes,
     cells,
     chapter,
+    checker,
     containing,
     curves,
     define,
     drawing,
     printed,
-    run,
-    tagged,
+    says_to,
     under,
 )
 from pins import pin
@@ -901,19 +902,44 @@ WRONG = {
 }
 
 
-def checker() -> Callable:
-    return run(PAGE, *tagged(PAGE, "checker"))["check"]
-
-
 def test_the_checker_accepts_a_right_answer(capsys) -> None:
-    assert checker()(right)
+    assert checker(PAGE)(right)
     assert "right on three random networks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("answer", WRONG, ids=lambda f: f.__name__)
 def test_the_checker_rejects_a_wrong_answer(answer: Callable, capsys) -> None:
-    assert not checker()(answer)
+    assert not checker(PAGE)(answer)
     assert WRONG[answer] in capsys.readouterr().out
+
+
+def test_ex_02_independence_mistakes() -> None:
+    """The letters are those of covariances that vanish, by the printed lines."""
+    check = checker(PAGE, "check_pairs")
+    text = printed(containing(PAGE, "def given(event)"))
+    zero = re.findall(r"\((\w)\) covariance 0\.0000", text)
+    assert "(e) P(x2 | x1, x0) is the same for all inputs: True" in text
+    assert check([*zero, "e"])
+    says_to(check, {"abce": "b: ", "ae": "c: ", "acde": "d: ", "ac": "e: "})
+
+
+def test_ex_02_cost_mistakes() -> None:
+    """What is counted instead: walks, tables between layers, the layer in the middle."""
+
+    def terms(a: int, b: int, c: int) -> int:
+        return (1 + 2**b) * (2**a + 2**c)
+
+    def tables(a: int, b: int, c: int) -> int:
+        return 2 ** (a + b) + 2 ** (b + c)
+
+    check, one, other = checker(PAGE, "check_terms"), (12, 12, 2), (12, 2, 12)
+    assert check(terms(*one) / terms(*other)) and check(410)
+    says_to(check, {
+        2 ** sum(one) / 2 ** sum(other): "walks",
+        tables(*one) / tables(*other): "tables",
+        2**12 / 2**2: "in the middle",
+        terms(*other) / terms(*one): "upside down",
+    })  # fmt: skip
 
 
 def test_the_chapter_is_executed_to_the_end() -> None:

@@ -18,14 +18,16 @@ import torch
 from chapters import (
     as_in_the_book,
     chapter,
+    checker,
     containing,
     curves,
     define,
     drawing,
     figures,
+    naming,
     printed,
     prose,
-    tagged,
+    says_to,
     under,
 )
 from pins import pin
@@ -1109,6 +1111,34 @@ def test_ex_03_budget_and_shrink() -> None:
     )
 
 
+def test_ex_03_budget_mistakes() -> None:
+    """At the bound both estimators have one error; the price belongs to the second alone."""
+    check = checker(PATH, "check_budget")
+    k, V1, V2, b1, b2 = 3.0, 1.0, 5.0, 2.0, 0.25
+    same = optimize.brentq(lambda C: b1 + V1 / C - (b2 + V2 / (C / k)), 1e-3, 1e3)
+    assert same == pytest.approx(eval(check.value))
+    assert check("-(V1 - V2*k)/(b1 - b2)")
+    says_to(check, {
+        "(V2 - V1)/(b1 - b2)": "price is missing",
+        "(V2/k - V1)/(b1 - b2)": "multiplied by its price",
+        "(V2*k - V1*k)/(b1 - b2)": "only the samples of estimator 2",
+        "(k*V2 - V1)/(b2 - b1)": "the sign",
+        "(k*V2 - V1)/(b1*b1 - b2*b2)": "squares already",
+    })  # fmt: skip
+
+
+def test_ex_03_shrink_mistakes() -> None:
+    check = checker(PATH, "check_shrink")
+    for V in (0.5, 20.0):
+        best = optimize.minimize_scalar(lambda t, V=V: (1 - t) ** 2 + t**2 * V).x
+        assert best == pytest.approx(eval(check.value), abs=1e-7)
+        error = (1 - best) ** 2 + best**2 * V
+        assert error == pytest.approx(V / (1 + V))  # the first mistake is this number
+    assert check("(1 + V)^-1")
+    says_to(check, {"V/(1 + V)": "the error", "1/V": "the bias counts", "1 - V": "first order",
+                    "1/(1 + V^0.5)": "standard deviation"})  # fmt: skip
+
+
 def test_ex_03_loss_by_hand_is_the_enumeration() -> None:
     lines = printed(containing(PATH, "recursive = ")).splitlines()
     assert lines[0].split("[")[1] == lines[1].split("[")[1]
@@ -1157,8 +1187,7 @@ def space() -> dict:
     """The notebook's checker and its solution, run as they stand."""
     out = define(PATH)
     for tag in ("checker", "solution"):
-        (cell,) = tagged(PATH, tag)
-        exec(compile(cell.source, tag, "exec"), out)
+        exec(compile(naming(PATH, tag).source, tag, "exec"), out)
     return out
 
 

@@ -18,6 +18,7 @@ from chapters import (
     as_in_the_book,
     axes,
     chapter,
+    checker,
     containing,
     curves,
     define,
@@ -25,8 +26,8 @@ from chapters import (
     printed,
     prose,
     run,
+    says_to,
     still,
-    tagged,
     under,
 )
 from chapters import cells as cells_of
@@ -34,7 +35,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pins import pin
-from scipy import special
+from scipy import optimize, special
 
 import sbnlib
 from sbnlib.experiments import measurement, random_nets
@@ -1273,6 +1274,24 @@ def test_ex_04_trap() -> None:
         assert ((1 - t) ** 2 + t**2 * V < V) == (V > 1 / 3)
 
 
+def test_ex_04_trap_mistakes() -> None:
+    """Where the two errors meet, and where they would with each mistake in one of them."""
+    check = checker(PATH, "check_trap")
+
+    def meeting(M: int, bias2: float, factor: float) -> float:
+        return optimize.brentq(lambda V: bias2 + factor * V - V, 0, 1e3)
+
+    for M in (2, 7):
+        t = (M - 1) / M
+        assert meeting(M, (1 - t) ** 2, t**2) == pytest.approx(eval(check.value))
+        assert meeting(M, (1 - t) ** 2, t) == pytest.approx(1 / M)
+        assert meeting(M, 1 - t, t**2) == pytest.approx(M / (2 * M - 1))
+        assert meeting(M, (1 - t) ** 2, 0) == pytest.approx(1 / M**2)
+    assert check("1/(M + M - 1)")
+    says_to(check, {"1/M": "t^2", "M/(2*M - 1)": "bias is squared", "M^-2": "it saves",
+                    "2*M - 1": "upside down"})  # fmt: skip
+
+
 def test_ex_04_worse() -> None:
     a, L = np.full(2, np.log(9)), np.array([0.01, 0.01, 0.01, 1.0])
     P, s, g = law(LOGISTIC, a), scores(LOGISTIC, a), exact(LOGISTIC, L, a)
@@ -1319,8 +1338,7 @@ def test_ex_04_samples() -> None:
 
 def test_the_checkers_name_what_is_wrong(capsys: pytest.CaptureFixture) -> None:
     """The right answers are written here with exp alone."""
-    code, number = tagged(PATH, "checker")
-    check = run(PATH, code)["check"]
+    check = checker(PATH)
     x = torch.tensor(ref.states(3))
 
     def length2(a: torch.Tensor) -> torch.Tensor:
@@ -1346,7 +1364,7 @@ def test_the_checkers_name_what_is_wrong(capsys: pytest.CaptureFixture) -> None:
     for hint, answer in wrong.items():
         assert check(answer) is False
         assert hint in capsys.readouterr().out
-    check_samples = run(PATH, number)["check_samples"]
+    check_samples = checker(PATH, "check_samples")
     assert check_samples(2556) is True
     for value, hint in ((2560, "nearly"), (252, "with the mean loss"), (639, "equals"),
                         (2304, "plus the variance"), (1278, "1/M")):  # fmt: skip

@@ -20,22 +20,24 @@ from chapters import (
     as_in_the_book,
     axes,
     chapter,
+    checker,
     containing,
     curves,
     define,
     lines,
+    naming,
     printed,
     prose,
     run,
+    says_to,
     still,
-    tagged,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pins import pin
 from pins import printed as statement
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 import sbnlib
 
@@ -1097,8 +1099,7 @@ def test_ex_05_order() -> None:
     for n in (2, 3, 4):
         v = variances(LOGISTIC, np.zeros(n), lambda x: x.prod(-1) * 1.0)
         assert (v["local"] * (n + 1) > v["LOO"] * 2).all()
-    cell = tagged(PATH, "solution")[0]
-    assert 'check_order("ac")' in cell.source
+    assert 'check_order("ac")' in naming(PATH, "solution", "check_order").source
 
 
 @pytest.mark.parametrize("a", [-1.1, 0.0, 0.8])
@@ -1123,7 +1124,7 @@ def test_ex_05_family(a: float, power: int) -> None:
 @pytest.fixture(scope="module")
 def space() -> dict:
     with as_in_the_book():
-        return run(PATH, tagged(PATH, "checker")[1])
+        return run(PATH, naming(PATH, "checker"))
 
 
 def test_ex_05_linear(space: dict) -> None:
@@ -1221,6 +1222,23 @@ def test_ex_05_common() -> None:
         w1, w2, got, formula = map(float, re.findall(r"-?\d+\.\d+", row))
         p = special.expit(np.array([w1, w2]))
         assert got == formula == pytest.approx(covariance(p, 1 - p, values), abs=6e-5)
+
+
+def test_ex_05_common_mistakes() -> None:
+    """Where the covariance changes its sign, by sums over both runs of one unit each."""
+    check = checker(PATH, "check_common")
+
+    def covariance(w: float) -> float:
+        u = (np.arange(100_000) + 0.5) / 100_000
+        up, down = (np.where(u < special.expit(s * w), 1.0, -1.0) for s in (1, -1))
+        return (up * down).mean() ** 2 - (up.mean() * down.mean()) ** 2
+
+    at = optimize.brentq(covariance, 0.5, 1.0, xtol=1e-5)
+    assert check(at) and check("2*log(1 + sqrt(2)) - log(1 + sqrt(2))")
+    mu = np.tanh(at / 2)
+    third = optimize.brentq(lambda w: (1 - 2 * np.tanh(w / 2)) - np.tanh(w / 2), 0.1, 1)
+    says_to(check, {mu: "which w", np.arctanh(mu): "not tanh(w)", np.log(3): "is zero",
+                    third: "mu^4"})  # fmt: skip
 
 
 def test_with_common_numbers_the_theorem_stands() -> None:

@@ -19,14 +19,16 @@ import torch
 from chapters import (
     as_in_the_book,
     chapter,
+    checker,
     containing,
     curves,
     define,
     lines,
+    naming,
     printed,
     prose,
+    says_to,
     still,
-    tagged,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -925,6 +927,14 @@ def test_ex_06_coding() -> None:
     assert 1 / ref.RefNoise("Uniform").pdf(0.3) == 2
 
 
+def test_ex_06_coding_mistakes() -> None:
+    """Slope 1 in the place of the density 1/2, at each of three units that a gradient passes."""
+    check, wrong_by = checker(PATH, "check_coding"), 1 / stats.uniform(-1, 2).pdf(0.3)
+    assert check(wrong_by**3) and check("2*2*2")
+    says_to(check, {wrong_by: "one layer", wrong_by**2: "layers above", 3 * wrong_by: "multiplies",
+                    wrong_by**-3: "too large"})  # fmt: skip
+
+
 def test_ex_06_predict() -> None:
     """The stored answers: exact where the solution says so, the printed bias elsewhere."""
     generic, zero = np.array([0.9, -0.6, 0.4]), np.zeros(3)
@@ -947,6 +957,14 @@ def test_ex_06_predict() -> None:
         assert lines[name] == str(said)
     f, mu = LOGISTIC.pdf(generic[0]), mu_of(LOGISTIC, generic)
     assert f"{f * 4 * mu[0] * mu[1]:+.3f}" in lines["b"]
+
+
+def test_ex_06_predict_mistakes() -> None:
+    """The letters are those whose printed biases are all exact."""
+    check, lines_ = checker(PATH, "check_exact"), printed(containing(PATH, "for name, (loss, at)"))
+    exact = [line[0] for line in lines_.splitlines() if line.count("exact") == 3]
+    assert check(exact)
+    says_to(check, {"f": "a: ", "abf": "b: ", "acf": "c: ", "adf": "d: ", "aef": "e: ", "a": "f: "})
 
 
 @examples
@@ -1032,8 +1050,7 @@ def space() -> dict:
     """The notebook's checker and its solution, run as they stand."""
     out = define(PATH, "noise", "states")
     for tag in ("checker", "solution"):
-        (cell,) = tagged(PATH, tag)
-        exec(compile(cell.source, tag, "exec"), out)
+        exec(compile(naming(PATH, tag).source, tag, "exec"), out)
     return out
 
 

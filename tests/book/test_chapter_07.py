@@ -20,17 +20,19 @@ from bridge import make_net
 from chapters import (
     as_in_the_book,
     chapter,
+    checker,
     containing,
     curves,
     define,
     drawing,
     figures,
     lines,
+    naming,
     printed,
     prose,
     run,
+    says_to,
     still,
-    tagged,
     under,
 )
 from pins import pin
@@ -1266,19 +1268,16 @@ def test_the_score_s_loss_has_no_product_of_three() -> None:
 # ------------------------------------------------------------------------------- exercises
 
 
-SPACES = [0, 1]
-
-
-@pytest.fixture(params=SPACES)
-def space(request: pytest.FixtureRequest) -> tuple[int, dict]:
+@pytest.fixture(params=["check", "check_saturated"])
+def space(request: pytest.FixtureRequest) -> dict:
     """The notebook's checkers and their solutions, run as they stand."""
-    checker, solution = (tagged(PATH, t)[request.param] for t in ("checker", "solution"))
-    before = run(PATH, checker)
-    return request.param, run(PATH, solution, define(PATH, *NAMES) | before)
+    before = run(PATH, naming(PATH, "checker", request.param))
+    solution = naming(PATH, "solution", request.param)
+    return run(PATH, solution, define(PATH, *NAMES) | before)
 
 
-def test_the_checkers_accept_their_solutions(space: tuple[int, dict]) -> None:
-    assert space[1]["ok"] is True
+def test_the_checkers_accept_their_solutions(space: dict) -> None:
+    assert space["ok"] is True
 
 
 def linear_bias(a: torch.Tensor, W: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -1303,7 +1302,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_the_checker_names_what_is_wrong(name: str, capsys: pytest.CaptureFixture) -> None:
-    check = run(PATH, tagged(PATH, "checker")[0])["check"]
+    check = checker(PATH)
     answer, hint = WRONG[name]
     assert check(linear_bias) is True
     capsys.readouterr()
@@ -1334,6 +1333,14 @@ def test_ex_07_exact_as_printed() -> None:
         net = ref.RefNet(W, b, law)
         found = off(psa_mean(net, start, loss, both)[0], exact(net, start, loss)[0])
         assert text[name] == ("exact" if found < 1e-11 else f"{found:.3f}"), name
+
+
+def test_ex_07_exact_mistakes() -> None:
+    """The letters are those that are printed as exact."""
+    check, text = checker(PATH, "check_exact"), printed(containing(PATH, "def silent"))
+    assert check(re.findall(r"^(\w) exact$", text, re.M))
+    says_to(check, {"cdf": "a: ", "abcdf": "b: ", "adf": "c: ", "acf": "d: ", "acdef": "e: ",
+                    "acd": "f: "})  # fmt: skip
 
 
 def test_ex_07_additive() -> None:

@@ -18,6 +18,7 @@ import torch
 from chapters import (
     as_in_the_book,
     chapter,
+    checker,
     containing,
     curves,
     define,
@@ -25,8 +26,8 @@ from chapters import (
     printed,
     prose,
     run,
+    says_to,
     still,
-    tagged,
     under,
 )
 from formulas import list_table
@@ -1036,11 +1037,7 @@ def quartile_law(h: Callable) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def checkers() -> list:
     with as_in_the_book():
-        found = []
-        for cell in tagged(PATH, "checker"):
-            space = run(PATH, cell)
-            found.append(space.get("check") or space["check_hidden"])
-        return found
+        return [checker(PATH, name) for name in ("check", "check_hidden")]
 
 
 def test_the_checker_accepts_another_solution(checkers: list, capsys: object) -> None:
@@ -1070,6 +1067,24 @@ def test_the_leak() -> None:
     r = np.tanh(1.0) + 0.001
     parts = ref.RefNoise("Logistic", 0.5).pdf(a) + 0.001 * ref.RefNoise("Uniform", 1.0).pdf(a)
     assert h(a) / (2 * r) == pytest.approx(parts / r)
+
+
+def test_the_leak_mistakes() -> None:
+    """The multiple is half of the integral over [-q, q]."""
+    check, h = checker(PATH, "check_leak"), OTHERS["leaky tanh"]
+    for q in (0.7, 25.0):
+        value = eval(check.value, {"tanh": np.tanh, "q": q})
+        assert integral(h, -q, q) == pytest.approx(2 * value, abs=1e-8)
+    assert check("(exp(q) - exp(-q))/(exp(q) + exp(-q)) + q/1000")
+    says_to(
+        check,
+        {
+            "2*tanh(q) + 0.002*q": "2 r",
+            "tanh(q)": "the leak has",
+            "tanh(q) + q/2000": "both sides",
+            "1.001 - tanh(q)*tanh(q)": "at q",
+        },
+    )
 
 
 @pytest.mark.parametrize("change", "abcde")

@@ -18,6 +18,7 @@ import torch
 from chapters import (
     as_in_the_book,
     chapter,
+    checker,
     containing,
     curves,
     define,
@@ -26,6 +27,7 @@ from chapters import (
     printed,
     prose,
     run,
+    says_to,
     still,
     tagged,
     under,
@@ -1350,6 +1352,15 @@ def test_ex_09_temperature_is_the_least_error() -> None:
     found = optimize.minimize_scalar(mse, bounds=(np.log(1e-3), np.log(0.1)), method="bounded")
     said = space["st_gumbel_temperature"](a, A, c, M)
     assert np.exp(found.x) == pytest.approx(said, rel=0.03)
+
+
+def test_ex_09_layers_mistakes() -> None:
+    """A lower temperature doubles the mean square of every slope that a gradient passes."""
+    check = checker(PATH, "check_layers")
+    grown = [kept(LOGISTIC, 0.4, tau, *np.ones((3, 1)))[1] for tau in (0.002, 0.001)]
+    factor = grown[1] / grown[0]
+    assert factor == pytest.approx(2, rel=0.02) and check(round(factor) ** 3)
+    says_to(check, {2: "last layer", 4: "middle", 3 * 2: "multiplied", 2**-3: "raises"})
 
 
 @pytest.fixture

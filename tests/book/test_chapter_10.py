@@ -17,12 +17,14 @@ import torch
 from chapters import (
     as_in_the_book,
     chapter,
+    checker,
     containing,
     curves,
     define,
     lean,
     printed,
     prose,
+    says_to,
     under,
 )
 from pins import pin
@@ -1268,6 +1270,18 @@ def test_ex_10_probe() -> None:
     ten, hundred = (float(w) for w in re.findall(r"([\d.]+) % more", text))
     assert (round(ten), round(hundred)) == (7, 2)
     assert "about seven per cent at $M=10$, and two at $M=100$" in prose(PATH)
+
+
+def test_ex_10_probe_mistakes() -> None:
+    """Diagonal entries of variance 1/3, five couplings of 1/6 in each row."""
+    check, own, coupling = checker(PATH, "check_probe"), 1 / 3, 1 / 6
+    assert check((own + 5 * coupling) / own)
+    says_to(check, {
+        5 * coupling / own: "what the couplings add",
+        own + 5 * coupling: "mean square of the probe",
+        (own + 5 * own) / own: "half the mean square",
+        (own + coupling) / own: "five others",
+    })  # fmt: skip
 
 
 def test_a_linear_family_is_all_that_was_credited() -> None:

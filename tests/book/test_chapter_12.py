@@ -26,14 +26,17 @@ from chapters import (
     as_in_the_book,
     axes,
     chapter,
+    checker,
     containing,
     curves,
     define,
     figures,
     lean,
+    naming,
     printed,
     prose,
     run,
+    says_to,
     still,
     tagged,
     under,
@@ -1091,7 +1094,8 @@ def test_wrong_answers_about_bias() -> None:
     """On the first layer's weights with uniform noise of scale 12 ZGR is exact, its kin are not."""
     q = "xor-2x5-logistic-1"
     v, loss = hand.inputs(q), hand.ref_loss(q)
-    shown = re.findall(r"(\w+) +(\w+) +(\d\.\d{3})", printed(tagged(PATH, "solution")[1]))
+    text = printed(naming(PATH, "solution", "check_unbiased"))
+    shown = re.findall(r"(\w+) +(\w+) +(\d\.\d{3})", text)
     assert len(shown) == 6
     for law, name, value in shown:
         net = ref.RefNet(hand.ref_net(q).weights, hand.ref_net(q).biases,
@@ -1131,6 +1135,23 @@ def test_the_loss_against_the_advice() -> None:
     shown = [float(n) for n in re.findall(r"-?\d\.\d{3}", printed(containing(PATH, "bit = torch")))]
     assert shown == pytest.approx([st, zgr, f * ((-2 + 1) - (-2 - 1))], abs=6e-4)
     assert st < 0 < zgr and round(mu, 2) == 0.46 and -4 * mu < -1
+
+
+def test_mistakes_about_the_wrong_sign() -> None:
+    """Where the mean of straight-through is zero at a = 1, with each part of it mistaken."""
+    check, p = checker(PATH, "check_sign"), 1 / (1 + np.exp(-1.0))
+
+    def zero(mean_state: float, slope: float = 1.0) -> float:
+        return optimize.brentq(lambda A: slope * A * mean_state + 1, -50, 50)
+
+    assert check(zero(2 * p - 1))
+    says_to(check, {
+        -zero(2 * p - 1): "the sign",
+        1 - 2 * p: "that is -mu",
+        zero(p): "not with p",
+        zero(1.0): "always +1",
+        zero(2 * p - 1, slope=0.5): "is A x",
+    })  # fmt: skip
 
 
 def test_psa_has_the_bias_of_straight_through_there() -> None:

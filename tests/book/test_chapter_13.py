@@ -13,12 +13,12 @@ from chapters import (
     as_in_the_book,
     axes,
     chapter,
+    checker,
     containing,
     curves,
     printed,
     prose,
-    run,
-    tagged,
+    says_to,
     under,
 )
 from pins import pin
@@ -505,7 +505,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def check() -> Callable[..., bool]:
-    return run(PAGE, *tagged(PAGE, "checker"))["check"]
+    return checker(PAGE)
 
 
 def test_the_checker_accepts_the_right_answer(check: Callable[..., bool]) -> None:
@@ -518,6 +518,26 @@ def test_the_checker_fails_a_wrong_answer_with_a_hint(
 ) -> None:
     assert not check(WRONG[hint])
     assert hint in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("omega", [0.4, 2.0])
+def test_ex_13_coding_mistakes(omega: float) -> None:
+    """The factor is the flip difference of a linear loss over its slope in the weight."""
+    check, slope = checker(PAGE, "check_coding"), 0.7
+    assert (slope * omega - slope * -omega) / slope == pytest.approx(
+        eval(check.value, {"omega": omega})
+    )
+    assert check("omega + omega")
+    says_to(check, {"omega": "from 0", "2": "-1 and +1", "1/omega/2": "upside down",
+                    "2*omega*omega": "enters once"})  # fmt: skip
+
+
+def test_ex_13_predict_mistakes() -> None:
+    """The letters are those whose printed differences are all exact."""
+    check = checker(PAGE, "check_weights")
+    text = printed(containing(PAGE, "for name, (loss, at) in cases.items()"))
+    assert check([line[0] for line in text.splitlines() if line.count("exact") == 3])
+    says_to(check, {"ae": "b: ", "abce": "c: ", "abde": "d: ", "ab": "e: ", "be": "about a"})
 
 
 # ------------------------------------------------------------------- what the figures draw

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from chapters import as_in_the_book, chapter, containing, curves, define, printed, prose, tagged
+from chapters import (
+    as_in_the_book,
+    chapter,
+    checker,
+    containing,
+    curves,
+    define,
+    naming,
+    printed,
+    prose,
+    says_to,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pins import pin
@@ -1100,6 +1111,14 @@ def test_ex_14_which() -> None:
         assert f"{key} {said}\n" in text
 
 
+def test_ex_14_which_mistakes() -> None:
+    """The letters are those printed as Fisher's; f is inside as a, and frozen outside."""
+    check, text = checker(PATH, "check_fisher"), printed(containing(PATH, "not Fisher"))
+    assert check(re.findall(r"^(\w) Fisher$", text, re.M))
+    says_to(check, {"de": "a: ", "abde": "b: ", "acde": "c: ", "ae": "d: ", "ad": "e: ",
+                    "adef": "f: "})  # fmt: skip
+
+
 def test_ex_14_cycle() -> None:
     def tail(mean: Callable[[float], float], clip: float, eps: float) -> float:
         eta = special.logit(0.6) if clip == np.inf else 0.2
@@ -1121,6 +1140,26 @@ def test_ex_14_cycle() -> None:
     assert tail(*logistic, 1.95) < 1e-9 and tail(*logistic, 2.05) > 0.3
     text = printed(containing(PATH, "def diagonal"))
     assert text.count("[0.5, 0.5]") == 2 and "[1.0, 0.0]" in text
+
+
+def test_ex_14_cycle_mistakes() -> None:
+    """From which step size on the saddle repels: the slope of the step there is -1."""
+    check, h = checker(PATH, "check_cycle"), 1e-6
+
+    def slope(lr: float, law: ref.RefNoise, both: float = 2.0) -> float:
+        mean = 2 * law.cdf(h) - 1
+        return 1 - lr * both * mean / h
+
+    def limit(law: str, both: float = 2.0) -> float:
+        return optimize.brentq(lambda lr: slope(lr, ref.RefNoise(law), both) + 1, 0.1, 20)
+
+    assert check(limit("Logistic"))
+    says_to(check, {
+        limit("Uniform"): "for uniform noise",
+        limit("Logistic", both=1.0): "2 mu",
+        2 / 4: "2 over beta",
+        2 / 4 / 0.25**2: "once",
+    })  # fmt: skip
 
 
 def test_ex_14_sine() -> None:
@@ -1155,8 +1194,7 @@ def test_ex_14_constant() -> None:
 def space() -> dict:
     out = define(PATH, "mirror_step")
     for tag in ("checker", "solution"):
-        (cell,) = tagged(PATH, tag)
-        exec(compile(cell.source, tag, "exec"), out)
+        exec(compile(naming(PATH, tag).source, tag, "exec"), out)
     return out
 
 

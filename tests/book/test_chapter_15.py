@@ -19,13 +19,14 @@ import torch
 from chapters import (
     as_in_the_book,
     chapter,
+    checker,
     containing,
     curves,
     define,
     lines,
     printed,
     prose,
-    run,
+    says_to,
     still,
     tagged,
     tex,
@@ -929,8 +930,31 @@ def test_exercise_trap_by_geometry() -> None:
         assert math.isclose(one, alpha / 2, rel_tol=1e-9)
 
 
+def test_exercise_trap_mistakes() -> None:
+    check = checker(PATH, "check_trapped")
+    for k in (2, 8):
+        side = (np.arange(1600) + 0.5) / 800 - 1
+        same_cell = np.floor(side * k)[:, None] == np.floor(side * k)
+        assert same_cell.mean() == pytest.approx(eval(check.value))
+        alike = np.sign(side)[:, None] == np.sign(side)
+        assert same_cell[alike].mean() == pytest.approx(1 / k)  # of the starts with equal signs
+        assert alike.mean() == 0.5
+    assert check("0.5/k")
+    says_to(check, {"1/k": "different signs", "1/(4*k)": "two of the four",
+                    "1/(2*k*k)": "whichever", "0.5": "in one cell"})  # fmt: skip
+
+
+def test_exercise_float_mistakes() -> None:
+    """One draw of 2^24 has the factor 10^9, the others 0.1."""
+    check, one = checker(PATH, "check_rho"), 1e9 / 2**24
+    assert check(one + 0.1 * (1 - 2**-24)) and check(59.7)
+    real = 1e9 * math.tanh(9.02e-9) + 0.1
+    says_to(check, {0.1: "all draws but one", one: "the other draws", 1: "real-valued Z",
+                    real: "one in 2^24 is inside"})  # fmt: skip
+
+
 def test_the_checker_refuses_wrong_answers(capsys: pytest.CaptureFixture) -> None:
-    check = run(PATH, *tagged(PATH, "checker"))["check"]
+    check = checker(PATH)
     right = define(PATH, "steps_to_flip")["steps_to_flip"]
     assert check(right) and check(lambda *v: np.float64(right(*v)))
     assert check(lambda *v: np.int64(k) if (k := right(*v)) < math.inf else k)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from chapters import BOOK as PAGES
-from chapters import CHAPTERS, as_in_the_book, chapter, run, tagged
+from chapters import CHAPTERS, as_in_the_book, chapter, naming, run, tagged
 
-from sbnlib import Logistic
-from sbnlib.exercises import Answer, Function
+from sbnlib import Logistic, exercises
+from sbnlib.exercises import Answer, Choice, Function
 
 
 def checkers() -> list[tuple[str, Answer, Any]]:
@@ -69,12 +70,25 @@ def test_every_mistake_gets_its_own_sentence(
     check: Answer, k: int, capsys: pytest.CaptureFixture
 ) -> None:
     wrong, says = check.wrong[k]
-    assert said(check, wrong, capsys) == (False, says)
+    answer = {*check.data()["value"]} ^ {wrong} if isinstance(check, Choice) else wrong
+    assert said(check, answer, capsys) == (False, says)
 
 
 @each
 def test_at_least_three_mistakes_are_named(check: Answer) -> None:
     assert len(check.wrong) >= 3
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_two_checkers_a_chapter_are_for_the_page_and_stand_on_their_own(path: Path) -> None:
+    """No name from another cell: the page gets their data without running the chapter."""
+    found = [c.source for c in tagged(path, "checker") if "exercises.Function(" not in c.source]
+    assert len(found) >= 2
+    for source in found:
+        space = {"exercises": exercises}
+        exec(source, space)
+        (check,) = (v for v in space.values() if isinstance(v, Answer))
+        json.dumps(check.data(), allow_nan=False)
 
 
 @each
@@ -89,7 +103,7 @@ def test_the_example_of_the_page_on_how_to_work_is_as_printed(
 ) -> None:
     page = (PAGES / "how-to.md").read_text("utf-8")
     code, said_there = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.S).groups()
-    space = run(chapter(6), *tagged(chapter(6), "checker")) | {"noise": Logistic()}
+    space = run(chapter(6), naming(chapter(6), "checker")) | {"noise": Logistic()}
     exec(code, space)
     assert capsys.readouterr().out == said_there
 

@@ -38,7 +38,8 @@ def said(check, answer, capsys):
 @pytest.mark.parametrize(
     "answer",
     [8, 8.5, 7.5, np.int64(8), np.float32(8.2), np.array([8]), torch.tensor(8), torch.tensor([8.1]),
-     Fraction(17, 2), "8", " 2^3 ", "-(1 - 9.0)", "sqrt(64)", "16/2", "exp(0) + 7", "2**3"],
+     Fraction(17, 2), "8", "08", "8.", "80e-1", " 2^3 ", "-(1 - 9.0)", "sqrt(64)", "16/2",
+     "exp(0) + 7", "2**3"],
 )  # fmt: skip
 def test_a_number_whoever_made_it(answer, capsys):
     assert said(EIGHT, answer, capsys) == (True, "right")
@@ -55,6 +56,10 @@ def test_a_number_whoever_made_it(answer, capsys):
         ("(-8)^0.5", "nan is not it"),
         ("log(-1)", "nan is not it"),
         ("9^9^9^9^9", "nan is not it"),
+        ("1/(1/0)", "nan is not it"),
+        ("1^(1/0)", "nan is not it"),
+        ("abs((-1)^0.5)", "nan is not it"),
+        ("1e308*10", "nan is not it"),
         (None, "give one number; got None"),
         (True, "give one number; got True"),
         (np.bool_(True), "give one number"),
@@ -72,6 +77,13 @@ def test_a_number_whoever_made_it(answer, capsys):
         ("__import__('os')", "cannot read"),
         ("exp(1, 2)", "cannot read"),
         ("True", "cannot read"),
+        ("1/0 + foo", "cannot read '1/0 + foo': use numbers, + - * / ^, pi, abs, cos"),
+        ("1e999", "cannot read '1e999': use numbers"),
+        ("1_000", "cannot read"),
+        ("0x8", "cannot read"),
+        ("17//2", "cannot read"),
+        ("8 # eight", "cannot read"),
+        ("8j", "cannot read"),
     ],
 )
 def test_what_is_said_to_another_number(answer, words, capsys):

@@ -159,6 +159,26 @@ def run(path: Path, cell: Any, space: dict[str, Any] | None = None) -> dict[str,
     return space
 
 
+def naming(path: Path, tag: str, name: str = "check") -> Any:
+    """The one cell with this tag that has this name: a checker, or the solution handed to it."""
+    (cell,) = (c for c in tagged(path, tag) if re.search(rf"\b{name}\b", c.source))
+    return cell
+
+
+def checker(path: Path, name: str = "check") -> Any:
+    """The checker of this name, its cell run as it stands."""
+    return run(path, naming(path, "checker", name))[name]
+
+
+def says_to(check: Any, answers: dict[Any, str]) -> None:
+    """A checker refuses each of these answers with a sentence that has these words."""
+    for answer, words in answers.items():
+        out = StringIO()
+        with redirect_stdout(out):
+            assert check(answer) is False, answer
+        assert words in out.getvalue(), (answer, out.getvalue())
+
+
 # -------------------------------------------------------------------------------- figures
 
 
