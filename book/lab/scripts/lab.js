@@ -1,0 +1,104 @@
+// The lab's answer: exact expectation, exact gradient, exact mean and variance of an estimator.
+(() => {
+  "use strict";
+  const SBN = (globalThis.SBN = globalThis.SBN || {});
+
+  /** x'Ax/2 + c'x; A need not be symmetric. */
+  function quadratic({ A, c }) {
+    const row = (i, x) => A[i].reduce((sum, value, j) => sum + (value + A[j][i]) * x[j], 0) / 2;
+    return {
+      value: (x) => x.reduce((sum, v, i) => sum + v * (row(i, x) / 2 + c[i]), 0),
+      slopes: (x) => x.map((_, i) => row(i, x) + c[i]),
+    };
+  }
+
+  /** -log softmax(weight x + bias) at the target, without overflow. */
+  function crossEntropy({ weight, bias, target }) {
+    const scores = (x) => weight.map((row, k) => row.reduce((sum, w, i) => sum + w * x[i], bias[k]));
+    const parts = (z) => z.map((v) => Math.exp(v - Math.max(...z)));
+    const total = (values) => values.reduce((sum, v) => sum + v, 0);
+    return {
+      value: (x) => {
+        const z = scores(x);
+        const gaps = z.map((v) => v - z[target]);
+        const most = Math.max(...gaps);
+        const rest = gaps.filter((_, k) => k !== gaps.indexOf(most));
+        return most + Math.log1p(total(rest.map((v) => Math.exp(v - most))));
+      },
+      slopes: (x) => {
+        const share = parts(scores(x));
+        const sum = total(share);
+        const off = share.map((v, k) =>
+          k === target ? -total(share.filter((_, l) => l !== target)) / sum : v / sum,
+        );
+        return x.map((_, i) => total(off.map((v, k) => v * weight[k][i])));
+      },
+    };
+  }
+
+  const LOSSES = {
+    quadratic,
+    cross_entropy: crossEntropy,
+    formula: ({ text }, n) => SBN.formula.parse(text, SBN.net.namesOf(n)),
+  };
+
+  /** L at every state, and unless only values are asked for its slopes, flat (n, 2^n). */
+  function tables(loss, n, values, estimator) {
+    const [states, size] = [SBN.exact.allStates(n, values), 1 << n];
+    const { value, slopes } = LOSSES[loss.kind](loss, n);
+    const [table, flat] = [new Float64Array(size), new Float64Array(n * size)];
+    for (let r = 0; r < size; r++) {
+      const x = Array.from(states.subarray(r * n, (r + 1) * n));
+      table[r] = finite(value(x), "loss must be finite", x);
+      if (estimator.kind === "loss based") continue;
+      slopes(x).forEach((slope, i) => {
+        const what = `loss must have a finite slope in x${i + 1} for ${estimator.label}`;
+        flat[i * size + r] = finite(slope, what, x);
+      });
+    }
+    return { table, slopes: flat };
+  }
+
+  function finite(number, what, x) {
+    if (Number.isFinite(number)) return number;
+    throw new RangeError(`${what} at every state, got ${number} at (${x.join(", ")})`);
+  }
+
+  /**
+   * {value, gradient, mean, variance, laws} of a model, see SBN.net: E L, its gradient, mean and
+   * variance of the estimator, each [{weight, bias}] in the shape of the layers, and the law of
+   * each layer's states. Throws a RangeError that says what is wrong with the model.
+   *
+   * With the coding "bits" the states are 0 and 1, also for the loss. The factor of an estimator is
+   * then half of that for signs, so that it estimates the derivative of a bit: f(a) for
+   * straight-through.
+   */
+  function compute(model) {
+    const [wrong] = SBN.net.check(model);
+    if (wrong) throw new RangeError(wrong);
+    const values = SBN.net.valuesOf(model);
+    const noise = SBN.noise.make(model.noise, model.scale);
+    const given = SBN.estimators.asObject(model.estimator);
+    const estimator = SBN.estimators.ESTIMATORS[given.name];
+    const n = model.layers[model.layers.length - 1].bias.length;
+    const { table, slopes } = tables(model.loss, n, values, estimator);
+    const { levels, laws } = SBN.exact.forward(model.layers, model.input, noise, values);
+    const value = SBN.exact.mean(laws[laws.length - 1], table);
+    const gradient = SBN.exact.gradient(levels, table);
+    return { value, gradient, ...momentsOf(given, estimator, levels, table, slopes, value, values), laws };
+  }
+
+  function momentsOf(given, estimator, levels, table, slopes, value, values) {
+    if (estimator.kind === "loss based") {
+      const baseline = given.baseline === "mean" ? value : given.baseline;
+      return SBN.exact.scoreMoments(levels, table, baseline);
+    }
+    const half = (values[1] - values[0]) / 2;
+    return SBN.exact.moments(levels, slopes, ({ a, f, lower, upper }, at, isUpper) => {
+      const [p, q] = isUpper ? [upper[at], lower[at]] : [lower[at], upper[at]];
+      return half * SBN.estimators.factor(given, a[at], f[at], p, q);
+    });
+  }
+
+  SBN.lab = { compute };
+})();
