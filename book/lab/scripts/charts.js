@@ -1,6 +1,7 @@
 // The three pictures beside the network: laws of states, gradients of all parameters, a walk.
 (() => {
   "use strict";
+  const SBN = (globalThis.SBN = globalThis.SBN || {});
   const { svg, set, short } = SBN.draw;
   const HEIGHT = 150, LEFT = 44, RIGHT = 8, TOP = 12, BOTTOM = 22;
 

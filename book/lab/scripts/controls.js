@@ -1,6 +1,7 @@
 // The fields beside the drawing, made from a list of what they set.
 (() => {
   "use strict";
+  const SBN = (globalThis.SBN = globalThis.SBN || {});
   const { html, set } = SBN.draw;
   let count = 0;
 

@@ -1,6 +1,7 @@
 // Small tools of the drawings: elements, numbers in few characters, a picture as a file.
 (() => {
   "use strict";
+  const SBN = (globalThis.SBN = globalThis.SBN || {});
   const SVG = "http://www.w3.org/2000/svg";
 
   /** An element with attributes and children; strings become text, null is left out. */
@@ -32,27 +33,48 @@
     return (Number(text) === 0 ? text.replace("-", "") : text).replaceAll("-", "−");
   }
 
-  /** The drawing as a file of its own: colours as they are now, the page's fonts by name. */
-  function save(picture, name) {
-    const copy = picture.cloneNode(true);
-    const ours = [picture, ...picture.querySelectorAll("*")];
+  const KEPT = ["fill", "stroke", "stroke-width", "opacity", "font-size", "font-family",
+    "text-anchor", "stroke-dasharray", "stroke-linecap", "fill-opacity", "stroke-opacity"];
+
+  /** A copy that needs no style sheet, without what only a pointer or a reader of screens needs. */
+  function copyOf(picture) {
+    const copy = picture.cloneNode(true), ours = [picture, ...picture.querySelectorAll("*")];
     [copy, ...copy.querySelectorAll("*")].forEach((element, k) => {
       const style = getComputedStyle(ours[k]);
-      for (const key of ["fill", "stroke", "stroke-width", "opacity", "font-size", "font-family",
-        "text-anchor", "stroke-dasharray", "stroke-linecap", "fill-opacity", "stroke-opacity"]) {
-        element.style.setProperty(key, style.getPropertyValue(key));
+      KEPT.forEach((key) => element.style.setProperty(key, style.getPropertyValue(key)));
+      for (const key of [...element.attributes].map(({ name }) => name)) {
+        if (/^(class|tabindex|role|aria-.*|data-.*)$/.test(key)) element.removeAttribute(key);
       }
-      for (const key of ["class", "tabindex", "role"]) element.removeAttribute(key);
     });
-    copy.querySelectorAll("[data-handle]").forEach((element) => element.remove());
-    set(copy, { xmlns: SVG });
+    copy.querySelectorAll("[fill-opacity='0']").forEach((element) => element.remove());
+    return copy;
+  }
+
+  /** Pictures, one under the other, as the text of an SVG file. */
+  function fileOf(pictures) {
+    const shown = pictures.filter((picture) => picture.getBoundingClientRect().height > 0);
+    const sizes = shown.map((picture) => ["width", "height"].map((key) =>
+      Number(picture.getAttribute(key))));
+    const width = Math.max(...sizes.map(([w]) => w));
+    let y = 0;
+    const copies = shown.map((picture, k) => {
+      const copy = copyOf(picture);
+      set(copy, { y });
+      y += sizes[k][1] + 16;
+      return copy;
+    });
     const paper = getComputedStyle(document.body).backgroundColor;
-    copy.prepend(svg("rect", { width: "100%", height: "100%", fill: paper }));
-    const link = html("a", { download: name, href: URL.createObjectURL(new Blob(
-      [new XMLSerializer().serializeToString(copy)], { type: "image/svg+xml" })) });
+    return new XMLSerializer().serializeToString(svg("svg", { xmlns: SVG, width, height: y,
+      viewBox: `0 0 ${width} ${y}` }, svg("rect", { width, height: y, fill: paper }), ...copies));
+  }
+
+  /** Offers a text as a file. */
+  function save(text, name) {
+    const link = html("a", { download: name,
+      href: URL.createObjectURL(new Blob([text], { type: "image/svg+xml" })) });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  globalThis.SBN = Object.assign(globalThis.SBN || {}, { draw: { svg, html, set, short, save } });
+  SBN.draw = { svg, html, set, short, fileOf, save };
 })();

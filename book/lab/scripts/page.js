@@ -1,117 +1,385 @@
 // The lab's page: fields, drawing, pictures and numbers around one model.
 (() => {
   "use strict";
-  const { html, svg, set, short, save } = SBN.draw;
+  const SBN = (globalThis.SBN = globalThis.SBN || {});
+  const { html, set, short, fileOf, save } = SBN.draw;
   const { choice, range, line, button } = SBN.controls;
+  const MEAN = "reinforce, mean"; // REINFORCE with the exact expected loss as its baseline
+  const RANGES = { s: [-1, 2, 0.05], omega: [0, 20, 0.1], baseline: [-5, 15, 0.1] };
+  const NUMBERS = [["value", "expected loss"], ["length", "length of its gradient"],
+    ["bias", "length of the bias, over that"], ["spread", "standard deviation, over that"],
+    ["angle", "angle of the mean with the gradient"]];
 
-  const NOISES = [["logistic", "logistic"], ["uniform", "uniform"], ["triangular", "triangular"],
-    ["gaussian", "Gaussian"], ["cauchy", "Cauchy"], ["fast_sigmoid", "fast sigmoid"]];
-  const LOSSES = [
-    ["", "as typed below"],
-    ["distance", "squared distance to a target"],
-    ["coupled", "quadratic, with neighbours coupled"],
-    ["product", "product of all states"],
-    ["exponential", "exponential of the mean"],
-    ["classes", "cross-entropy of two classes"],
-  ];
+  const copy = (model) => JSON.parse(JSON.stringify(model));
+  const slug = (name) => `lab-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
+  const widths = (model) => [model.input.length, ...model.layers.map(({ bias }) => bias.length)];
+  const last = (model) => model.layers[model.layers.length - 1].bias.length;
 
-  /** A loss of n states as the formula that a reader could have typed. */
-  function formulaOf(kind, n) {
-    const x = Array.from({ length: n }, (_, i) => `x${i + 1}`);
-    if (kind === "distance") {
-      return `(${x.map((v, i) => `(${v} ${i % 2 ? "+" : "-"} 1)^2`).join(" + ")}) / 2`;
-    }
-    if (kind === "coupled") {
-      const pairs = x.slice(1).map((v, i) => `${x[i]}*${v}`);
-      return `(${x.map((v) => `${v}^2`).join(" + ")}) / 2${pairs.map((p) => ` + ${p}`).join("")}`;
-    }
-    if (kind === "product") return x.join("*");
-    if (kind === "exponential") return n > 1 ? `exp((${x.join(" + ")}) / ${n})` : "exp(x1)";
-    return `log(1 + exp(-2*(${x.join(" + ")})))`;
+  /** A model whose loss is a formula, as the page has it. */
+  function withFormula(model) {
+    const own = copy(model);
+    own.loss = { kind: "formula", text: SBN.losses.textOf(own.loss, last(own)) };
+    return own;
   }
 
-  /** Estimators of the lab: what the field shows, and what compute takes. */
-  const ESTIMATORS = SBN.estimators.LIST;
+  /** The same model at other sizes: what there was stays, what is new is drawn small. */
+  function resized(model, sizes) {
+    const uniform = SBN.walk.random(sizes.reduce((seed, n) => 31 * seed + n, 7));
+    const fresh = () => Math.round(200 * uniform() - 100) / 100;
+    const own = copy(model);
+    own.input = Array.from({ length: sizes[0] }, (_, i) => model.input[i] ?? 1);
+    own.layers = sizes.slice(1).map((n, k) => ({
+      weight: Array.from({ length: n }, (_, i) => Array.from({ length: sizes[k] }, (__, j) =>
+        model.layers[k]?.weight[i]?.[j] ?? fresh())),
+      bias: Array.from({ length: n }, (_, i) => model.layers[k]?.bias[i] ?? 0),
+    }));
+    try {
+      SBN.formula.parse(own.loss.text, SBN.net.namesOf(last(own)));
+      if (last(own) > last(model)) throw new RangeError("the new units would not count");
+    } catch {
+      own.loss = { kind: "formula", text: SBN.losses.formulaOf("distance", last(own)) };
+    }
+    return own;
+  }
+
+  /** What the address asks for: a model of its own, a preset, or the first preset. */
+  function asked() {
+    const text = location.hash.slice(1);
+    const named = SBN.net.PRESETS.find(({ name }) => slug(name) === text);
+    if (named) return { model: named.model, note: "", named };
+    if (/^\d/.test(text)) return SBN.net.decode(text);
+    return { model: SBN.net.fresh(), note: "" };
+  }
 
   function page(box) {
-    let model, found, note = "", anew = true, waiting = false;
-    const saved = SBN.net.decode(location.hash.slice(1));
-    model = saved.model;
-    note = saved.note;
+    let model, found = null, note = "", anew = true, waiting = false, walk = null, going = null;
+    const sampler = SBN.walk.sampler();
 
-    box.replaceChildren();
+    // ---- parts of the page -------------------------------------------------------------------
+
     const netBox = html("div", { class: "sbn-lab-net" });
-    const status = html("p", { class: "sbn-lab-note", "aria-live": "polite" });
-    const numbers = html("dl", { class: "sbn-lab-numbers" });
-    const lawBox = html("div"), stripBox = html("div"), walkBox = html("div", { hidden: true });
+    const lawBox = html("div"), stripBox = html("div"), walkBox = html("div");
+    const status = html("p", { class: "sbn-lab-note", role: "status" });
+    const net = SBN.view.network(netBox, () => changed(), (unit) => {
+      if (unit) shownLayer.write(String(unit.k));
+      changed(false);
+    });
+    const law = SBN.charts.law(lawBox), walkChart = SBN.charts.walk(walkBox);
+    const strip = SBN.charts.strip(stripBox, (unit) => net.select(unit));
+    const told = Object.fromEntries(NUMBERS.map(([key]) => [key, html("dd", {}, "–")]));
+    const numbers = html("dl", { class: "sbn-lab-numbers" }, ...NUMBERS.map(([key, words]) =>
+      html("div", {}, html("dt", {}, words), told[key])));
+    const table = html("tbody"), drawn = html("span"), says = html("p", { class: "sbn-lab-says" });
+    const details = html("details", { class: "sbn-lab-table" },
+      html("summary", {}, "All numbers as a table"),
+      html("div", {}, html("table", {}, html("thead", {}, html("tr", {}, ...["parameter", "value",
+        "gradient", "mean", "standard deviation"].map((words) => html("th", { scope: "col" },
+        words)))), table)));
+    details.addEventListener("toggle", () => found && fillTable());
 
-    // What is shown -------------------------------------------------------------------------------
+    // ---- fields ------------------------------------------------------------------------------
 
-    const net = SBN.view.network(netBox, changed, () => {});
-    const law = SBN.charts.law(lawBox), strip = SBN.charts.strip(stripBox, (unit) => net.select(unit));
-    const walkChart = SBN.charts.walk(walkBox);
-    const told = {};
-    for (const [key, words] of [["value", "expected loss"], ["length", "length of its gradient"],
-      ["bias", "bias of the estimator, over that"], ["spread", "its standard deviation, over that"],
-      ["angle", "angle of its mean with the gradient"]]) {
-      told[key] = html("dd", {}, "–");
-      numbers.append(html("div", {}, html("dt", {}, words), told[key]));
+    const presets = choice("example", [["", "your own"], ...SBN.net.PRESETS.map(({ name, chapter },
+      k) => [String(k), `${name} (chapter ${chapter})`])], (k) => k && open(SBN.net.PRESETS[k]));
+    const counts = (from, none) => [...(none ? [["0", "none"]] : []), ...Array.from({ length: 9 -
+      from }, (_, i) => [String(i + from), String(i + from)])];
+    const sizes = ["inputs", "layer 1", "layer 2", "layer 3"].map((words, k) => choice(words,
+      counts(1, k > 1), () => {
+        const asks = sizes.map(({ control }) => Number(control.value));
+        if (!asks[2]) asks[3] = 0;
+        own(resized(model, asks.filter(Boolean)));
+      }));
+    const noise = choice("noise", SBN.noise.NAMES.map((name) => [name,
+      SBN.noise.make(name).label.replace(/(?<=[a-z])(?=[A-Z])/g, " ").toLowerCase()]),
+    (name) => own({ ...model, noise: name }));
+    const scale = range("scale of the noise", { min: 0.05, max: 3, step: 0.05 }, (value) =>
+      own({ ...model, scale: value }));
+    const coding = choice("states", [["signs", "−1 and +1"], ["bits", "0 and 1"]], (value) =>
+      own({ ...model, coding: value }));
+    const kinds = choice("loss", [["", "as typed"], ...Object.entries(SBN.losses.KINDS).map(([key,
+      [words]]) => [key, words])], (kind) => kind && own({ ...model, loss: { kind: "formula",
+      text: SBN.losses.formulaOf(kind, last(model)) } }));
+    const formula = line("L =", (text) => own({ ...model, loss: { kind: "formula", text } }, true));
+    const estimators = SBN.estimators.NAMES.flatMap((name) => {
+      const { label } = SBN.estimators.ESTIMATORS[name];
+      return [[name, label], ...(name === "reinforce" ? [[MEAN, `${label}, baseline E L`]] : [])];
+    });
+    const estimator = choice("estimator", estimators, (name) => {
+      const { parameter, start } = SBN.estimators.ESTIMATORS[name === MEAN ? "reinforce" : name];
+      own({ ...model, estimator: name === MEAN ? { name: "reinforce", baseline: "mean" }
+        : parameter ? { name, [parameter]: start } : name });
+    });
+    let parameterName = "s";
+    const parameter = range("its number", { min: -1, max: 2, step: 0.05 }, (value) =>
+      own({ ...model, estimator: { ...model.estimator, [parameterName]: value } }));
+    const shownLayer = choice("states of", [["0", "layer 1"]], () => changed(false));
+
+    // ---- chance ------------------------------------------------------------------------------
+
+    const one = button("Draw a path", () => draws(1));
+    const many = button("Keep drawing", () => run(many, () => draws(Math.ceil((sampler.total() +
+      20) / 20))), true);
+    const rate = range("step size", { min: 0.05, max: 2, step: 0.05 }, () => { walk = null; });
+    const samples = choice("the estimator's steps take", [["1", "one sample"], ["10",
+      "the mean of ten"], ["0", "its exact mean"]], () => { walk = null; });
+    const step = button("One step", () => steps());
+    const walking = button("Walk", () => run(walking, steps), true);
+    const take = button("Take the end of its walk", () => walk && own(rounded(walk.at.estimated)));
+
+    function rounded(end) {
+      return { ...end, layers: end.layers.map(({ weight, bias }) => ({ weight: weight.map((row) =>
+        row.map(near)), bias: bias.map(near) })) };
+    }
+    const near = (value) => Math.round(1000 * value) / 1000;
+
+    /** Runs `work` once a frame until the button is pressed again or a model comes. */
+    function run(control, work) {
+      const stops = going && going.control === control;
+      stop();
+      if (stops) return;
+      going = { control };
+      set(control, { "aria-pressed": "true" });
+      const own_ = going;
+      const tick = () => {
+        if (going !== own_) return;
+        work();
+        requestAnimationFrame(tick);
+      };
+      tick();
     }
 
-    /** After every change: once a frame, however many changes there were. */
-    function changed(structure = false) {
-      anew = anew || structure === true;
-      forget();
+    function stop() {
+      if (going) set(going.control, { "aria-pressed": "false" });
+      going = null;
+    }
+
+    function draws(paths) {
+      if (!found) return;
+      net.path(sampler.draw(model, paths));
+      pictures();
+    }
+
+    function steps() {
+      if (!found) return;
+      walk = walk || SBN.walk.descent(copy(model), { rate: Number(rate.control.value),
+        samples: Number(samples.control.value) });
+      try {
+        walk.step();
+      } catch (error) {
+        stop();
+        note = error.message;
+        status.textContent = note;
+        return;
+      }
+      walkChart.show(walk.losses.exact, walk.losses.estimated);
+      if (walk.losses.exact.length >= 400) stop();
+    }
+
+    // ---- changes -----------------------------------------------------------------------------
+
+    /** Takes over another model; `typed` says that a field is being typed in. */
+    function own(next, typed = false) {
+      const before = String(widths(model));
+      model = next;
+      presets.write("");
+      note = "";
+      anew = anew || before !== String(widths(model));
+      if (!typed) kinds.write("");
+      changed();
+    }
+
+    function open({ name, model: preset, says: words, chapter }) {
+      model = withFormula(preset);
+      note = "";
+      anew = true;
+      net.choose({ k: 0, j: 0 });
+      says.textContent = `${words} (Chapter ${chapter}.)`;
+      changed();
+      presets.write(String(SBN.net.PRESETS.findIndex((p) => p.name === name)));
+    }
+
+    /** Computes and shows once a frame, however many changes there were. */
+    function changed(moved = true) {
+      if (moved) {
+        stop();
+        sampler.clear();
+        net.path(null);
+        walk = null;
+      }
       if (waiting) return;
       waiting = true;
       requestAnimationFrame(() => {
         waiting = false;
-        refresh();
+        refresh(moved);
       });
     }
 
-    function refresh() {
-      const wrong = SBN.net.check(model);
-      let failed = wrong[0] || "";
-      if (!failed) {
-        try {
-          found = SBN.lab.compute(model);
-          found.chances = found.laws.map(chances);
-        } catch (error) {
-          failed = error.message;
-        }
+    function refresh(moved) {
+      let failed = "";
+      try {
+        found = SBN.lab.compute(model);
+        found.chances = found.laws.map(chances);
+      } catch (error) {
+        failed = error.message;
       }
-      lossLine.say(failed);
-      if (!failed) {
-        net.show(model, found, anew);
-        anew = false;
-        law.show(found.laws[layerShown()], sampler.counts(layerShown()));
-        strip.show(found);
-        tell();
-        table();
-      }
-      status.textContent = note || SBN.net.saturated(model).join(" ");
-      history.replaceState(null, "", `#${SBN.net.encode(model)}`);
+      fields();
+      formula.say(failed.replace(/^loss\.text, /, ""));
+      if (failed) return;
+      net.show(model, found, anew);
+      anew = false;
+      pictures();
+      strip.show(found);
+      tell();
+      if (details.open) fillTable();
+      if (!walk) walkChart.show([found.value], [found.value]);
+      const stuck = SBN.net.saturated(model).map(({ name }) => name);
+      status.textContent = note || (stuck.length ? `Saturated: ${stuck.join(", ")}. Whatever comes ` +
+        "from below, the noise cannot turn the state, the density there is 0, and no gradient " +
+        "passes." : "");
+      if (moved && started) history.replaceState(null, "", `#${SBN.net.encode(model)}`);
     }
 
-    /** P(x_j = +1) of each unit, from the law of the layer. */
+    function pictures() {
+      const k = Math.min(Number(shownLayer.control.value) || 0, model.layers.length - 1);
+      law.show(found.laws[k], sampler.counts(k));
+      drawn.textContent = sampler.total() ? ` and the shares in ${sampler.total()} drawn paths` : "";
+    }
+
+    /** P(unit is up) for each unit of a layer. */
     function chances(probabilities) {
       const n = Math.log2(probabilities.length);
       return Array.from({ length: n }, (_, j) => probabilities.reduce((sum, p, r) =>
         sum + ((r >> (n - 1 - j)) & 1 ? p : 0), 0));
     }
 
+    function fields() {
+      sizes.forEach(({ write, control }, k) => {
+        write(String(widths(model)[k] || 0));
+        control.disabled = k === 3 && model.layers.length < 2;
+      });
+      noise.write(model.noise);
+      scale.write(model.scale);
+      coding.write(model.coding);
+      formula.write(model.loss.text);
+      const given = SBN.estimators.asObject(model.estimator), isMean = given.baseline === "mean";
+      estimator.write(isMean ? MEAN : given.name);
+      const entry = SBN.estimators.ESTIMATORS[given.name];
+      parameter.box.hidden = !entry.parameter || isMean;
+      if (entry.parameter && !isMean) {
+        parameterName = entry.parameter;
+        const [min, max, by] = RANGES[parameterName];
+        set(parameter.control, { min, max, step: by });
+        parameter.box.querySelector("label").textContent = parameterName;
+        parameter.write(given[parameterName]);
+      }
+      box.style.setProperty("--sbn-estimator", entry.colour);
+      if (shownLayer.control.options.length !== model.layers.length) {
+        const before = shownLayer.control.value;
+        shownLayer.control.replaceChildren(...model.layers.map((_, k) =>
+          html("option", { value: k }, `layer ${k + 1}`)));
+        shownLayer.write(before < model.layers.length ? before : String(model.layers.length - 1));
+      }
+    }
+
     function tell() {
       const [g, m, v] = [found.gradient, found.mean, found.variance].map(SBN.view.all);
-      const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
+      const dot = (a, b) => a.reduce((total, value, i) => total + value * b[i], 0);
       const length = Math.sqrt(dot(g, g)), mean = Math.sqrt(dot(m, m));
       const apart = m.map((value, i) => value - g[i]);
       const over = (value) => (length > 1e-12 ? value / length : NaN);
+      const cosine = Math.max(-1, Math.min(1, dot(g, m) / (length * mean)));
       told.value.textContent = short(found.value, 4);
       told.length.textContent = short(length);
       told.bias.textContent = short(over(Math.sqrt(dot(apart, apart))));
       told.spread.textContent = short(over(Math.sqrt(v.reduce((a, b) => a + b, 0))));
-      const cosine = dot(g, m) / (length * mean);
       told.angle.textContent = length > 1e-12 && mean > 1e-12
-        ? `${short((Math.acos(Math.max(-1, Math.min(1, cosine))) * 180) / Math.PI)}°` : "–";
+        ? `${short((Math.acos(cosine) * 180) / Math.PI)}°` : "–";
     }
+
+    function fillTable() {
+      const rows = model.layers.flatMap(({ weight, bias }, k) => bias.flatMap((b, j) => {
+        const at = `unit ${j + 1} of layer ${k + 1}`, from = k ? "unit" : "input";
+        const cells = (get) => [found.gradient, found.mean].map((set_) => get(set_[k]))
+          .concat(Math.sqrt(get(found.variance[k])));
+        return [...weight[j].map((w, i) => [`weight from ${from} ${i + 1} to ${at}`, w,
+          ...cells((part) => part.weight[j][i])]), [`bias of ${at}`, b,
+          ...cells((part) => part.bias[j])]];
+      }));
+      table.replaceChildren(...rows.map(([name, ...values]) => html("tr", {},
+        html("th", { scope: "row" }, name), ...values.map((v) => html("td", {}, short(v, 4))))));
+    }
+
+    // ---- the page ----------------------------------------------------------------------------
+
+    const all = [net.picture, law.picture, strip.picture, walkChart.picture];
+    const share = button("Copy the link", async () => {
+      const address = `${location.href.split("#")[0]}#${SBN.net.encode(model)}`;
+      try {
+        await navigator.clipboard.writeText(address);
+        status.textContent = "The link is copied; who opens it sees this network.";
+      } catch {
+        history.replaceState(null, "", address);
+        status.textContent = "The address of this page is the link; copy it from there.";
+      }
+    });
+    const picture = button("Save the pictures", () => save(fileOf(all), "lab.svg"));
+    const again = button("Begin anew", () => open(SBN.net.PRESETS[0]));
+    const part = (title, ...children) => html("fieldset", {}, html("legend", {}, title),
+      ...children);
+    const figure = (words, ...children) => html("figure", {}, html("figcaption", {}, ...words),
+      ...children);
+    const key = (name, words) => html("span", { class: `sbn-key ${name}` }, words);
+
+    box.replaceChildren(
+      html("div", { class: "sbn-lab-top" }, presets.box, says),
+      netBox,
+      numbers,
+      html("div", { class: "sbn-lab-fields" },
+        part("network", ...sizes.map((field) => field.box), noise.box, scale.box, coding.box),
+        part("loss", kinds.box, formula.box),
+        part("estimator", estimator.box, parameter.box)),
+      status,
+      html("div", { class: "sbn-lab-pictures" },
+        figure([key("sbn-key-g", "gradient"), ", ", key("sbn-key-m", "mean of the estimator"),
+          " and ", key("sbn-key-s", "its standard deviation"), ", of each parameter"], stripBox),
+        figure(["Probabilities of the ", shownLayer.control, drawn], lawBox,
+          html("div", { class: "sbn-lab-buttons" }, one, many)),
+        figure(["Expected loss on the way down: by the ", key("sbn-key-g", "gradient"), ", by ",
+          key("sbn-key-m", "the estimator")], walkBox, html("div", { class: "sbn-lab-fields" },
+          rate.box, samples.box), html("div", { class: "sbn-lab-buttons" }, step, walking, take))),
+      html("div", { class: "sbn-lab-buttons" }, share, picture, again),
+      details);
+    set(shownLayer.control, { "aria-label": "states of which layer" });
+    rate.write(0.3);
+
+    let started = false;
+    function start() {
+      const from = asked();
+      if (from.named) open(from.named);
+      else {
+        model = withFormula(from.model);
+        net.choose({ k: 0, j: 0 });
+        note = from.note;
+        anew = true;
+        says.textContent = "Choose a unit, and drag what enters it up or down.";
+        changed();
+      }
+      requestAnimationFrame(() => { started = true; });
+    }
+    addEventListener("hashchange", () => {
+      if (SBN.net.PRESETS.some(({ name }) => `#${slug(name)}` === location.hash) ||
+        /^#\d/.test(location.hash)) {
+        start();
+        box.scrollIntoView();
+      }
+    });
+    start();
+    if (/^#lab-/.test(location.hash)) requestAnimationFrame(() => box.scrollIntoView());
+    return { model: () => model, found: () => found };
+  }
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const box = document.getElementById("sbn-lab");
+    if (box) SBN.page = page(box);
+  });
+})();

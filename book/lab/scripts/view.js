@@ -2,6 +2,7 @@
 // Inputs, units and the weights into the chosen unit are sliders: pointer, touch and keys.
 (() => {
   "use strict";
+  const SBN = (globalThis.SBN = globalThis.SBN || {});
   const { svg, set, short } = SBN.draw;
   const PIXELS = 36; // of a drag that change a number by 1
   const ARROW = 24; // length of the largest arrow
@@ -209,11 +210,15 @@
         if (anew || before !== String(sizes())) build();
         else draw();
       },
+      /** Another unit is chosen, at once or, before a model is shown anew, from then on. */
       select: (unit) => select(unit, false),
+      choose(unit) {
+        selected = unit;
+      },
       /** States of a drawn path, or null for the chances. */
       path(states) {
         shown = states;
-        draw();
+        if (parts) draw();
       },
     };
   }
