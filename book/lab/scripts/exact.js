@@ -189,9 +189,9 @@
 
   /**
    * Mean and variance of (L(x) - baseline) x_i f(a_i)/P(x_i), REINFORCE with a constant. The mean
-   * is the gradient. The square has the mean of (L - baseline)^2 f^2/P(x_i)^2.
+   * is the gradient, which is handed in; the square has the mean of (L - baseline)^2 f^2/P(x_i)^2.
    */
-  function scoreMoments(levels, table, baseline) {
+  function scoreMoments(levels, table, baseline, gradient) {
     const squares = table.map((value) => (value - baseline) ** 2);
     const ratio = (f, p) => (p > 0 ? (f / p) * f : 0);
     const second = backward(
@@ -200,7 +200,7 @@
       ({ f, lower, upper }, at) => [ratio(f[at], lower[at]), ratio(f[at], upper[at]), 0, 0],
       2,
     );
-    return withVariance(gradient(levels, table), second);
+    return withVariance(gradient, second);
   }
 
   /**
@@ -208,8 +208,8 @@
    *     m_k(x) = E[g_k | x_k = x],   M_k(x) = E[g_k g_k' | x_k = x],
    *     m_{k-1} = W' E[c o m_k],     M_{k-1} = W' E[(c c') o M_k] W.
    *
-   * `slopes` is m_K, flat (n, 2^n); `factor(level, at, upper)` is c of unit `at` in a state. Of M,
-   * which is symmetric, the pairs i <= j are kept, one table each.
+   * `slopes` is m_K, flat (n, 2^n); `factor(a, f, P(x), P(-x))` is c. Of M, which is symmetric, the
+   * pairs i <= j are kept, one table each.
    */
   function moments(levels, slopes, factor) {
     const [means, seconds] = [[], []];
@@ -244,16 +244,18 @@
     const [size, product] = [1 << units, new Product(units, 2)];
     const d1 = new Float64Array(rows * units);
     const d2 = Array.from({ length: (units * (units + 1)) / 2 }, () => new Float64Array(rows));
-    const replacement = (level, at) => {
-      const [p, q] = [level.lower[at], level.upper[at]];
-      const [c, d] = [factor(level, at, false), factor(level, at, true)];
-      return [c * p, d * q, c * c * p, d * d * q];
+    const replacement = ({ a, f, lower, upper }, at) => {
+      const c = factor(a[at], f[at], lower[at], upper[at]);
+      const d = factor(a[at], f[at], upper[at], lower[at]);
+      return [c * lower[at], d * upper[at], c * c * lower[at], d * d * upper[at]];
     };
     for (let s = 0; s < rows; s++) {
       product.set(level, s, replacement);
       for (let i = 0, pair = 0; i < units; i++) {
         d1[s * units + i] = product.sum(first, i * size, -1, i);
-        for (let j = i; j < units; j++, pair++) d2[pair][s] = product.sum(second, pair * size, i, j);
+        for (let j = i; j < units; j++, pair++) {
+          d2[pair][s] = product.sum(second, pair * size, i, j);
+        }
       }
     }
     return [d1, d2];

@@ -43,22 +43,28 @@
 
   // ---- reading -------------------------------------------------------------------------------
 
-  const NUMBER = /(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?/y;
-  const NAME = /[A-Za-z_\u0370-\u03ff][\w\u0370-\u03ff]*/y;
-  const SIGN = /\*\*|[^]/uy;
+  const PIECES = {
+    number: /(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?/y,
+    name: /[A-Za-z_\u0370-\u03ff][\w\u0370-\u03ff]*/y,
+    sign: /\*\*|[^]/uy, // whatever else there is, to be refused by name
+  };
 
   function tokens(text) {
     const found = [];
-    for (let at = 0; ; ) {
-      while (/\s/.test(text.charAt(at))) at += 1;
-      const position = at + 1;
-      if (at === text.length) return [...found, { kind: "end", text: "the end", position }];
-      const [kind, pattern] = [["number", NUMBER], ["name", NAME], ["sign", SIGN]].find(
-        ([, tried]) => ((tried.lastIndex = at), tried.test(text)),
-      );
-      const piece = text.slice(at, pattern.lastIndex);
-      found.push({ kind, text: piece === "**" ? "^" : piece, position });
-      at = pattern.lastIndex;
+    for (let at = 0; at < text.length; ) {
+      const [kind, end] = /\s/.test(text[at]) ? ["space", at + 1] : pieceAt(text, at);
+      const piece = text.slice(at, end);
+      const token = { kind, text: piece === "**" ? "^" : piece, position: at + 1 };
+      if (kind !== "space") found.push(token);
+      at = end;
+    }
+    return [...found, { kind: "end", text: "the end", position: text.length + 1 }];
+  }
+
+  function pieceAt(text, at) {
+    for (const [kind, pattern] of Object.entries(PIECES)) {
+      pattern.lastIndex = at;
+      if (pattern.test(text)) return [kind, pattern.lastIndex];
     }
   }
 
@@ -68,7 +74,6 @@
       this.tokens = tokens(text);
       this.names = names;
       this.at = 0;
-      this.open = 0;
     }
 
     get next() {
@@ -119,17 +124,15 @@
       const { kind, text, position } = this.next;
       if (this.takes("(")) return this.inBrackets();
       if (kind !== "number" && kind !== "name") {
-        this.refuse(`a number, ${listed(this.names)}${this.names.length ? ", " : ""}or '('`);
+        this.refuse(["a number", listed(this.names), "or '('"].filter(Boolean).join(", "));
       }
       this.at += 1;
       return kind === "number" ? constant(text, position) : this.named(text, position);
     }
 
     inBrackets() {
-      this.open += 1;
       const tree = this.sum();
       if (!this.takes(")")) this.refuse("an operator (+ - * / ^) or ')'");
-      this.open -= 1;
       return tree;
     }
 

@@ -12,26 +12,24 @@
     };
   }
 
-  /** -log softmax(weight x + bias) at the target, without overflow. */
+  /** -log softmax(weight x + bias) at the target. */
   function crossEntropy({ weight, bias, target }) {
-    const scores = (x) => weight.map((row, k) => row.reduce((sum, w, i) => sum + w * x[i], bias[k]));
+    // exp of each score beside the largest, which are at most 1; the rest is all but one of them
+    const score = (row, x, b) => row.reduce((sum, w, i) => sum + w * x[i], b);
+    const scores = (x) => weight.map((row, k) => score(row, x, bias[k]));
     const parts = (z) => z.map((v) => Math.exp(v - Math.max(...z)));
-    const total = (values) => values.reduce((sum, v) => sum + v, 0);
+    const rest = (values, out) => values.reduce((sum, v, k) => (k === out ? sum : sum + v), 0);
     return {
       value: (x) => {
         const z = scores(x);
-        const gaps = z.map((v) => v - z[target]);
-        const most = Math.max(...gaps);
-        const rest = gaps.filter((_, k) => k !== gaps.indexOf(most));
-        return most + Math.log1p(total(rest.map((v) => Math.exp(v - most))));
+        const most = Math.max(...z);
+        return most - z[target] + Math.log1p(rest(parts(z), z.indexOf(most)));
       },
       slopes: (x) => {
         const share = parts(scores(x));
-        const sum = total(share);
-        const off = share.map((v, k) =>
-          k === target ? -total(share.filter((_, l) => l !== target)) / sum : v / sum,
-        );
-        return x.map((_, i) => total(off.map((v, k) => v * weight[k][i])));
+        const all = rest(share, -1);
+        const d = share.map((v, k) => (k === target ? -rest(share, target) : v) / all);
+        return x.map((_, i) => d.reduce((sum, v, k) => sum + v * weight[k][i], 0));
       },
     };
   }
@@ -77,27 +75,22 @@
     const [wrong] = SBN.net.check(model);
     if (wrong) throw new RangeError(wrong);
     const values = SBN.net.valuesOf(model);
-    const noise = SBN.noise.make(model.noise, model.scale);
     const given = SBN.estimators.asObject(model.estimator);
     const estimator = SBN.estimators.ESTIMATORS[given.name];
     const n = model.layers[model.layers.length - 1].bias.length;
     const { table, slopes } = tables(model.loss, n, values, estimator);
+    const noise = SBN.noise.make(model.noise, model.scale);
     const { levels, laws } = SBN.exact.forward(model.layers, model.input, noise, values);
     const value = SBN.exact.mean(laws[laws.length - 1], table);
     const gradient = SBN.exact.gradient(levels, table);
-    return { value, gradient, ...momentsOf(given, estimator, levels, table, slopes, value, values), laws };
-  }
-
-  function momentsOf(given, estimator, levels, table, slopes, value, values) {
+    const answer = { value, gradient, laws };
     if (estimator.kind === "loss based") {
       const baseline = given.baseline === "mean" ? value : given.baseline;
-      return SBN.exact.scoreMoments(levels, table, baseline);
+      return { ...answer, ...SBN.exact.scoreMoments(levels, table, baseline, gradient) };
     }
-    const half = (values[1] - values[0]) / 2;
-    return SBN.exact.moments(levels, slopes, ({ a, f, lower, upper }, at, isUpper) => {
-      const [p, q] = isUpper ? [upper[at], lower[at]] : [lower[at], upper[at]];
-      return half * SBN.estimators.factor(given, a[at], f[at], p, q);
-    });
+    const [half, factor] = [(values[1] - values[0]) / 2, SBN.estimators.factorOf(given)];
+    const scaled = (a, f, p, q) => half * factor(a, f, p, q);
+    return { ...answer, ...SBN.exact.moments(levels, slopes, scaled) };
   }
 
   SBN.lab = { compute };
