@@ -70,7 +70,7 @@
     });
     return {
       picture: own.picture,
-      show({ gradient, mean, variance }) {
+      show({ gradient, mean, variance }, chosen) {
         const { x0, x1, y0, y1 } = own.size();
         const rows = gradient.flatMap(({ bias, weight }, k) => bias.map((b, j) => ({ k, j,
           g: [...weight[j], b], m: [...mean[k].weight[j], mean[k].bias[j]],
@@ -82,10 +82,13 @@
           Math.min(spread(row, i), 1e300))));
         const top = Math.max(...sizes, 1e-12), middle = (y0 + y1) / 2;
         const at = (v) => middle - (((y0 - y1) / 2) * Math.max(-top, Math.min(top, v))) / top;
-        let x = x0 + every, exact = "", bars = "", dots = "", marks = "";
+        let x = x0 + every, exact = "", bars = "", dots = "", marks = "", band = "";
         const half = Math.max(0.6, every * 0.36), layers = [];
         places = [];
         for (const row of rows) {
+          if (chosen && row.k === chosen.k && row.j === chosen.j) {
+            band = `M${x - every} ${y1}H${x + row.g.length * every}V${y0}H${x - every}Z`;
+          }
           if (!row.j) layers.push({ x, text: `layer ${row.k + 1}`, anchor: "start" });
           row.g.forEach((g, i) => {
             exact += `M${x - half} ${at(g)}h${2 * half}`;
@@ -99,6 +102,7 @@
         }
         own.put([...layers, { y: y1 + 4, text: short(top, 2) }, { y: middle + 4, text: "0" },
           { y: y0, text: short(-top, 2) }],
+        svg("path", { class: "sbn-band", d: band }),
         svg("path", { class: "sbn-axis", d: `M${x0} ${middle}H${x1}${marks}` }),
         svg("path", { class: "sbn-spread", d: bars, "stroke-width": Math.min(4, every * 0.4) }),
         svg("path", { class: "sbn-exact", d: exact }),
@@ -116,6 +120,11 @@
         const { x0, x1, y0, y1 } = own.size(), values = [...exact, ...estimated];
         const low = Math.min(...values), high = Math.max(...values, low + 1e-9);
         const steps = Math.max(exact.length - 1, 20);
+        if (exact.length < 2) {
+          const text = "no steps yet";
+          own.put([{ x: (x0 + x1) / 2, y: (y0 + y1) / 2, text }]);
+          return;
+        }
         const line = (losses) => losses.map((v, t) => `${t ? "L" : "M"}${x0 + ((x1 - x0) * t) / steps}` +
           ` ${y0 - ((y0 - y1) * (v - low)) / (high - low)}`).join("");
         own.put([{ y: y1 + 4, text: short(high, 3) }, { y: y0, text: short(low, 3) },

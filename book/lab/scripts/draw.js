@@ -34,7 +34,7 @@
   }
 
   const KEPT = ["fill", "stroke", "stroke-width", "opacity", "font-size", "font-family",
-    "text-anchor", "stroke-dasharray", "stroke-linecap", "fill-opacity", "stroke-opacity"];
+    "text-anchor", "paint-order", "stroke-linejoin", "stroke-dasharray", "stroke-linecap", "fill-opacity", "stroke-opacity"];
 
   /** A copy that needs no style sheet, without what only a pointer or a reader of screens needs. */
   function copyOf(picture) {

@@ -62,6 +62,25 @@
     throw new RangeError(`${what} at every state, got ${number} at (${x.join(", ")})`);
   }
 
+  /** {value, slopes} of a checked model's loss, functions of the states of its last layer. */
+  function lossOf({ loss, layers }) {
+    return LOSSES[loss.kind](loss, layers[layers.length - 1].bias.length);
+  }
+
+  /** {value, gradient, laws, levels, table, slopes}: what does not depend on the estimator. */
+  function exact(model) {
+    const [wrong] = SBN.net.check(model);
+    if (wrong) throw new RangeError(wrong);
+    const values = SBN.net.valuesOf(model);
+    const n = model.layers[model.layers.length - 1].bias.length;
+    const { name } = SBN.estimators.asObject(model.estimator);
+    const { table, slopes } = tables(model.loss, n, values, SBN.estimators.ESTIMATORS[name]);
+    const noise = SBN.noise.make(model.noise, model.scale);
+    const { levels, laws } = SBN.exact.forward(model.layers, model.input, noise, values);
+    const value = SBN.exact.mean(laws[laws.length - 1], table);
+    return { value, gradient: SBN.exact.gradient(levels, table), laws, levels, table, slopes };
+  }
+
   /**
    * {value, gradient, mean, variance, laws} of a model, see SBN.net: E L, its gradient, mean and
    * variance of the estimator, each [{weight, bias}] in the shape of the layers, and the law of
@@ -72,26 +91,18 @@
    * straight-through.
    */
   function compute(model) {
-    const [wrong] = SBN.net.check(model);
-    if (wrong) throw new RangeError(wrong);
-    const values = SBN.net.valuesOf(model);
+    const { value, gradient, laws, levels, table, slopes } = exact(model);
     const given = SBN.estimators.asObject(model.estimator);
-    const estimator = SBN.estimators.ESTIMATORS[given.name];
-    const n = model.layers[model.layers.length - 1].bias.length;
-    const { table, slopes } = tables(model.loss, n, values, estimator);
-    const noise = SBN.noise.make(model.noise, model.scale);
-    const { levels, laws } = SBN.exact.forward(model.layers, model.input, noise, values);
-    const value = SBN.exact.mean(laws[laws.length - 1], table);
-    const gradient = SBN.exact.gradient(levels, table);
     const answer = { value, gradient, laws };
-    if (estimator.kind === "loss based") {
+    if (SBN.estimators.ESTIMATORS[given.name].kind === "loss based") {
       const baseline = given.baseline === "mean" ? value : given.baseline;
       return { ...answer, ...SBN.exact.scoreMoments(levels, table, baseline, gradient) };
     }
-    const [half, factor] = [(values[1] - values[0]) / 2, SBN.estimators.factorOf(given)];
-    const scaled = (a, f, p, q) => half * factor(a, f, p, q);
+    const [low, high] = SBN.net.valuesOf(model);
+    const factor = SBN.estimators.factorOf(given);
+    const scaled = (a, f, p, q) => ((high - low) / 2) * factor(a, f, p, q);
     return { ...answer, ...SBN.exact.moments(levels, slopes, scaled) };
   }
 
-  SBN.lab = { compute };
+  SBN.lab = { compute, exact, lossOf };
 })();

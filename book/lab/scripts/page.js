@@ -10,6 +10,8 @@
     ["bias", "length of the bias, over that"], ["spread", "standard deviation, over that"],
     ["angle", "angle of the mean with the gradient"]];
 
+  const HOW = "Choose a unit, and drag what enters it up or down.";
+
   const copy = (model) => JSON.parse(JSON.stringify(model));
   const slug = (name) => `lab-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
   const widths = (model) => [model.input.length, ...model.layers.map(({ bias }) => bias.length)];
@@ -48,11 +50,12 @@
     const named = SBN.net.PRESETS.find(({ name }) => slug(name) === text);
     if (named) return { model: named.model, note: "", named };
     if (/^\d/.test(text)) return SBN.net.decode(text);
-    return { model: SBN.net.fresh(), note: "" };
+    return { model: null, note: "", named: SBN.net.PRESETS[0] };
   }
 
   function page(box) {
-    let model, found = null, note = "", anew = true, waiting = false, walk = null, going = null;
+    let model, found = null, note = "", anew = true, waiting = false, walk = null, going = null,
+      later = null;
     const sampler = SBN.walk.sampler();
 
     // ---- parts of the page -------------------------------------------------------------------
@@ -60,7 +63,7 @@
     const netBox = html("div", { class: "sbn-lab-net" });
     const lawBox = html("div"), stripBox = html("div"), walkBox = html("div");
     const status = html("p", { class: "sbn-lab-note", role: "status" });
-    const net = SBN.view.network(netBox, () => changed(), (unit) => {
+    const net = SBN.view.network(netBox, () => own(model), (unit) => {
       if (unit) shownLayer.write(String(unit.k));
       changed(false);
     });
@@ -182,6 +185,7 @@
       const before = String(widths(model));
       model = next;
       presets.write("");
+      says.textContent = HOW;
       note = "";
       anew = anew || before !== String(widths(model));
       if (!typed) kinds.write("");
@@ -228,7 +232,7 @@
       net.show(model, found, anew);
       anew = false;
       pictures();
-      strip.show(found);
+      strip.show(found, net.chosen());
       tell();
       if (details.open) fillTable();
       if (!walk) walkChart.show([found.value], [found.value]);
@@ -236,7 +240,13 @@
       status.textContent = note || (stuck.length ? `Saturated: ${stuck.join(", ")}. Whatever comes ` +
         "from below, the noise cannot turn the state, the density there is 0, and no gradient " +
         "passes." : "");
-      if (moved && started) history.replaceState(null, "", `#${SBN.net.encode(model)}`);
+      if (moved && started) keep();
+    }
+
+    /** The model into the address, not more often than browsers like it. */
+    function keep() {
+      clearTimeout(later);
+      later = setTimeout(() => history.replaceState(null, "", `#${SBN.net.encode(model)}`), 250);
     }
 
     function pictures() {
@@ -336,8 +346,8 @@
       numbers,
       html("div", { class: "sbn-lab-fields" },
         part("network", ...sizes.map((field) => field.box), noise.box, scale.box, coding.box),
-        part("loss", kinds.box, formula.box),
-        part("estimator", estimator.box, parameter.box)),
+        html("div", {}, part("loss", kinds.box, formula.box),
+          part("estimator", estimator.box, parameter.box))),
       status,
       html("div", { class: "sbn-lab-pictures" },
         figure([key("sbn-key-g", "gradient"), ", ", key("sbn-key-m", "mean of the estimator"),
@@ -361,7 +371,7 @@
         net.choose({ k: 0, j: 0 });
         note = from.note;
         anew = true;
-        says.textContent = "Choose a unit, and drag what enters it up or down.";
+        says.textContent = HOW;
         changed();
       }
       requestAnimationFrame(() => { started = true; });
@@ -375,7 +385,7 @@
     });
     start();
     if (/^#lab-/.test(location.hash)) requestAnimationFrame(() => box.scrollIntoView());
-    return { model: () => model, found: () => found };
+    return { model: () => model, found: () => found, file: () => fileOf(all) };
   }
 
   document.addEventListener("DOMContentLoaded", () => {

@@ -67,12 +67,12 @@
     /** Places of the columns and rows in pixels of the box. */
     function places() {
       const width = Math.max(280, box.clientWidth || 640), counts = sizes();
-      const tallest = Math.max(...counts), row = tallest > 5 ? 50 : 64;
-      const height = Math.max(250, tallest * row + 56);
+      const tallest = Math.max(...counts), row = tallest > 5 ? 50 : tallest > 3 ? 66 : 86;
+      const height = Math.max(240, tallest * row + 44);
       const margin = Math.min(64, width / 8);
       const x = counts.map((_, k) => margin + (k * (width - 2 * margin)) / (counts.length - 1));
       const y = counts.map((count) => Array.from({ length: count }, (_, i) =>
-        (height - 14) / 2 + (i - (count - 1) / 2) * Math.min(row, (height - 56) / count)));
+        (height - 20) / 2 + (i - (count - 1) / 2) * row));
       return { width, height, x, y, r: Math.min(17, width / 24) };
     }
 
@@ -142,13 +142,13 @@
           put: (v) => { layer.weight[j][i] = v; },
           of: (set_) => set_[k].weight[j][i] });
       });
-      const bias = slider(x, y + p.r + 15, { name: `bias of ${at}`, get: () => layer.bias[j],
+      const bias = slider(x + p.r + 9, y - p.r - 3, { name: `bias of ${at}`, sign: "b ", get: () => layer.bias[j],
         put: (v) => { layer.bias[j] = v; }, of: (set_) => set_[k].bias[j] });
       return [...row, bias];
     }
 
     function slider(x, y, number) {
-      const value = svg("text", { class: "sbn-value", x: x + 13, y: y + 4 });
+      const value = svg("text", { class: "sbn-value", x: x + 15, y: y + 4 });
       const exact = svg("path", { class: "sbn-exact" }), mean = svg("path", { class: "sbn-mean" });
       const group = svg("g", { class: "sbn-slider" },
         svg("circle", { class: "sbn-reach", cx: x, cy: y, r: 15 }),
@@ -166,7 +166,7 @@
           class: `${w < 0 ? "sbn-minus" : "sbn-plus"}${selected && !own ? " sbn-dim" : ""}` });
       }
       for (const { value, number, tell } of parts.handles) {
-        value.textContent = short(number.get());
+        value.textContent = (number.sign || "") + short(number.get());
         tell();
       }
       if (!found) return;
@@ -181,8 +181,8 @@
         ...all(found.mean).map(Math.abs), 1e-12);
       for (const { number, exact, mean, x, y } of parts.handles.filter((h) => h.exact)) {
         const [g, m] = [number.of(found.gradient), number.of(found.mean)];
-        set(exact, { d: arrow(x - 4, y, (ARROW * g) / largest) });
-        set(mean, { d: arrow(x + 4, y, (ARROW * m) / largest) });
+        set(exact, { d: arrow(x - 3.5, y, (ARROW * g) / largest) });
+        set(mean, { d: arrow(x + 3.5, y, (ARROW * m) / largest) });
       }
     }
 
@@ -215,6 +215,7 @@
       choose(unit) {
         selected = unit;
       },
+      chosen: () => selected,
       /** States of a drawn path, or null for the chances. */
       path(states) {
         shown = states;
