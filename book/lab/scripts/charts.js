@@ -26,12 +26,19 @@
     };
   }
 
+  /** A state of a layer in signs, or in the digits 0 and 1. */
+  function nameOf(r, n, [lower]) {
+    const [down, up] = lower ? "−+" : "01";
+    return [...r.toString(2).padStart(Math.log2(n), "0")].map((b) => (b === "1" ? up : down))
+      .join("");
+  }
+
   /** Law of a layer as bars; the shares of samples, where there are some, as a line of steps. */
   function law(box) {
     const own = chart(box, "Probabilities of the states of a layer");
     return {
       picture: own.picture,
-      show(probabilities, counts) {
+      show(probabilities, counts, values) {
         const { x0, x1, y0, y1 } = own.size(), n = probabilities.length;
         const drawn = counts ? counts.reduce((a, b) => a + b, 0) : 0;
         const share = (r) => counts[r] / drawn;
@@ -47,21 +54,21 @@
           bars += `M${x + gap} ${y0}V${at(probabilities[r])}H${x + wide - gap}V${y0}Z`;
           if (drawn) steps += `${r ? "L" : "M"}${x} ${at(share(r))}H${x + wide}`;
         }
-        const name = (r) => [...r.toString(2).padStart(Math.log2(n), "0")].map((b) =>
-          (b === "1" ? "+" : "−")).join("");
+        const name = (r) => nameOf(r, n, values);
         const ticks = n <= 16 && wide > 8 * Math.log2(n) + 4
           ? Array.from({ length: n }, (_, r) => ({ x: x0 + (r + 0.5) * wide, text: name(r) }))
           : [{ x: x0, text: name(0), anchor: "start" }, { x: x1, text: name(n - 1),
             anchor: "end" }];
         own.put([...ticks, { y: at(top) + 4, text: short(top, 2) }, { y: y0, text: "0" }],
-          svg("path", { class: "sbn-bars", d: bars }), svg("path", { class: "sbn-steps", d: steps }));
+          svg("path", { class: "sbn-bars", d: bars }),
+          svg("path", { class: "sbn-steps", d: steps }));
       },
     };
   }
 
   /** Exact gradient, mean and one standard deviation of one sample, for every parameter. */
   function strip(box, choose) {
-    const own = chart(box, "Exact gradient of each parameter, and mean and spread of the estimator");
+    const own = chart(box, "Gradient of each parameter, and mean and spread of the estimator");
     let places = [];
     own.picture.addEventListener("click", (event) => {
       const { left } = own.picture.getBoundingClientRect(), x = event.clientX - left;
@@ -70,7 +77,7 @@
     });
     return {
       picture: own.picture,
-      show({ gradient, mean, variance }, chosen) {
+      show({ gradient = [], mean, variance }, chosen) {
         const { x0, x1, y0, y1 } = own.size();
         const rows = gradient.flatMap(({ bias, weight }, k) => bias.map((b, j) => ({ k, j,
           g: [...weight[j], b], m: [...mean[k].weight[j], mean[k].bias[j]],
@@ -125,8 +132,9 @@
           own.put([{ x: (x0 + x1) / 2, y: (y0 + y1) / 2, text }]);
           return;
         }
-        const line = (losses) => losses.map((v, t) => `${t ? "L" : "M"}${x0 + ((x1 - x0) * t) / steps}` +
-          ` ${y0 - ((y0 - y1) * (v - low)) / (high - low)}`).join("");
+        const at = (v, t) => `${x0 + ((x1 - x0) * t) / steps} ` +
+          `${y0 - ((y0 - y1) * (v - low)) / (high - low)}`;
+        const line = (losses) => losses.map((v, t) => (t ? "L" : "M") + at(v, t)).join("");
         own.put([{ y: y1 + 4, text: short(high, 3) }, { y: y0, text: short(low, 3) },
           { x: x0, text: "0" }, { x: x1, text: `${steps} steps`, anchor: "end" }],
         svg("path", { class: "sbn-walk sbn-exact", d: line(exact) }),
@@ -135,5 +143,5 @@
     };
   }
 
-  SBN.charts = { law, strip, walk };
+  SBN.charts = { law, strip, walk, nameOf };
 })();

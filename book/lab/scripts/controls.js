@@ -40,14 +40,15 @@
   function line(label, changed) {
     const control = html("input", { type: "text", spellcheck: "false", autocapitalize: "off",
       autocomplete: "off" });
-    const told = html("p", { class: "sbn-wrong", role: "alert" });
+    const told = html("p", { class: "sbn-wrong", role: "alert", id: `sbn-wrong-${count + 1}` });
+    set(control, { "aria-describedby": told.id });
     control.addEventListener("input", () => changed(control.value));
     return {
       box: field(label, control, told), control, write: (value) => {
         if (control.value !== value) control.value = value;
       },
       say(words) {
-        told.textContent = words;
+        if (told.textContent !== words) told.textContent = words;
         set(control, { "aria-invalid": words ? "true" : undefined });
       },
     };
@@ -55,8 +56,8 @@
 
   /** A button; `pressed` tells whether it is one that stays down. */
   function button(words, changed, pressed = false) {
-    const control = html("button", { type: "button", "aria-pressed": pressed ? "false" : undefined },
-      words);
+    const control = html("button", { type: "button" }, words);
+    set(control, { "aria-pressed": pressed ? "false" : undefined });
     control.addEventListener("click", () => changed(control));
     return control;
   }

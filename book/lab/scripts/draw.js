@@ -34,11 +34,13 @@
   }
 
   const KEPT = ["fill", "stroke", "stroke-width", "opacity", "font-size", "font-family",
-    "text-anchor", "paint-order", "stroke-linejoin", "stroke-dasharray", "stroke-linecap", "fill-opacity", "stroke-opacity"];
+    "text-anchor", "paint-order", "stroke-linejoin", "stroke-dasharray", "stroke-linecap",
+    "fill-opacity", "stroke-opacity"];
 
   /** A copy that needs no style sheet, without what only a pointer or a reader of screens needs. */
   function copyOf(picture) {
-    const copy = picture.cloneNode(true), ours = [picture, ...picture.querySelectorAll("*")];
+    const copy = picture.cloneNode(true);
+    const ours = [picture, ...picture.querySelectorAll("*")];
     [copy, ...copy.querySelectorAll("*")].forEach((element, k) => {
       const style = getComputedStyle(ours[k]);
       KEPT.forEach((key) => element.style.setProperty(key, style.getPropertyValue(key)));
@@ -46,7 +48,8 @@
         if (/^(class|tabindex|role|aria-.*|data-.*)$/.test(key)) element.removeAttribute(key);
       }
     });
-    copy.querySelectorAll("[fill-opacity='0']").forEach((element) => element.remove());
+    [...copy.querySelectorAll("*")].filter(({ style }) => style.fillOpacity === "0")
+      .forEach((element) => element.remove());
     return copy;
   }
 

@@ -5,12 +5,14 @@
   const { html, set, short, fileOf, save } = SBN.draw;
   const { choice, range, line, button } = SBN.controls;
   const MEAN = "reinforce, mean"; // REINFORCE with the exact expected loss as its baseline
+  const MOST_PATHS = 1000, MOST_STEPS = 400; // of one frame; of one walk
   const RANGES = { s: [-1, 2, 0.05], omega: [0, 20, 0.1], baseline: [-5, 15, 0.1] };
   const NUMBERS = [["value", "expected loss"], ["length", "length of its gradient"],
     ["bias", "length of the bias, over that"], ["spread", "standard deviation, over that"],
     ["angle", "angle of the mean with the gradient"]];
 
   const HOW = "Choose a unit, and drag what enters it up or down.";
+  const MEND = "There is no loss to go by: mend the formula first.";
 
   const copy = (model) => JSON.parse(JSON.stringify(model));
   const slug = (name) => `lab-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
@@ -47,15 +49,38 @@
   /** What the address asks for: a model of its own, a preset, or the first preset. */
   function asked() {
     const text = location.hash.slice(1);
-    const named = SBN.net.PRESETS.find(({ name }) => slug(name) === text);
-    if (named) return { model: named.model, note: "", named };
-    if (/^\d/.test(text)) return SBN.net.decode(text);
-    return { model: null, note: "", named: SBN.net.PRESETS[0] };
+    const known = SBN.net.PRESETS.find(({ name }) => slug(name) === text);
+    if (known) return { named: known, note: "" };
+    const read = /^\d/.test(text) ? SBN.net.decode(text) : { note: "" };
+    if (read.model && !read.note) return read;
+    return { named: SBN.net.PRESETS[0], note: text.startsWith("lab-")
+      ? "There is no such example, so this is the network of chapter 2." : read.note };
+  }
+
+  /** The units that the noise cannot turn after some, but not after all states below, by name. */
+  function partly(model) {
+    const [, edge] = SBN.noise.make(model.noise, model.scale).support;
+    const values = SBN.net.valuesOf(model), all = SBN.net.saturated(model).map(({ name }) => name);
+    const most = (row, b, sign) => row.reduce((sum, w) =>
+      sum + Math.max(...values.map((v) => sign * w * v)), sign * b);
+    return model.layers.flatMap(({ weight, bias }, k) => weight.flatMap((row, i) =>
+      (k && Math.max(most(row, bias[i], 1), most(row, bias[i], -1)) >= edge
+        ? [`unit ${i + 1} of layer ${k + 1}`] : []))).filter((name) => !all.includes(name));
+  }
+
+  /** Zero for what is rounding. */
+  const clean = (value) => (Math.abs(value) < 1e-9 ? 0 : value);
+
+  /** Angle of two vectors in degrees, also where it is small. */
+  function angleOf(g, m) {
+    const [u, v] = [g, m].map((a) => a.map((value) => value / Math.hypot(...a)));
+    const length = (sign) => Math.hypot(...u.map((value, i) => value + sign * v[i]));
+    return (360 / Math.PI) * Math.atan2(length(-1), length(1));
   }
 
   function page(box) {
-    let model, found = null, note = "", anew = true, waiting = false, walk = null, going = null,
-      later = null;
+    let model, found = null, failed = "", note = "", anew = true, waiting = false, hasMoved = false,
+      walk = null, going = null, later = null, preset = null;
     const sampler = SBN.walk.sampler();
 
     // ---- parts of the page -------------------------------------------------------------------
@@ -72,13 +97,15 @@
     const told = Object.fromEntries(NUMBERS.map(([key]) => [key, html("dd", {}, "–")]));
     const numbers = html("dl", { class: "sbn-lab-numbers" }, ...NUMBERS.map(([key, words]) =>
       html("div", {}, html("dt", {}, words), told[key])));
-    const table = html("tbody"), drawn = html("span"), says = html("p", { class: "sbn-lab-says" });
+    const table = html("tbody"), states = html("tbody"), drawn = html("span");
+    const says = html("p", { class: "sbn-lab-says" });
+    const tableOf = (body, ...heads) => html("div", {}, html("table", {}, html("thead", {},
+      html("tr", {}, ...heads.map((words) => html("th", { scope: "col" }, words)))), body));
     const details = html("details", { class: "sbn-lab-table" },
-      html("summary", {}, "All numbers as a table"),
-      html("div", {}, html("table", {}, html("thead", {}, html("tr", {}, ...["parameter", "value",
-        "gradient", "mean", "standard deviation"].map((words) => html("th", { scope: "col" },
-        words)))), table)));
-    details.addEventListener("toggle", () => found && fillTable());
+      html("summary", {}, "All numbers as tables"),
+      tableOf(table, "parameter", "value", "gradient", "mean", "standard deviation"),
+      tableOf(states, "layer", "state", "probability", "share in the drawn paths"));
+    details.addEventListener("toggle", () => found && fillTables());
 
     // ---- fields ------------------------------------------------------------------------------
 
@@ -120,14 +147,34 @@
     // ---- chance ------------------------------------------------------------------------------
 
     const one = button("Draw a path", () => draws(1));
-    const many = button("Keep drawing", () => run(many, () => draws(Math.ceil((sampler.total() +
-      20) / 20))), true);
-    const rate = range("step size", { min: 0.05, max: 2, step: 0.05 }, () => { walk = null; });
+    const many = button("Keep drawing", () => run(many, () => draws(Math.min(MOST_PATHS,
+      Math.ceil((sampler.total() + 20) / 20)))), true);
+    const forget = button("Forget the paths", () => {
+      stop();
+      sampler.clear();
+      net.path(null);
+      changed(false);
+    });
+    const rate = range("step size", { min: 0.05, max: 2, step: 0.05 }, () => backToStart());
     const samples = choice("the estimator's steps take", [["1", "one sample"], ["10",
-      "the mean of ten"], ["0", "its exact mean"]], () => { walk = null; });
+      "the mean of ten"], ["0", "its exact mean"]], () => backToStart());
     const step = button("One step", () => steps());
     const walking = button("Walk", () => run(walking, steps), true);
-    const take = button("Take the end of its walk", () => walk && own(rounded(walk.at.estimated)));
+    const take = button("Take the end of the estimator's walk", () => {
+      if (walk) own(rounded(walk.at.estimated));
+      else say("There is no walk yet whose end could be taken.");
+    });
+
+    /** Another kind of walk is to begin where the network stands. */
+    function backToStart() {
+      walk = null;
+      showWalk();
+    }
+
+    function showWalk() {
+      const { exact, estimated } = walk ? walk.losses : { exact: [], estimated: [] };
+      walkChart.show(exact, estimated);
+    }
 
     function rounded(end) {
       return { ...end, layers: end.layers.map(({ weight, bias }) => ({ weight: weight.map((row) =>
@@ -160,22 +207,30 @@
       if (!found) return;
       net.path(sampler.draw(model, paths));
       pictures();
+      if (details.open) fillStates();
     }
 
     function steps() {
-      if (!found) return;
-      walk = walk || SBN.walk.descent(copy(model), { rate: Number(rate.control.value),
-        samples: Number(samples.control.value) });
+      if (failed) {
+        stop();
+        say(MEND);
+        return;
+      }
       try {
+        walk = walk || SBN.walk.descent(copy(model), { rate: Number(rate.control.value),
+          samples: Number(samples.control.value) });
         walk.step();
       } catch (error) {
         stop();
-        note = error.message;
-        status.textContent = note;
+        say(error.message);
         return;
       }
-      walkChart.show(walk.losses.exact, walk.losses.estimated);
-      if (walk.losses.exact.length >= 400) stop();
+      showWalk();
+      if (walk.losses.exact.length > MOST_STEPS) stop();
+    }
+
+    function say(words) {
+      if (status.textContent !== words) status.textContent = words;
     }
 
     // ---- changes -----------------------------------------------------------------------------
@@ -184,22 +239,28 @@
     function own(next, typed = false) {
       const before = String(widths(model));
       model = next;
-      presets.write("");
-      says.textContent = HOW;
+      show(null);
       note = "";
       anew = anew || before !== String(widths(model));
       if (!typed) kinds.write("");
       changed();
     }
 
-    function open({ name, model: preset, says: words, chapter }) {
-      model = withFormula(preset);
-      note = "";
+    /** Shows an example, or a model of an address, from its beginning. */
+    function open(next, words = "") {
+      show(next.chapter ? next : null);
+      model = withFormula(next.chapter ? next.model : next);
+      note = words;
       anew = true;
       net.choose({ k: 0, j: 0 });
-      says.textContent = `${words} (Chapter ${chapter}.)`;
       changed();
-      presets.write(String(SBN.net.PRESETS.findIndex((p) => p.name === name)));
+    }
+
+    /** Says which example the model is, if it is one. */
+    function show(example) {
+      preset = example;
+      presets.write(example ? String(SBN.net.PRESETS.indexOf(example)) : "");
+      says.textContent = example ? `${example.says} (Chapter ${example.chapter}.)` : HOW;
     }
 
     /** Computes and shows once a frame, however many changes there were. */
@@ -210,49 +271,66 @@
         net.path(null);
         walk = null;
       }
+      hasMoved = hasMoved || moved;
       if (waiting) return;
       waiting = true;
       requestAnimationFrame(() => {
         waiting = false;
-        refresh(moved);
+        refresh();
       });
     }
 
-    function refresh(moved) {
-      let failed = "";
+    /** What can be known of the model: without a loss the probabilities of its states. */
+    function compute() {
+      failed = "";
       try {
         found = SBN.lab.compute(model);
-        found.chances = found.laws.map(chances);
       } catch (error) {
-        failed = error.message;
+        failed = error.message.replace(/^loss\.text, at/, "At character");
+        found = { laws: SBN.lab.exact({ ...model, loss: { kind: "formula", text: "0" } }).laws };
       }
+      found.chances = found.laws.map(chances);
+    }
+
+    function refresh() {
+      compute();
       fields();
-      formula.say(failed.replace(/^loss\.text, /, ""));
-      if (failed) return;
+      formula.say(failed);
       net.show(model, found, anew);
       anew = false;
       pictures();
       strip.show(found, net.chosen());
       tell();
-      if (details.open) fillTable();
-      if (!walk) walkChart.show([found.value], [found.value]);
-      const stuck = SBN.net.saturated(model).map(({ name }) => name);
-      status.textContent = note || (stuck.length ? `Saturated: ${stuck.join(", ")}. Whatever comes ` +
-        "from below, the noise cannot turn the state, the density there is 0, and no gradient " +
-        "passes." : "");
-      if (moved && started) keep();
+      if (details.open) fillTables();
+      showWalk();
+      say(note || stuck());
+      if (hasMoved && started && !failed) keep();
+      hasMoved = false;
     }
+
+    /** What saturated units mean, if there are any. */
+    function stuck() {
+      const always = SBN.net.saturated(model).map((unit) => unit.name), some = partly(model);
+      return (always.length ? `Saturated: ${always.join(", ")}. Whatever comes from below, the ` +
+        "noise cannot turn the state, the density there is 0, and no gradient passes. " : "") +
+        (some.length ? `Saturated after some of the states below: ${some.join(", ")}. After ` +
+          "those the state is certain, and no gradient passes." : "");
+    }
+
+    const code = () => (preset ? slug(preset.name) : SBN.net.encode(model));
 
     /** The model into the address, not more often than browsers like it. */
     function keep() {
       clearTimeout(later);
-      later = setTimeout(() => history.replaceState(null, "", `#${SBN.net.encode(model)}`), 250);
+      later = setTimeout(() => failed || history.replaceState(null, "", `#${code()}`), 250);
     }
 
     function pictures() {
       const k = Math.min(Number(shownLayer.control.value) || 0, model.layers.length - 1);
-      law.show(found.laws[k], sampler.counts(k));
-      drawn.textContent = sampler.total() ? ` and the shares in ${sampler.total()} drawn paths` : "";
+      const paths = sampler.total();
+      law.show(found.laws[k], sampler.counts(k), SBN.net.valuesOf(model));
+      drawn.textContent = !paths ? "" : paths === 1 ? " and the share in one drawn path"
+        : ` and the shares in ${paths} drawn paths`;
     }
 
     /** P(unit is up) for each unit of a layer. */
@@ -271,6 +349,8 @@
       scale.write(model.scale);
       coding.write(model.coding);
       formula.write(model.loss.text);
+      kinds.write(Object.keys(SBN.losses.KINDS).find((kind) =>
+        SBN.losses.formulaOf(kind, last(model)) === model.loss.text) || "");
       const given = SBN.estimators.asObject(model.estimator), isMean = given.baseline === "mean";
       estimator.write(isMean ? MEAN : given.name);
       const entry = SBN.estimators.ESTIMATORS[given.name];
@@ -292,21 +372,43 @@
     }
 
     function tell() {
+      if (failed) {
+        NUMBERS.forEach(([key]) => { told[key].textContent = "–"; });
+        return;
+      }
       const [g, m, v] = [found.gradient, found.mean, found.variance].map(SBN.view.all);
-      const dot = (a, b) => a.reduce((total, value, i) => total + value * b[i], 0);
-      const length = Math.sqrt(dot(g, g)), mean = Math.sqrt(dot(m, m));
-      const apart = m.map((value, i) => value - g[i]);
-      const over = (value) => (length > 1e-12 ? value / length : NaN);
-      const cosine = Math.max(-1, Math.min(1, dot(g, m) / (length * mean)));
+      const length = Math.hypot(...g), mean = Math.hypot(...m);
+      const over = (value) => (length > 1e-12 ? clean(value / length) : NaN);
       told.value.textContent = short(found.value, 4);
       told.length.textContent = short(length);
-      told.bias.textContent = short(over(Math.sqrt(dot(apart, apart))));
+      told.bias.textContent = short(over(Math.hypot(...m.map((value, i) => value - g[i]))));
       told.spread.textContent = short(over(Math.sqrt(v.reduce((a, b) => a + b, 0))));
       told.angle.textContent = length > 1e-12 && mean > 1e-12
-        ? `${short((Math.acos(cosine) * 180) / Math.PI)}°` : "–";
+        ? `${short(clean(angleOf(g, m)))}°` : "–";
+    }
+
+    function fillTables() {
+      fillTable();
+      fillStates();
+    }
+
+    /** A body of a table anew: the first words of a row name it. */
+    function fill(body, rows) {
+      body.replaceChildren(...rows.map(([name_, ...values]) => html("tr", {},
+        html("th", { scope: "row" }, name_), ...values.map((v) => html("td", {}, v)))));
+    }
+
+    function fillStates() {
+      fill(states, found.laws.flatMap((probabilities, k) => Array.from(probabilities, (p, r) => [
+        `layer ${k + 1}`, SBN.charts.nameOf(r, probabilities.length, SBN.net.valuesOf(model)),
+        short(p, 4), sampler.total() ? short(sampler.counts(k)[r] / sampler.total(), 4) : "–"])));
     }
 
     function fillTable() {
+      if (failed) {
+        table.replaceChildren();
+        return;
+      }
       const rows = model.layers.flatMap(({ weight, bias }, k) => bias.flatMap((b, j) => {
         const at = `unit ${j + 1} of layer ${k + 1}`, from = k ? "unit" : "input";
         const cells = (get) => [found.gradient, found.mean].map((set_) => get(set_[k]))
@@ -315,21 +417,24 @@
           ...cells((part) => part.weight[j][i])]), [`bias of ${at}`, b,
           ...cells((part) => part.bias[j])]];
       }));
-      table.replaceChildren(...rows.map(([name, ...values]) => html("tr", {},
-        html("th", { scope: "row" }, name), ...values.map((v) => html("td", {}, short(v, 4))))));
+      fill(table, rows.map(([words, ...values]) => [words, ...values.map((v) => short(v, 4))]));
     }
 
     // ---- the page ----------------------------------------------------------------------------
 
     const all = [net.picture, law.picture, strip.picture, walkChart.picture];
     const share = button("Copy the link", async () => {
+      if (failed) {
+        say(MEND);
+        return;
+      }
       const address = `${location.href.split("#")[0]}#${SBN.net.encode(model)}`;
       try {
         await navigator.clipboard.writeText(address);
-        status.textContent = "The link is copied; who opens it sees this network.";
+        say("The link is copied; who opens it sees this network.");
       } catch {
         history.replaceState(null, "", address);
-        status.textContent = "The address of this page is the link; copy it from there.";
+        say("The address of this page is the link; copy it from there.");
       }
     });
     const picture = button("Save the pictures", () => save(fileOf(all), "lab.svg"));
@@ -353,7 +458,7 @@
         figure([key("sbn-key-g", "gradient"), ", ", key("sbn-key-m", "mean of the estimator"),
           " and ", key("sbn-key-s", "its standard deviation"), ", of each parameter"], stripBox),
         figure(["Probabilities of the ", shownLayer.control, drawn], lawBox,
-          html("div", { class: "sbn-lab-buttons" }, one, many)),
+          html("div", { class: "sbn-lab-buttons" }, one, many, forget)),
         figure(["Expected loss on the way down: by the ", key("sbn-key-g", "gradient"), ", by ",
           key("sbn-key-m", "the estimator")], walkBox, html("div", { class: "sbn-lab-fields" },
           rate.box, samples.box), html("div", { class: "sbn-lab-buttons" }, step, walking, take))),
@@ -365,26 +470,31 @@
     let started = false;
     function start() {
       const from = asked();
-      if (from.named) open(from.named);
-      else {
-        model = withFormula(from.model);
-        net.choose({ k: 0, j: 0 });
-        note = from.note;
-        anew = true;
-        says.textContent = HOW;
-        changed();
-      }
+      open(from.named || from.model, from.note);
       requestAnimationFrame(() => { started = true; });
     }
-    addEventListener("hashchange", () => {
-      if (SBN.net.PRESETS.some(({ name }) => `#${slug(name)}` === location.hash) ||
-        /^#\d/.test(location.hash)) {
-        start();
-        box.scrollIntoView();
-      }
-    });
+    const comes = () => {
+      if (!/^#(lab-|\d)/.test(location.hash)) return;
+      start();
+      box.scrollIntoView();
+    };
+    addEventListener("hashchange", comes);
+    for (const link of document.querySelectorAll('a[href^="#lab-"]')) {
+      link.addEventListener("click", () => { // which is no change of the address if it is there
+        if (link.hash === location.hash) setTimeout(comes);
+      });
+    }
+    let wide = 0;
+    new ResizeObserver(() => {
+      if (Math.abs(lawBox.clientWidth - wide) > 1) changed(false);
+      wide = lawBox.clientWidth;
+    }).observe(lawBox);
     start();
-    if (/^#lab-/.test(location.hash)) requestAnimationFrame(() => box.scrollIntoView());
+    if (/^#lab-/.test(location.hash)) {
+      const toBox = () => requestAnimationFrame(() => box.scrollIntoView());
+      if (document.readyState === "complete") toBox();
+      else addEventListener("load", toBox);
+    }
     return { model: () => model, found: () => found, file: () => fileOf(all) };
   }
 

@@ -8,18 +8,21 @@
   const ARROW = 24; // length of the largest arrow
   const STEPS = { ArrowUp: 0.1, ArrowRight: 0.1, ArrowDown: -0.1, ArrowLeft: -0.1, PageUp: 1,
     PageDown: -1 };
-  const LARGEST = 20; // of a number that is dragged
+  const LARGEST = 20; // of a number that is dragged, unless it was larger
 
-  const clipped = (value) => Math.max(-LARGEST, Math.min(LARGEST, Math.round(value * 100) / 100));
+  /** A number in hundredths, within `most` of 0. */
+  const clipped = (value, most) => Math.max(-most, Math.min(most, Math.round(value * 100) / 100));
 
   /** A slider in the drawing: a drag up or a key raises `number.get()`, by way of `number.put`. */
   function handle(element, number, changed) {
-    set(element, { role: "slider", tabindex: 0, "aria-label": number.name, "data-handle": true,
-      "aria-valuemin": -LARGEST, "aria-valuemax": LARGEST });
+    set(element, { role: "slider", tabindex: 0, "aria-label": number.name,
+      "aria-orientation": "vertical" });
     let start = null;
+    const most = () => Math.max(LARGEST, Math.abs(number.get()));
     const move = (value) => {
-      if (value === number.get()) return;
-      number.put(value);
+      const next = clipped(value, most());
+      if (next === number.get()) return;
+      number.put(next);
       changed();
     };
     element.addEventListener("pointerdown", (event) => {
@@ -30,7 +33,7 @@
       start = { y: event.clientY, value: number.get() };
     });
     element.addEventListener("pointermove", (event) => {
-      if (start) move(clipped(start.value + (start.y - event.clientY) / PIXELS));
+      if (start) move(start.value + (start.y - event.clientY) / PIXELS);
     });
     for (const over of ["pointerup", "pointercancel", "lostpointercapture"]) {
       element.addEventListener(over, () => { start = null; });
@@ -38,13 +41,13 @@
     element.addEventListener("keydown", (event) => {
       const step = event.key === "0" || event.key === "Home" ? -number.get()
         : STEPS[event.key] * (event.shiftKey ? 0.1 : 1);
-      if (Number.isNaN(step)) return;
+      if (Number.isNaN(step) || event.altKey || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
       event.stopPropagation();
-      move(clipped(number.get() + step));
+      move(number.get() + step);
     });
-    return { tell: () => set(element, { "aria-valuenow": number.get(),
-      "aria-valuetext": short(number.get()) }) };
+    return { tell: () => set(element, { "aria-valuemin": -most(), "aria-valuemax": most(),
+      "aria-valuenow": number.get(), "aria-valuetext": short(number.get()) }) };
   }
 
   /** A vertical arrow from (x, y); a length below a pixel draws a dot. */
@@ -78,9 +81,9 @@
 
     /** Everything anew: after another model, another choice or another width. */
     function build() {
-      const p = places(), counts = sizes();
+      const p = places(), counts = sizes(), focused = stops().indexOf(document.activeElement);
       set(picture, { viewBox: `0 0 ${p.width} ${p.height}`, width: p.width, height: p.height });
-      parts = { edges: [], units: [], handles: [], p };
+      parts = { edges: [], units: [], handles: [], labels: [], p };
       const under = svg("g", { class: "sbn-edges" }), over = svg("g");
       model.layers.forEach((layer, k) => layer.weight.forEach((row, j) => row.forEach((_, i) => {
         const line = svg("line", { x1: p.x[k], y1: p.y[k][i], x2: p.x[k + 1], y2: p.y[k + 1][j] });
@@ -91,9 +94,13 @@
       for (let k = 0; k < model.layers.length; k += 1) {
         for (let j = 0; j < counts[k + 1]; j += 1) over.append(...unit(k, j, p));
       }
-      picture.replaceChildren(under, over, ...titles(p, counts));
+      picture.replaceChildren(under, over, ...parts.labels, ...titles(p, counts));
       draw();
+      if (focused >= 0) stops()[focused]?.focus({ preventScroll: true });
     }
+
+    /** What the tabulator stops at, in its order. */
+    const stops = () => [...picture.querySelectorAll("[tabindex]")];
 
     function titles(p, counts) {
       return counts.map((_, k) => svg("text", { class: "sbn-column", x: p.x[k], y: p.height - 6,
@@ -142,17 +149,21 @@
           put: (v) => { layer.weight[j][i] = v; },
           of: (set_) => set_[k].weight[j][i] });
       });
-      const bias = slider(x + p.r + 9, y - p.r - 3, { name: `bias of ${at}`, sign: "b ", get: () => layer.bias[j],
-        put: (v) => { layer.bias[j] = v; }, of: (set_) => set_[k].bias[j] });
+      const bias = slider(x + p.r + 9, y - p.r - 3, { name: `bias of ${at}`, sign: "b ",
+        get: () => layer.bias[j], put: (v) => { layer.bias[j] = v; },
+        of: (set_) => set_[k].bias[j], left: k === model.layers.length - 1 });
       return [...row, bias];
     }
 
     function slider(x, y, number) {
-      const value = svg("text", { class: "sbn-value", x: x + 15, y: y + 4 });
+      const value = svg("text", number.left // where there is no room to the right
+        ? { class: "sbn-value", x: x - 9, y: y - 4, "text-anchor": "end" }
+        : { class: "sbn-value", x: x + 15, y: y + 4 });
+      parts.labels.push(value); // over the discs
       const exact = svg("path", { class: "sbn-exact" }), mean = svg("path", { class: "sbn-mean" });
       const group = svg("g", { class: "sbn-slider" },
         svg("circle", { class: "sbn-reach", cx: x, cy: y, r: 15 }),
-        svg("circle", { cx: x, cy: y, r: 6.5 }), exact, mean, value);
+        svg("circle", { cx: x, cy: y, r: 6.5 }), exact, mean);
       parts.handles.push({ ...handle(group, number, changed), value, number, exact, mean, x, y });
       return group;
     }
@@ -170,13 +181,19 @@
         tell();
       }
       if (!found) return;
+      const [lower, upper] = SBN.net.valuesOf(model).map((v) => String(v).replace("-", "minus "));
       for (const { k, j, group, level, x, y, r } of parts.units) {
         const state = shown && shown[k][j], p = found.chances[k][j];
         set(level, { d: filled(x, y, r, shown ? (state > 0 ? 1 : 0) : p) });
         group.classList.toggle("sbn-drawn", Boolean(shown));
         set(group, { "aria-label": `unit ${j + 1} of layer ${k + 1}, ` + (shown
-          ? `state ${state > 0 ? "plus" : "minus"} one` : `chance of plus one ${short(p)}`) });
+          ? `state ${state > 0 ? upper : lower}` : `chance of ${upper} ${short(p)}`) });
       }
+      for (const { exact, mean } of parts.handles.filter((h) => h.exact)) {
+        set(exact, { d: "" });
+        set(mean, { d: "" });
+      }
+      if (!found.mean) return;
       const largest = Math.max(...all(found.gradient).map(Math.abs),
         ...all(found.mean).map(Math.abs), 1e-12);
       for (const { number, exact, mean, x, y } of parts.handles.filter((h) => h.exact)) {
@@ -228,8 +245,10 @@
   function filled(x, y, r, share) {
     if (share <= 0.001) return "";
     const c = 1 - 2 * share, s = Math.sqrt(Math.max(0, 1 - c * c));
-    if (share >= 0.999) return `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0`;
-    return `M${x - r * s} ${y + r * c}A${r} ${r} 0 ${share > 0.5 ? 1 : 0} 0 ${x + r * s} ${y + r * c}Z`;
+    const half = (way) => `a${r} ${r} 0 1 0 ${way * 2 * r} 0`;
+    if (share >= 0.999) return `M${x - r} ${y}${half(1)}${half(-1)}`;
+    return `M${x - r * s} ${y + r * c}A${r} ${r} 0 ${share > 0.5 ? 1 : 0} 0 ${x + r * s} ` +
+      `${y + r * c}Z`;
   }
 
   /** All numbers of a gradient, layer by layer, weights before biases. */

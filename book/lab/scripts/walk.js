@@ -102,24 +102,27 @@
     };
   }
 
-  /** Two walks from one model: by the exact gradient, and by the estimator. */
+  /** Two walks from a model, by the exact gradient and by the estimator, with their losses. */
   function descent(start, { rate, samples, seed = 1 }) {
     const uniform = random(seed), losses = { exact: [], estimated: [] };
-    const at = { exact: start, estimated: start };
-    const direction = (model, found) => {
-      if (!samples) return SBN.lab.compute(model).mean;
-      return average(Array.from({ length: samples }, () => estimate(model, uniform, found.value)));
+    const at = {}, found = {};
+    const come = (which, model) => {
+      found[which] = SBN.lab.exact(model);
+      at[which] = model;
+      losses[which].push(found[which].value);
     };
+    const estimated = (model, value) => (samples
+      ? average(Array.from({ length: samples }, () => estimate(model, uniform, value)))
+      : SBN.lab.compute(model).mean);
+    come("exact", start);
+    come("estimated", start);
     return {
       losses,
       at,
       step() {
-        for (const which of ["exact", "estimated"]) {
-          const found = SBN.lab.exact(at[which]);
-          losses[which].push(found.value);
-          const g = which === "exact" ? found.gradient : direction(at[which], found);
-          at[which] = moved(at[which], g, rate);
-        }
+        const { value } = found.estimated;
+        come("exact", moved(at.exact, found.exact.gradient, rate));
+        come("estimated", moved(at.estimated, estimated(at.estimated, value), rate));
       },
     };
   }
