@@ -239,7 +239,8 @@
     function own(next, typed = false) {
       const before = String(widths(model));
       model = next;
-      show(null);
+      preset = null; // but its words stay, as they say what to try
+      presets.write("");
       note = "";
       anew = anew || before !== String(widths(model));
       if (!typed) kinds.write("");

@@ -25,6 +25,8 @@
       number.put(next);
       changed();
     };
+    // or the finger scrolls the page: touch-action is not heeded within a drawing
+    element.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
     element.addEventListener("pointerdown", (event) => {
       if (event.button > 0) return;
       event.preventDefault();
