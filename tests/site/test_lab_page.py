@@ -112,14 +112,13 @@ def flat(layers):
 def readouts_of(answer):
     """The five numbers of the page, by numpy."""
     g, mean, variance = (flat(answer[what]) for what in ("gradient", "mean", "variance"))
-    length = np.linalg.norm(g)
-    cosine = g @ mean / (length * np.linalg.norm(mean))
+    length, u, v = np.linalg.norm(g), g / np.linalg.norm(g), mean / np.linalg.norm(mean)
     return [
         answer["value"],
         length,
         np.linalg.norm(mean - g) / length,
         np.sqrt(variance.sum()) / length,
-        np.degrees(np.arccos(min(1, cosine))),
+        np.degrees(np.arccos(min(1, u @ v))),
     ]
 
 
@@ -965,13 +964,14 @@ def test_losses_of_the_list(tab):
 
 
 def example(tab, slug, **change):
-    """An example with parts of its model changed, computed: the model, readouts, and the answer."""
+    """An example with parts of its model changed, computed: the five numbers, and the answer."""
     k = [s for s, _ in EXAMPLES].index(f"lab-{slug}")
     given = as_formula(tab, k) | change
     if isinstance(given["loss"], str):
         given["loss"] = {"kind": "formula", "text": given["loss"]}
     answer = computed(tab, given)
-    return readouts_of(answer), answer
+    with np.errstate(all="ignore"):  # a gradient may be zero
+        return readouts_of(answer), answer
 
 
 def bias(answer):
@@ -1024,8 +1024,8 @@ def test_what_the_examples_say_is_so(tab):
     assert per_layer[2] < 1e-15 and min(per_layer[:2]) > 1e-3
     assert example(tab, "three-layers-a-linear-loss", scale=2)[0][4] < deep[4] / 5
     uniform = "uniform-noise-nothing-saturated"
-    assert bias(example(tab, uniform)[1]) < 1e-12 < bias(example(tab, uniform, scale=1.05)[1]) + 1
-    assert bias(example(tab, uniform, scale=1.05)[1]) < 1e-12
+    for scale in (1.2, 1.05):
+        assert bias(example(tab, uniform, scale=scale)[1]) < 1e-12
     assert bias(example(tab, uniform, scale=0.95)[1]) > 0.1
 
     slope, _ = example(tab, "the-wrong-slope")
