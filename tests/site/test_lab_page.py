@@ -31,7 +31,7 @@ EXAMPLES = re.findall(r"^\((lab-[a-z0-9-]+)\)=\n\*\*\[(.+)\]\(\1\)\.\*\*", TEXT,
 FIRST_WEIGHT = "weight from input 1 to unit 1 of layer 1"
 
 
-# ---------------------------------------------------------------------------- the page, and reading it
+# ------------------------------------------------------------------------- the page, and its reader
 
 
 def settle(tab):
@@ -405,6 +405,7 @@ def test_every_field_changes_the_model(tab):
         assert_shows(tab)
     choose(tab, "loss", "exponential")
     assert field(tab, "L =").input_value() == "exp((x1 + x2)/2)"
+    assert field(tab, "loss").input_value() == "exponential"
     write(tab, "L =", "x1")
     assert field(tab, "loss").input_value() == "", "as typed"
     for name, parameter, ends in (
@@ -503,7 +504,22 @@ def assert_is_example(tab, k, opened):
     preset = tab.evaluate("k => SBN.net.PRESETS[k]", k)
     assert tab.locator(".sbn-lab-says").inner_text().startswith(preset["says"])
     assert status(tab) == "" or "aturated" in preset["name"]
+    assert_fields_are(tab, opened)
     assert number(readouts(tab)[0]) == pytest.approx(computed(tab)["value"], 5e-3, 5.1e-4)
+
+
+def assert_fields_are(tab, given):
+    estimator = given["estimator"]
+    expected = {
+        "inputs": len(given["input"]), "layer 1": len(given["layers"][0]["bias"]),
+        "noise": given["noise"], "scale of the noise": given["scale"], "states": given["coding"],
+        "L =": given["loss"]["text"],
+        "estimator": estimator if isinstance(estimator, str) else estimator["name"],
+    }  # fmt: skip
+    if estimator == {"name": "reinforce", "baseline": "mean"}:
+        expected["estimator"] = "reinforce, mean"
+    shown = {label: field(tab, label).input_value() for label in expected}
+    assert shown == {label: str(value) for label, value in expected.items()}
 
 
 def test_a_cut_or_altered_address_is_a_fresh_start_with_a_note(tab, site):
@@ -878,8 +894,8 @@ CONTRAST = """() => {
             if (colour !== "rgba(0, 0, 0, 0)") return colour;
         }
     };
-    return [...document.querySelectorAll(
-            "#sbn-lab :is(text, label, select, input[type=text], button, dt, dd, p, output, th, td)")]
+    const words = "text, label, select, input[type=text], button, dt, dd, p, output, th, td";
+    return [...document.querySelectorAll(`#sbn-lab :is(${words})`)]
         .filter((e) => e.getBoundingClientRect().height)
         .map((e) => {
             const style = getComputedStyle(e);
@@ -960,7 +976,7 @@ def test_losses_of_the_list(tab):
             np.testing.assert_allclose(found, [expected(x) for x in states], 1e-12, 1e-12)
 
 
-# ----------------------------------------------------------------- what the page says of its examples
+# ------------------------------------------------------------------- what is said of the examples
 
 
 def example(tab, slug, **change):
@@ -1041,9 +1057,7 @@ def test_what_the_examples_say_is_so(tab):
         _, cube = example(tab, "a-cube-as-good-as-linear", estimator={"name": "chain_rule", "s": s})
         np.testing.assert_allclose(flat(cube["mean"]), 3 * flat(cube["gradient"]))
     mean, _ = example(tab, "the-mean-as-a-baseline")
-    zero, _ = example(
-        tab, "the-mean-as-a-baseline", estimator={"name": "reinforce", "baseline": 0}
-    )
+    zero, _ = example(tab, "the-mean-as-a-baseline", estimator={"name": "reinforce", "baseline": 0})
     assert mean[3] < 0.7 * zero[3]
 
 

@@ -129,7 +129,7 @@
     const kinds = choice("loss", [["", "as typed"], ...Object.entries(SBN.losses.KINDS).map(([key,
       [words]]) => [key, words])], (kind) => kind && own({ ...model, loss: { kind: "formula",
       text: SBN.losses.formulaOf(kind, last(model)) } }));
-    const formula = line("L =", (text) => own({ ...model, loss: { kind: "formula", text } }, true));
+    const formula = line("L =", (text) => own({ ...model, loss: { kind: "formula", text } }));
     const estimators = SBN.estimators.NAMES.flatMap((name) => {
       const { label } = SBN.estimators.ESTIMATORS[name];
       return [[name, label], ...(name === "reinforce" ? [[MEAN, `${label}, baseline E L`]] : [])];
@@ -235,15 +235,14 @@
 
     // ---- changes -----------------------------------------------------------------------------
 
-    /** Takes over another model; `typed` says that a field is being typed in. */
-    function own(next, typed = false) {
+    /** Takes over another model, which is the reader's own. */
+    function own(next) {
       const before = String(widths(model));
       model = next;
       preset = null; // but its words stay, as they say what to try
       presets.write("");
       note = "";
       anew = anew || before !== String(widths(model));
-      if (!typed) kinds.write("");
       changed();
     }
 
