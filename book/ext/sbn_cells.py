@@ -25,6 +25,8 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+#: The page of the lab on the site.
+LAB = "book/lab/lab.html"
 COLOURS = {"theorem": "#0072b2", "predict": "#b35900", "plain": "#808080"}
 FENCE = re.compile(
     r"(?P<indent> *)(?P<fence>`{3,}|:{3,})(?:\{(?P<name>[\w:-]+)\} ?(?P<title>.*)|[\w-]*)"
@@ -514,9 +516,14 @@ class Book:
         return "".join(words for words, _ in self.words[role, target].pieces)
 
     def _link(self, page: str, text: str, to: str) -> str:
-        """A link into a copy; elsewhere in the book there is nothing to open, so only the text."""
+        """A link into a copy; elsewhere in the book there is nothing to open, so only the text.
+
+        An example of the lab, which runs in a browser, is named by its address on the site.
+        """
         if re.match(r"[a-z]+:", to):
             return f"[{text}]({to})"
+        if to.startswith("lab-"):
+            return f"{text} (on the site, `{LAB}#{to}`)"
         other, cell = self.places.get(to, ("", ""))
         fragment = f"#cell-id={cell}" if cell else f"#{to}"
         if not other:

@@ -1,6 +1,6 @@
 """Copies of the pages for JupyterLab, and for download: plain notebooks with the book's numbers.
 
-When the site is built, ``_build/lab`` gets a copy of every page but those that Sphinx itself draws,
+When the site is built, ``_build/lab`` gets a copy of every page but those of ``ONLY_ON_THE_SITE``,
 with links between them; ``make lab`` takes them from there. What the site offers for download are
 the same copies, without links to pages that are not beside them. How a page becomes a copy is in
 sbn_cells; the words of its references are asked from Sphinx here, so that they are those of the
@@ -25,8 +25,8 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-#: What Sphinx draws from the library and from measurements.
-ONLY_ON_THE_SITE = {"book/back/api", "book/back/measurements"}
+#: What Sphinx draws from the library and from measurements, and the lab, a program in its page.
+ONLY_ON_THE_SITE = {"book/back/api", "book/back/measurements", "book/lab/lab"}
 ROOT = "book/"
 BIBLIOGRAPHY = re.compile(r"^```\{bibliography\}.*?^```$", re.S | re.M)
 MAP = re.compile(r'<svg(?= )(?P<rest>.*?aria-label="(?P<alt>[^"]*)".*?</svg>)', re.S)

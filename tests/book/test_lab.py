@@ -138,6 +138,11 @@ def test_links_without_a_copy_to_open_are_text():
     )
 
 
+def test_an_example_of_the_lab_is_named_by_its_address():
+    (cell,) = finished(draft("[Open it in the lab](lab-a-bowl)."))
+    assert cell.source == "Open it in the lab (on the site, `book/lab/lab.html#lab-a-bowl`)."
+
+
 # -------------------------------------------------------------------------------- exercises
 
 EXERCISE = ":::{exercise} Title\n:label: ex\n*Code.* Do it.\n:::"

@@ -7,6 +7,7 @@ takes longer to open than to look at: where a module asks much of every page, it
 each once.
 """
 
+import contextlib
 import functools
 import http.server
 import os
@@ -56,14 +57,26 @@ class Server(http.server.ThreadingHTTPServer):
         """A page that is closed while it loads breaks its connections, which is no error."""
 
 
+@contextlib.contextmanager
+def serving(folder):
+    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
 @pytest.fixture(scope="session")
 def site():
     if not (SITE / "index.html").exists():
         missing("no built book: run `make book`")
-    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=SITE))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(SITE) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """serve(folder): a context in which a folder is at the address that it gives."""
+    return serving
 
 
 @pytest.fixture(scope="session")
