@@ -19,7 +19,7 @@
     { weight: [[2, 2, -2], [2, 2, 0]], bias: [0, 2] },
   ];
   const THREE = [
-    { weight: [[0.5, -0.3, 0.1], [-0.2, 0.4, 0.3], [0.3, 0.2, -0.4]], bias: [0.1, -0.1, 0.1] },
+    { weight: [[0.5, -0.3, 0.1], [-0.2, 0.4, 0.3], [0.3, 0.2, -0.4]], bias: [0.08, -0.1, 0.1] },
     { weight: [[-0.4, 0.3, 0.2], [0.3, 0.3, -0.3], [0.2, -0.5, 0.2]], bias: [0.1, 0.1, -0.1] },
     { weight: [[0.3, 0.4, -0.2], [-0.5, 0.2, 0.2], [0.2, 0.3, 0.4]], bias: [-0.1, 0.1, 0.1] },
   ];
@@ -142,14 +142,14 @@
     "Along the line",
     10,
     "s = 1 is straight-through, 0 is ZGR, -1 is DARN: the bias passes through 0, and the " +
-      "variance has its least value elsewhere.",
+      "variance falls on.",
     alone([1.5, -0.8], BOWL, { name: "chain_rule", s: 0.5 }),
   );
   preset(
     "A cube, as good as linear",
     10,
-    "On the states x^3 is x, but its slope is three times as large: at a fair coin every member " +
-      "of the line is wrong by this factor.",
+    "On the states x^3 is x, but its slope is three times as large: every member of the line is " +
+      "wrong by this factor.",
     alone([0, 0.8], "x1^3 + x2^3", { name: "chain_rule", s: 0 }),
   );
   preset(
