@@ -1,6 +1,6 @@
 """The scripts of live figures, on the pages that have one which a script can draw.
 
-A figure of `figures.explore(…, live="name")` holds frames, and `data-live` with the name under which
+A figure of `figures.explore(…, live="name")` holds frames, and in `data-live` the name under which
 `figures.js` computes its lines at every position; `live.js` moves them. Without these scripts, and
 where they do not know the name, the frames do what they do on any page.
 """

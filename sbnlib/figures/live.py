@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .svg import MARK
 
 if TYPE_CHECKING:
@@ -96,7 +98,8 @@ class Moving:
         elif transform == ax.get_yaxis_transform():
             out["x"] = [0, 1, "linear"]
         elif transform != ax.transData:
-            raise ValueError(f"live={self.name!r}: {line.get_gid()!r} is not drawn in data")
+            gid = str(line.get_gid()).removeprefix(MARK)
+            raise ValueError(f"live={self.name!r}: {gid!r} is not drawn in data")
         if line.get_marker() not in ("", " ", "None", "none", None):
             out["marks"] = _marks(line)
         return out
@@ -158,18 +161,20 @@ def _axes(ax: Axes, name: str) -> dict[str, Any]:
 
 def _marks(line: Line2D) -> list[int]:
     """The points of a line that carry its marker."""
-    points, every = list(range(len(line.get_xdata()))), line.get_markevery()  # type: ignore[arg-type]
-    if every is None:
-        return points
-    if isinstance(every, int):
-        return points[::every]
-    if isinstance(every, tuple) and all(isinstance(v, int) for v in every):
-        return points[every[0] :: every[1]]
-    if isinstance(every, slice):
-        return points[every]
-    if isinstance(every, list) and all(isinstance(v, int) for v in every):
-        return [points[v] for v in every]
-    raise ValueError(f"live needs markevery as a count, (first, count) or a list, got {every!r}")
+    points = list(range(len(np.asarray(line.get_xydata()))))
+    match line.get_markevery():
+        case None:
+            return points
+        case int(step):
+            return points[::step]
+        case slice() as some:
+            return points[some]
+        case list(chosen) if all(type(v) is int for v in chosen):
+            return [points[v] for v in chosen]
+        case tuple((int(first), int(step))):
+            return points[first::step]
+        case every:
+            raise ValueError(f"live needs markevery as a count, (first, step) or list, got {every}")
 
 
 def _at(params: Mapping[str, Any]) -> str:

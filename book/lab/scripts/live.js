@@ -105,7 +105,7 @@
   /** Take a figure over, if SBN.figures knows its sliders and its lines. */
   function takeOver(root) {
     const source = root.querySelector('script[type="application/json"]');
-    const figure = SBN.figures[root.dataset.live];
+    const figure = (SBN.figures || {})[root.dataset.live];
     if (!source || !figure) return;
     const data = JSON.parse(source.textContent);
     const { sliders, axes, lines } = data.live;
