@@ -178,7 +178,8 @@ def test_between_the_frames_too(opened):
     figure, tab, _ = opened
     rng = random.Random(figure.name)
     sliders = tab.evaluate("name => SBN.figures[name].sliders", figure.name)
-    settings = [{k: rng.choice(values) for k, values in sliders.items()} for _ in range(12)]
+    kinds = {k: type(stored[0]) for k, stored in figure.data["sliders"].items()}
+    settings = [{k: kinds[k](rng.choice(v)) for k, v in sliders.items()} for _ in range(12)]
     others = [s for s in settings if s not in figure.frames]
     assert len(others) >= 8
     for setting, found in zip(others, drawn_by_script(tab, figure, others), strict=True):
@@ -258,13 +259,14 @@ def picture_of(here, name):
 def parse(group):
     """(points of the path, its width, places of the marks) in a group of SVG."""
     group = re.sub(r"<defs>.*?</defs>|<path id=[^>]*/?>(?:</path>)?", "", group)
-    path = re.search(r'<path[^>]* d="(.*?)"', group) or re.search(r'<path d="(.*?)"', group)
+    path = re.search(r'<path[^>]* d="(.*?)"', group)
     width = re.search(r"stroke-width:\s*([\d.]+)", group)
     marks = [
         [float(re.search(rf' {k}="(.*?)"', use)[1]) for k in "xy"]
         for use in re.findall(r"<use.*?>", group)
     ]
-    return path and points_of(path[1]), width and float(width[1]), np.array(marks).reshape(-1, 2).T
+    thick = float(width[1]) if width else 1.0  # the value that SVG takes where none is given
+    return path and points_of(path[1]), thick, np.array(marks).reshape(-1, 2).T
 
 
 def points_of(d):

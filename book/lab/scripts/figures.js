@@ -24,7 +24,7 @@
   /** Whole numbers up to `most`, eight for each doubling where there are so many. */
   function counts(most) {
     const all = by(1 / 8, 0, Math.log2(most)).map((power) => Math.round(2 ** power));
-    return [...new Set([...all, most])];
+    return [...new Set([...all.filter((v) => v < most), most])];
   }
 
   const sum = (numbers) => numbers.reduce((total, v) => total + v, 0);
