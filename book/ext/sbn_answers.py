@@ -20,12 +20,9 @@ from typing import Any
 import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.config import Config
 from sphinx.util import logging
 from sphinx_exercise.nodes import exercise_enumerable_node
 
-SCRIPTS = "book/lab/scripts"
-LOADED = ("formula.js", "answers.js")  # in this order
 IN_THE_PAGE = re.compile(r"\bexercises\.(?:Number|Choice|Formula)\(")
 EXERCISE = re.compile(r"^[:`]{3,}\{exercise\}.*\n:label: (\S+)$", re.M)
 BOX = '<div class="sbn-check" hidden><script type="application/json">{}</script></div>'
@@ -88,19 +85,6 @@ def add_boxes(app: Sphinx, doctree: nodes.document, page: str) -> None:
             box[-1] += nodes.raw("", BOX.format(found[box["label"]]), format="html")
 
 
-def add_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
-    if 'class="sbn-check"' in context.get("body", ""):
-        for name in LOADED:
-            app.add_js_file(name, loading_method="defer")
-
-
-def find_scripts(app: Sphinx, config: Config) -> None:
-    if SCRIPTS not in config.html_static_path:
-        config.html_static_path.append(SCRIPTS)
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("config-inited", find_scripts)
     app.connect("doctree-resolved", add_boxes)
-    app.connect("html-page-context", add_scripts, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -15,6 +15,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from . import style
+from .live import Moving
+from .live import check as check_live
 from .svg import content_hash, svg_lines, with_ids
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def explore(
     start: Mapping[str, Any] | None = None,
     caption: str | None = None,
     answer: str | None = None,
+    live: str | None = None,
     **grid: Sequence[Any] | Slider,
 ) -> Any:
     """A figure that follows its sliders; the last line of a cell.
@@ -64,6 +67,12 @@ def explore(
     shows the start frame and says so. ``SBN_FIGURES=ends``, for tests, draws every slider's first,
     start and last position only, ``SBN_FIGURES=start`` the start frame alone.
 
+    With ``live`` the stored picture also says which of its lines move, those with a ``gid``
+    (``ax.plot(x, y, gid="mean")``), and where their axes lie. A page that has loaded the book's
+    scripts and finds the name in ``SBN.figures`` gives the sliders every position and draws the
+    lines itself; any other page, and print, has the frames. Whatever has no ``gid``, and the
+    limits of the axes, must be the same in every frame.
+
     Args:
         draw: called as ``draw(**params)``, returns a Matplotlib figure. It must depend on its
             parameters only: frames are drawn once, in no promised order.
@@ -73,12 +82,16 @@ def explore(
             start in the middle of their slider.
         caption: what is drawn; ``$...$`` is mathematics.
         answer: what the sliders show, folded until the reader has moved one or opens it.
+        live: the figure's name in ``book/lab/scripts/figures.js``, if that computes its lines.
         **grid: for each parameter of ``draw`` a sequence of positions, or a ``Slider``.
 
     Raises:
-        TypeError: ``draw`` is not callable or does not return a figure.
+        TypeError: ``draw`` is not callable or does not return a figure; ``live`` is no string.
         ValueError: blank ``alt``, unknown ``fmt``, empty grid, a slider with fewer than two
-            positions, a ``start`` that is not on the grid.
+            positions, a ``start`` that is not on the grid; with ``live``: a name or a ``gid`` of
+            other signs than letters, digits and hyphens, ``fmt="png"``, positions that are not
+            numbers, no line with a ``gid`` or two with the same, scales other than "linear" and
+            "log", frames that differ in more than the marked lines.
     """
     style.check_alt(alt)
     style.check_format(fmt)
@@ -86,9 +99,12 @@ def explore(
         raise TypeError(f"draw must be a function that returns a Figure, got {draw!r}")
     sliders = _sliders(grid)
     at = _start(sliders, {} if start is None else start)
+    if live is not None:
+        check_live(live, fmt, {n: s.values for n, s in sliders.items()})
     if _live():
         return _widgets(draw, alt, fmt, sliders, at, caption, answer)
-    return _static(draw, alt, fmt, sliders, at, caption, answer)
+    moving = None if live is None else Moving(live)
+    return _static(draw, alt, fmt, sliders, at, caption, answer, moving)
 
 
 def device() -> torch.device:
@@ -179,9 +195,10 @@ def _static(
     at: dict[str, int],
     caption: str | None,
     answer: str | None,
+    moving: Moving | None,
 ) -> style.Picture:
     first = _index(sliders, at)
-    frames = _frames(draw, fmt, sliders, at)
+    frames = _frames(draw, fmt, sliders, at, moving)
     words = (alt, caption, answer, sliders, at)
     digest = content_hash(repr(words) + "".join(map("".join, frames)))
     table, base, changes = pack(frames, first)
@@ -191,10 +208,14 @@ def _static(
         "base": base,
         "frames": changes,
     }
+    hook = f' data-sbn="{digest}"'
+    if moving:
+        data["live"] = {"sliders": {n: s.values for n, s in sliders.items()}, **moving.where}
+        hook += f' data-live="{moving.name}"'
     picture = with_ids("".join(frames[first]), digest)
     extra = _panel(sliders, at) + _scripts(with_ids("\n".join(table), digest), data, digest)
     css = f"<style>{_asset('explore.css')}</style>" + (style.PNG_CSS if fmt == "png" else "")
-    html = css + style.wrap(picture, alt, caption, answer, extra, f' data-sbn="{digest}"')
+    html = css + style.wrap(picture, alt, caption, answer, extra, hook)
     return style.Picture(html, alt, _image(picture, fmt))
 
 
@@ -206,21 +227,35 @@ def _index(sliders: Mapping[str, Slider], at: Mapping[str, int]) -> int:
 
 
 def _frames(
-    draw: Draw, fmt: str, sliders: Mapping[str, Slider], at: Mapping[str, int]
+    draw: Draw,
+    fmt: str,
+    sliders: Mapping[str, Slider],
+    at: Mapping[str, int],
+    moving: Moving | None,
 ) -> list[list[str]]:
     """Every frame, with the axes where the start frame has them, so that nothing jumps."""
     names: dict[str, str] = {}
-    fig = _drawn(draw, {n: s.values[at[n]] for n, s in sliders.items()})
+
+    def lines(fig: Figure, params: Mapping[str, Any]) -> list[str]:
+        if moving is None:
+            return _lines(fig, fmt, names, places)
+        moving.mark(fig)
+        out = _lines(fig, fmt, names, places)
+        moving.note(fig, out, params)
+        return out
+
+    params = {n: s.values[at[n]] for n, s in sliders.items()}
+    fig = _drawn(draw, params)
     fig.draw_without_rendering()  # lays it out
     places = [ax.get_position() for ax in fig.axes]
-    start = _lines(fig, fmt, names, places)
+    start = lines(fig, params)
 
     def frame(steps: tuple[int, ...]) -> list[str]:
         place = dict(zip(sliders, steps, strict=True))
         if place == at or not _due(sliders, at, place):
             return start
         params = {n: s.values[place[n]] for n, s in sliders.items()}
-        return _lines(_drawn(draw, params), fmt, names, places)
+        return lines(_drawn(draw, params), params)
 
     return [frame(p) for p in itertools.product(*(range(len(s.values)) for s in sliders.values()))]
 

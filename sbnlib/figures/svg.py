@@ -30,6 +30,7 @@ PAPER = "#fefefe"
 """Use it where something must hide what is behind it: it becomes the background of the page."""
 
 PREFIX = "\x00"  # stands for the hash of the content until the content is known
+MARK = "data-line:"  # an id that begins so becomes an attribute, for scripts
 SCALE = 100  # units per pt
 READABLE = 9  # px, the smallest words
 FONTS = "DejaVu Sans,Bitstream Vera Sans,Verdana,Geneva,sans-serif"  # all of the same width
@@ -156,6 +157,8 @@ def _attributes(node: ET.Element, used: set[str], names: dict[str, str]) -> list
     pairs = []
     for key, value in node.attrib.items():
         key = key.rpartition("}")[2]
+        if key == "id" and value.startswith(MARK):
+            key, value = "data-line", value.removeprefix(MARK)
         value = _value(key, value, used, names)
         if value:
             pairs.append(f' {key}="{escape(value)}"')

@@ -1161,6 +1161,7 @@ def test_fig_error_answers() -> None:
     assert best(7, 0.0) == 1
     for M, words in ((1, "$1.1$ at $M=1$"), (16, "$0.7$ at $M=16$"), (64, "$0.3$ at $M=64$")):
         assert f"${best(M, 0.5):.1f}$ at $M={M}$" == words and words in said
+    assert best(3, 0.5) > 1 > best(4, 0.5) and "for one to three samples" in said
     assert round(best(1, -1.0), 1) == -0.1 and "about $-0.1$" in said
 
 

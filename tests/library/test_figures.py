@@ -311,6 +311,167 @@ def test_a_live_figure_says_on_which_device_it_draws(live):
     assert not any("Drawn" in str(getattr(c, "value", "")) for c in other.children)
 
 
+# ------------------------------------------------------------------- lines that a script moves
+
+
+def swing(height=1.0, shift=1.0):
+    """A curve, marks on every second of its points, and an upright line, on two kinds of axes."""
+    fig, (left, right) = plt.subplots(1, 2)
+    x = np.linspace(0, 4, 9)
+    left.plot(x, np.sin(x), color="black")
+    left.plot(x, height * np.sin(x + shift), "o-", markevery=(1, 2), gid="wave")
+    left.axvline(shift, gid="shift")
+    left.set(xlim=(-1, 5), ylim=(-3, 3))
+    right.loglog([1, 10, 100], [height, 2, height], gid="log-1")
+    right.axhline(height, gid="level")
+    right.set(xlim=(1, 100), ylim=(0.1, 10))
+    return fig
+
+
+SWING = {"height": [0.5, 1.0, 2.0], "shift": [0, 1]}
+
+
+def given_to_scripts(**options):
+    picture = figures.explore(swing, ALT, **SWING, live="swing", **options)
+    return picture, stored(picture)[1]["live"]
+
+
+def test_marked_lines_have_their_names_in_every_frame_and_nothing_else_changes():
+    picture, _ = given_to_scripts()
+    plain = figures.explore(swing, ALT, **SWING)
+    assert re.search(r'<figure [^>]* data-sbn="\w+" data-live="swing">', picture.html)
+    assert "data-live" not in plain.html and "live" not in stored(plain)[1]
+    for i in range(6):
+        with_marks = frame(picture, i)
+        names = re.findall(r'<g data-line="([\w-]+)">', with_marks)
+        assert names == ["wave", "shift", "log-1", "level"]
+        assert "wave" not in frame(plain, i), "a gid without live stays out"
+        bare = [re.sub("</?g[^>]*>|s[0-9a-f]{10}-", "", f) for f in (with_marks, frame(plain, i))]
+        assert bare[0] == bare[1]
+
+
+def test_scripts_get_the_axes_the_sides_and_the_points_with_marks():
+    picture, live = given_to_scripts()
+    assert live["sliders"] == {"height": [0.5, 1.0, 2.0], "shift": [0, 1]}
+    left, right = live["axes"]
+    assert (left["x"], left["y"]) == ([-1, 5, "linear"], [-3, 3, "linear"])
+    assert (right["x"], right["y"]) == ([1, 100, "log"], [0.1, 10, "log"])
+    assert live["lines"] == {
+        "wave": {"axes": 0, "marks": [1, 3, 5, 7]},
+        "shift": {"axes": 0, "y": [0, 1, "linear"]},
+        "log-1": {"axes": 1},
+        "level": {"axes": 1, "x": [0, 1, "linear"]},
+    }
+    clips = re.findall(r'<clipPath[^>]*><rect x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)"',
+                       frame(picture, 0).replace("\n", ""))  # fmt: skip
+    boxes = [(a["box"][0], a["box"][3], a["box"][2], a["box"][1]) for a in live["axes"]]
+    for (x, y, w, h), (x0, y0, x1, y1) in zip(np.array(clips, float), boxes, strict=True):
+        assert (x, y, x + w, y + h) == pytest.approx((x0, y0, x1, y1), abs=0.02)
+
+
+def test_the_points_of_a_frame_are_where_the_axes_say():
+    """By hand: along the box as the value is along its side."""
+    picture, live = given_to_scripts()
+    box, x = live["axes"][0]["box"], np.linspace(0, 4, 9)
+    for i, (height, shift) in enumerate(itertools.product(*SWING.values())):
+        group = frame(picture, i).partition('data-line="wave">')[2].partition("</g>")[0]
+        marks = np.array(re.findall(r'<use [^>]*x="(.*?)" y="(.*?)"', group), float)
+        points = [(x - -1) / 6, (height * np.sin(x + shift) - -3) / 6]
+        want = [box[k] + points[k][1::2] * (box[k + 2] - box[k]) for k in (0, 1)]
+        np.testing.assert_allclose(marks.T, want, atol=0.011)
+
+
+@pytest.mark.parametrize(
+    ("every", "marks"),
+    [(None, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), ((1, 3), [1, 4]), ([0, 3], [0, 3]),
+     (slice(3), [0, 1, 2])],
+)  # fmt: skip
+def test_the_points_that_carry_a_marker(every, marks):
+    def dots(a):
+        fig, ax = plt.subplots()
+        ax.plot(np.arange(5), a + np.arange(5), "o", markevery=every, gid="dots")
+        ax.set(ylim=(-1, 6))
+        return fig
+
+    picture = figures.explore(dots, ALT, a=[0, 1], live="dots")
+    assert stored(picture)[1]["live"]["lines"]["dots"]["marks"] == marks
+    assert frame(picture, 0).count("<use", frame(picture, 0).index("data-line")) >= len(marks)
+
+
+def with_line(**options):
+    def drawn(a):
+        fig, ax = plt.subplots()
+        ax.plot([0, 1], [0, a], **{"gid": "line"} | options)
+        ax.set(ylim=(-3, 3))
+        return fig
+
+    return drawn
+
+
+def in_the_figure(a):
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], [0, a], gid="line", transform=ax.transAxes)
+    return fig
+
+
+def also(change):
+    """A moving line, and beside it something else that moves."""
+
+    def drawn(a):
+        fig = with_line()(a)
+        change(fig.axes[0], a)
+        return fig
+
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "drawn", "options"),
+    [
+        (TypeError, "live must be the name of a figure in the scripts, got 3", None, {"live": 3}),
+        (TypeError, "live must be the name .* got True", None, {"live": True}),
+        (ValueError, "live must be letters, digits and hyphens, got ''", None, {"live": ""}),
+        (ValueError, "live must be letters.* got 'a b'", None, {"live": "a b"}),
+        (ValueError, "live moves the lines of an SVG picture, got fmt='png'", None, {"fmt": "png"}),
+        (ValueError, "needs numbers on every slider, got b = .'x', 'y'", None, {"b": ["x", "y"]}),
+        (ValueError, "live='test' needs lines with a gid", with_line(gid=None), {}),
+        (ValueError, "gid must be letters.* got 'a\"b'", with_line(gid='a"b'), {}),
+        (ValueError, "two lines have the gid 'line'",
+         also(lambda ax, a: ax.plot([0, 1], [0, 1], gid="line")), {}),
+        (ValueError, "'line' is not drawn in data", in_the_figure, {}),
+        (ValueError, "needs markevery as a count", with_line(marker="o", markevery=0.1), {}),
+        (ValueError, "needs markevery as a count", with_line(marker="o", markevery=(0.1, 0.5)), {}),
+        (ValueError, "'line' shows no mark at the start",
+         with_line(marker="o", markevery=[]), {}),
+        (ValueError, "knows the scales .*, got .'linear', 'symlog'",
+         also(lambda ax, a: ax.set_yscale("symlog")), {}),
+        (ValueError, r"at a = 0 lines or limits .* axes 0 .*0.0, 3.0.*, at the start .*-1.0, 3.0",
+         also(lambda ax, a: ax.set(ylim=(-a, 3))), {}),
+        (ValueError, "at a = 0 lines or limits .* lines 'more' None, at the start .'axes': 0.",
+         also(lambda ax, a: a and ax.plot([0, 1], [1, 1], gid="more")), {}),
+        (ValueError, "at a = 0 something without a gid has moved: <text.*>0 it is</text>",
+         also(lambda ax, a: ax.set_title(f"{a} it is")), {}),
+        (ValueError, "at a = 0 something without a gid has moved: <path",
+         also(lambda ax, a: ax.plot([0, 1], [a, a])), {}),
+        (ValueError, "a part of the start is missing",
+         also(lambda ax, a: a and ax.axhline(0)), {}),
+    ],
+)  # fmt: skip
+def test_what_a_script_could_not_draw_is_refused(error, message, drawn, options):
+    def never(**_):
+        raise AssertionError("drawn")
+
+    with pytest.raises(error, match=message):
+        figures.explore(drawn or never, ALT, **{"a": [0, 1], "live": "test"} | options)
+
+
+def test_in_a_notebook_the_sliders_call_draw_whatever_the_page_could_do(live):
+    box = figures.explore(swing, ALT, **SWING, live="swing")
+    assert "data-live" not in box.children[0].value and "data-line" not in box.children[0].value
+    with pytest.raises(TypeError, match="live must be the name"):
+        figures.explore(swing, ALT, **SWING, live=1)
+
+
 # -------------------------------------------------------------------------------------- errors
 
 

@@ -17,6 +17,7 @@ from visit import PAGES, html, note_problems
 sys.path.insert(0, str(BOOK / "ext"))
 try:
     from sbn_scripts import LAB as SCRIPTS
+    from sbn_scripts import ORDER, needed
 finally:
     sys.path.pop(0)
 
@@ -188,13 +189,17 @@ def largest(tab):
 # ------------------------------------------------------------------------------------- the files
 
 
-def test_the_scripts_are_on_this_page_and_no_other():
-    assert sorted(SCRIPTS) == sorted(p.stem for p in FOLDER.glob("*.js"))
+def test_each_page_has_the_scripts_that_it_needs_and_no_others():
+    assert sorted(ORDER) == sorted(p.stem for p in FOLDER.glob("*.js"))
+    seen = set()
     for page in PAGES:
         scripts = re.findall(r'<script[^>]* src="[^"]*_static/(\w+)\.js', html(page))
-        ours = [name for name in scripts if name in SCRIPTS]
-        assert ours == (list(SCRIPTS) if page == PAGE else []), page
+        ours = [name for name in scripts if name in ORDER]
+        assert ours == needed(html(page)), page
+        assert (ours == list(SCRIPTS)) == (page == PAGE), page
         assert ("_static/lab.css" in html(page)) == (page == PAGE), page
+        seen |= set(ours)
+    assert seen == set(ORDER)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

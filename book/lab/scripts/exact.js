@@ -63,7 +63,10 @@
       this.low = new Half(this.middle, units, order);
     }
 
-    /** Take the pairs P(x_i | a_i) of one row of a level, and `replace(unit, times)` for others. */
+    /**
+     * Take the pairs P(x_i | a_i) of one row of a level. `replacement(level, at)` is what stands in
+     * place of a pair: [lower, upper] where it is replaced once, and twice.
+     */
     set(level, row, replacement) {
       const { units, pairs } = this;
       for (let i = 0; i < units; i++) {

@@ -1,4 +1,9 @@
-// The model that the lab shows: what is allowed, and which units are saturated.
+// The model that the lab shows: what is allowed, and which units are saturated. A model is
+//     {layers: [{weight: [[..], ..], bias: [..]}, ..], input: [..], noise, scale, coding, loss,
+//      estimator}
+// with a name of SBN.noise, "signs" or "bits", a name of SBN.estimators or {name, s | omega |
+// baseline}, and the loss {kind: "quadratic", A, c}, {kind: "cross_entropy", weight, bias, target}
+// or {kind: "formula", text}.
 (() => {
   "use strict";
   const SBN = (globalThis.SBN = globalThis.SBN || {});
