@@ -298,11 +298,9 @@
       formula.say(failed);
       net.show(model, found, anew);
       anew = false;
-      pictures();
-      strip.show(found, net.chosen());
+      charts();
       tell();
       if (details.open) fillTables();
-      showWalk();
       say(note || stuck());
       if (hasMoved && started && !failed) keep();
       hasMoved = false;
@@ -323,6 +321,13 @@
     function keep() {
       clearTimeout(later);
       later = setTimeout(() => failed || history.replaceState(null, "", `#${code()}`), 250);
+    }
+
+    /** What stands beside the network, as wide as its place is. */
+    function charts() {
+      pictures();
+      strip.show(found, net.chosen());
+      showWalk();
     }
 
     function pictures() {
@@ -486,7 +491,7 @@
     }
     let wide = 0;
     new ResizeObserver(() => {
-      if (Math.abs(lawBox.clientWidth - wide) > 1) changed(false);
+      if (found && Math.abs(lawBox.clientWidth - wide) > 1) charts(); // before it is painted
       wide = lawBox.clientWidth;
     }).observe(lawBox);
     start();
