@@ -27,6 +27,7 @@ from chapters import (
     printed,
     prose,
     run,
+    states,
     still,
     tagged,
     under,
@@ -50,10 +51,6 @@ PAIR = np.array([0.7, -0.3])
 def float64() -> Iterator[None]:
     with as_in_the_book():
         yield
-
-
-def states(n: int) -> Array:
-    return np.array(list(itertools.product([-1.0, 1.0], repeat=n)))
 
 
 def law(noise: object, x: Array, a: Array) -> Array:

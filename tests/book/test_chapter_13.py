@@ -19,6 +19,7 @@ from chapters import (
     printed,
     prose,
     says_to,
+    states,
     under,
 )
 from pins import pin
@@ -38,10 +39,6 @@ P = np.array([0.7, 0.35, 0.9])
 def _book_settings() -> Iterator[None]:
     with as_in_the_book():
         yield
-
-
-def states(n: int) -> np.ndarray:
-    return np.array(list(itertools.product([-1.0, 1.0], repeat=n)))
 
 
 def law(w: np.ndarray, p: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from chapters import (
     define,
     figures,
     lean,
+    lines_of,
     printed,
     prose,
     run,
@@ -704,10 +705,6 @@ def test_fig_staircase_answer() -> None:
 
 def numbers(text: str) -> list[float]:
     return [float(v) for v in re.findall(r"[-+]?\d*\.\d+|inf", text)]
-
-
-def lines_of(cell: Any) -> list[str]:
-    return [line for line in printed(cell).splitlines() if line.strip()]
 
 
 def scale_at_one(noise: str) -> float:

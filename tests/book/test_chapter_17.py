@@ -28,6 +28,8 @@ from chapters import (
     figures,
     lean,
     lines,
+    lines_of,
+    numbers,
     printed,
     run,
     tagged,
@@ -44,6 +46,11 @@ PATH = chapter(17)
 says = partial(chapters.says, PATH)
 
 
+def short(value: float, digits: int = 3) -> str:
+    """This chapter's accuracies have three digits: .884"""
+    return chapters.short(value, digits)
+
+
 @pytest.fixture(autouse=True)
 def float64() -> Iterator[None]:
     with as_in_the_book():
@@ -54,19 +61,6 @@ def float64() -> Iterator[None]:
 def notebook() -> dict[str, Any]:
     """The names of the notebook, its networks trained, as they are before the second figure."""
     return drawing(PATH, "statistics_figure").__globals__
-
-
-def numbers(text: str) -> list[float]:
-    return [float(v) for v in re.findall(r"[-+]?\d*\.\d+|[-+]?\b\d+\b", text)]
-
-
-def lines_of(cell: Any) -> list[str]:
-    return [line for line in printed(cell).splitlines() if line.strip()]
-
-
-def short(value: float, digits: int = 3) -> str:
-    """As the prose has it: .884"""
-    return f"{value:.{digits}f}".replace("0.", ".", 1)
 
 
 # ------------------------------------------------------------------------------ predictions

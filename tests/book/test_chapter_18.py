@@ -29,8 +29,12 @@ from chapters import (
     figures,
     lean,
     lines,
+    lines_of,
+    numbers,
     printed,
     run,
+    short,
+    states,
     still,
     tagged,
     under,
@@ -62,23 +66,6 @@ def float64() -> Iterator[None]:
 @cache
 def rows(file: str, part: str) -> list[Row]:
     return [r for r in measurement.stored(f"autoencoders-{file}")["rows"] if r["part"] == part]
-
-
-def numbers(text: str) -> list[float]:
-    return [float(v) for v in re.findall(r"[-+]?\d*\.\d+|[-+]?\b\d+\b", text)]
-
-
-def lines_of(cell: Any) -> list[str]:
-    return [line for line in printed(cell).splitlines() if line.strip()]
-
-
-def short(value: float, digits: int = 2) -> str:
-    """As the prose has it: .52"""
-    return f"{value:.{digits}f}".replace("0.", ".", 1)
-
-
-def states(n: int) -> Array:
-    return np.array(list(itertools.product((-1.0, 1.0), repeat=n)))
 
 
 def chances(law: Any, a: Array) -> Array:

@@ -29,6 +29,7 @@ from chapters import (
     lines,
     printed,
     run,
+    short,
     tagged,
     under,
 )
@@ -62,11 +63,6 @@ def factor(row: Row, side: str) -> float:
 
 def signs(*shape: int) -> Array:
     return G.choice([-1, 1], shape)
-
-
-def short(value: float, digits: int = 2) -> str:
-    """As the prose has it: .46"""
-    return f"{value:.{digits}f}".replace("0.", ".", 1)
 
 
 # ---------------------------------------------------------------------------------- products

@@ -28,8 +28,12 @@ from chapters import (
     figures,
     lean,
     lines,
+    lines_of,
+    numbers,
     printed,
     run,
+    short,
+    states,
     still,
     tagged,
     under,
@@ -57,25 +61,8 @@ def rows(part: str) -> list[Row]:
     return measurement.read(file)["rows"]
 
 
-def numbers(text: str) -> list[float]:
-    return [float(v) for v in re.findall(r"[-+]?\d*\.\d+|[-+]?\b\d+\b", text)]
-
-
-def lines_of(cell: Any) -> list[str]:
-    return [line for line in printed(cell).splitlines() if line.strip()]
-
-
-def short(value: float, digits: int = 2) -> str:
-    """As the prose has it: .52"""
-    return f"{value:.{digits}f}".replace("0.", ".", 1)
-
-
 def se(values: list[float]) -> float:
     return stdev(values) / math.sqrt(len(values))
-
-
-def states(n: int) -> Array:
-    return np.array(list(itertools.product((-1.0, 1.0), repeat=n)))
 
 
 def logistic(a: Array) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import itertools
 import re
 import symtable
 from collections.abc import Callable, Iterator
@@ -72,6 +73,26 @@ def containing(path: Path, text: str) -> Any:
 def printed(cell: Any) -> str:
     """What the stored outputs of a cell print."""
     return "".join(o.text for o in cell.outputs if o.get("name") == "stdout")
+
+
+def lines_of(cell: Any) -> list[str]:
+    """What a cell prints, without its empty lines."""
+    return [line for line in printed(cell).splitlines() if line.strip()]
+
+
+def numbers(text: str) -> list[float]:
+    """All numbers of a line, whole ones too where they stand alone."""
+    return [float(v) for v in re.findall(r"[-+]?\d*\.\d+|[-+]?\b\d+\b", text)]
+
+
+def short(value: float, digits: int = 2) -> str:
+    """As the prose of the later chapters has it: .52"""
+    return f"{value:.{digits}f}".replace("0.", ".", 1)
+
+
+def states(n: int) -> np.ndarray:
+    """All states of n units, a row each, (2^n, n)."""
+    return np.array(list(itertools.product((-1.0, 1.0), repeat=n)))
 
 
 def prose(path: Path) -> str:
