@@ -715,12 +715,7 @@ def test_a_row_of_the_contenders_that_lacks_a_field_is_refused(small_contenders,
 
 @pytest.mark.slow
 def test_rows_of_the_contenders_that_contradict_each_other_are_refused(small_contenders):
-    def refused(part, change, said):
-        content = copy.deepcopy(small_contenders[part])
-        change(content["rows"])
-        with pytest.raises(sbn_tables.Undrawable, match=said):
-            sbn_tables.draw(content)
-
+    refused = functools.partial(check_refused, small_contenders)
     refused("gradients", lambda rows: rows.append(rows[-1]), "two rows of .* at one moment")
     refused("exact", lambda rows: rows.pop(), "does not have one row a seed and moment")
     refused("train", lambda rows: rows.remove(next(r for r in rows if r["part"] == "contender")),
@@ -929,12 +924,7 @@ def test_a_row_of_the_autoencoders_that_lacks_a_field_is_refused(small_autoencod
 
 @pytest.mark.slow
 def test_rows_of_the_autoencoders_that_contradict_each_other_are_refused(small_autoencoders):
-    def refused(part, change, said):
-        content = copy.deepcopy(small_autoencoders[part])
-        change(content["rows"])
-        with pytest.raises(sbn_tables.Undrawable, match=said):
-            sbn_tables.draw(content)
-
+    refused = functools.partial(check_refused, small_autoencoders)
     refused("gradients", lambda rows: rows.append(rows[-1]), "two rows of .* at one moment")
     refused("train", lambda rows: rows.remove(next(r for r in rows if r["part"] == "final")),
             "has 2 final runs, its summary 3")  # fmt: skip
@@ -1565,6 +1555,14 @@ NOT_NEEDED = {
     "improvements": set(),
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
+
+
+def check_refused(files, part, change, said):
+    """A file whose rows were changed is not drawn, and it is said why."""
+    content = copy.deepcopy(files[part])
+    change(content["rows"])
+    with pytest.raises(sbn_tables.Undrawable, match=said):
+        sbn_tables.draw(content)
 
 
 def check_lacking(content):
