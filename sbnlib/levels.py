@@ -57,6 +57,8 @@ from sbnlib.units import uniforms
 
 __all__ = [
     "ESTIMATORS",
+    "LevelsEstimator",
+    "Thresholds",
     "chain_rule",
     "darn",
     "deterministic_levels",
@@ -565,9 +567,9 @@ def exact_moments(
         Mean and variance, both of ``a``'s shape.
 
     Raises:
-        ValueError: the loss has no gradient in x; no estimator for levels; and as
-            :func:`exact_gradient`.
-        TypeError: as :func:`exact_gradient` and :func:`as_estimator`.
+        ValueError: the loss has no gradient in x; ``estimator`` is an unknown name or a function
+            that is not for levels; and as :func:`exact_gradient`.
+        TypeError: ``estimator`` is neither a name nor a function; and as :func:`exact_gradient`.
     """
     estimate = as_estimator(estimator)
     noise, t = _checked_sum(a, thresholds, noise)
