@@ -209,12 +209,16 @@ def deterministic_levels(a: Tensor, thresholds: Thresholds) -> Tensor:
 
 
 def scaled(level: Tensor, top: int, values: tuple[float, float]) -> Tensor:
-    """Levels 0 to ``top``, or their mean, on the scale from low to high, both ends exact."""
+    """Levels 0 to ``top``, or their mean, on the scale from low to high.
+
+    Both ends are exact, and so are whole numbers between them.
+    """
     if values == (0.0, float(top)):
         return level
-    wide = widened(level)
-    low, high = (torch.tensor(v, dtype=wide.dtype, device=wide.device) for v in values)
-    return torch.lerp(low, high, wide / top).to(level.dtype)
+    k, (low, high) = widened(level), values
+    step, middle = (high - low) / top, (low * (top - k) + high * k) / top
+    upper = torch.where(k >= top, high + (k - top) * step, middle)
+    return torch.where(k <= 0, low + k * step, upper).to(level.dtype)
 
 
 def check_thresholds(thresholds: Thresholds) -> tuple[float, ...]:

@@ -347,9 +347,10 @@ class Levels(_Units):
         exact = (widened(x.detach().to(a.dtype)) - low) / step
         level = exact.round()
         off = 4 * torch.finfo(a.dtype).eps * max(abs(low), abs(high)) / step
-        if looking_is_free(x) and bool((other := (exact - level).abs() > off).any()):
+        near = ((exact - level).abs() <= off) & (level >= 0) & (level <= len(self.thresholds))
+        if looking_is_free(x) and not bool(near.all()):
             raise ValueError(f"x must hold the {len(self.thresholds) + 1} states from {low:g} to "
-                             f"{high:g}, got {x[other][0].item():g}")  # fmt: skip
+                             f"{high:g}, got {x[~near][0].item():g}")  # fmt: skip
         return level.to(a.dtype)
 
 
