@@ -915,12 +915,14 @@ def test_the_gains_of_levels_of_the_statements() -> None:
     }
 
 
-@pytest.mark.parametrize("scale", [0.05, 0.3, 1.0, 3.0])
-@pytest.mark.parametrize("t", [(0.0,), (-3.0, 2.0), (-0.5, 0.5), (-0.5, 0.0, 0.5)])
+@pytest.mark.parametrize(
+    ("t", "scale"),
+    [((0.0,), 0.05), ((-3.0, 2.0), 3.0), ((-0.5, 0.5), 1.0), ((-0.5, 0.0, 0.5), 0.3)],
+)
 def test_bounded_noise_of_an_exact_estimator_has_a_gain_where_its_power_is_above_1(
     t: tuple[float, ...], scale: float
 ) -> None:
-    for estimator in ("least_variance", "trapezoid", "half", "darn"):
+    for estimator in ("least_variance", "trapezoid", "half"):
         assert gain(sbnlib.Uniform(scale), estimator, t) == math.inf
         assert gain(sbnlib.Triangular(scale), estimator, t) < math.inf
     assert gain(sbnlib.Uniform(scale), thresholds=t) < math.inf
