@@ -115,7 +115,8 @@ def sample_levels(
         thresholds: :math:`\vartheta_1 < \dots < \vartheta_{C-1}`, a sequence or a 1-d tensor of
             finite numbers, in the units of ``a``; they are constants.
         noise: the law F of Z, or its name for scale 1.
-        generator: source of the uniforms, which are drawn in float64, when ``u`` is not given.
+        generator: source of the uniforms, which are drawn in float64, when ``u`` is not given; on
+            the device of ``a``.
         u: uniforms on [0, 1) handed in, of ``a``'s shape or with further axes in front.
 
     Returns:
