@@ -312,5 +312,5 @@ def test_the_doctor_finds_nothing_wrong(
 def test_the_doctor_finds_the_unit_in_a_model() -> None:
     net, x = net_of(), torch.rand(32, 5, generator=seeded())
     report = sbnlib.diagnose(net, x, lambda out: out.square().sum(-1))
-    assert [u.name for u in report.units if "levels" in u.codes] == ["Levels 2"]
+    assert [u.name for u in report.units if "levels" in u.codes] == ["1. Levels 2"]
     assert not [f.code for u in report.units for f in u.findings if f.wrong]
