@@ -1,10 +1,12 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
-Imports point one way: noise, contracts -> kernels -> units -> estimators -> registry -> nn, network
--> inference, exact, accuracy -> figures, data -> depth, map -> diagnose -> optim -> experiments. A
-test holds the arrows.
+Imports point one way: noise, contracts -> kernels -> units -> estimators, levels -> categories,
+registry -> nn, network -> inference, exact, accuracy -> figures, data -> depth, map -> diagnose ->
+optim -> experiments. A test holds the arrows.
 """
 
+from sbnlib import categories as categories
+from sbnlib import levels as levels
 from sbnlib import nn as nn
 from sbnlib import optim as optim
 from sbnlib import registry as registry
@@ -114,4 +116,4 @@ def __dir__() -> list[str]:
     ``from sbnlib import *`` leaves the modules out, or they would replace torch's ``nn`` and
     ``optim``.
     """
-    return [*__all__, "nn", "optim", "registry", "__version__"]
+    return [*__all__, "categories", "levels", "nn", "optim", "registry", "__version__"]
