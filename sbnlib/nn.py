@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from sbnlib.contracts import (
     check_tau,
     check_uniforms,
     check_unit,
-    differential,
     is_finite,
     looking_is_free,
     name_of,
@@ -640,8 +639,8 @@ class TernaryLinear(_Marking):
     weight that has nearly settled on 0 or on the far sign pays for exactness with rare, large
     gradients.
 
-    A probability may be 0, theta there minus infinity: the state is never drawn, and its entry of
-    the gradient is 0. The optimizers refuse such a theta, which no multiplicative step leaves.
+    A probability may be 0, theta there minus infinity: the state is never drawn. The optimizers
+    refuse such a theta, which no multiplicative step leaves.
 
     Raises:
         ValueError: unknown ``forward``, ``s`` not finite; at a forward pass, a theta that is no
@@ -730,17 +729,13 @@ class TernaryLinear(_Marking):
         self._check_own("theta")
         theta = self.theta.detach()
         p = _probabilities(theta)
-        one = torch.ones_like(p[..., 0])
-        down, up, w = -one, one, p[..., 2] - p[..., 0]
+        down, up, w = -torch.ones_like(p[..., 0]), torch.ones_like(p[..., 2]), p[..., 2] - p[..., 0]
         if mode == "sign":
             w = _most_probable(theta)
         elif mode == "sample":
             w = _sampled_state(p, without_rows(generator), u)
             down, up = _factors(p, w, self.s)
-        c = torch.stack([down, torch.zeros_like(one), up], -1)
-        inside = self.theta.clamp_min(torch.finfo(theta.dtype).min)  # -inf less -inf would be NaN
-        flowing = (c * differential(inside)).sum(-1)
-        return w.to(theta.dtype) + flowing.to(theta.dtype)
+        return cast(Tensor, _Ternary.apply(self.theta, w, down, up))  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
@@ -758,9 +753,27 @@ class TernaryLinear(_Marking):
         return torch.nn.functional.linear(x, self.weight(mode, generator=generator, u=u), self.bias)
 
 
+class _Ternary(torch.autograd.Function):
+    """The value w with the gradient (-c_-, 0, c_+) in theta."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, w: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(down, up)
+        return w.to(theta.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        refuse_graph(gradient)
+        down, up = ctx.saved_tensors
+        flowing = torch.stack([down * gradient, torch.zeros_like(gradient), up * gradient], -1)
+        return flowing.to(gradient.dtype), None, None, None
+
+
 def _probabilities(theta: Tensor) -> Tensor:
     """softmax over the last axis, in at least float32; a theta that is no point is refused."""
-    p = widened(theta).softmax(-1)
+    wide = widened(theta)
+    p = (wide - wide.amax(-1, keepdim=True)).exp()  # torch's own is slow on an axis of three
+    p = p / p.sum(-1, keepdim=True)
     if looking_is_free(p) and not is_finite(p):
         raise ValueError(
             "theta must be a point of the simplex, finite or minus infinity, not three times for "
