@@ -370,7 +370,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_option(parser, "text", "", "a UTF-8 file in place of the book's prose", metavar="FILE")
     parser.add_argument(
-        "--only", nargs="+", choices=[*CONTENDERS], default=(), metavar="NAME",
+        "--only", nargs="+", choices=[*CONTENDERS], metavar="NAME",
         help=f"which contenders are trained, of {', '.join(CONTENDERS)} (default: all)",
     )  # fmt: skip
     add_option(parser, "steps", STEPS, f"number of steps of a training, {BATCH} characters each")
@@ -384,7 +384,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = vars(parser.parse_args(argv))
-    options["only"] = tuple(options["only"])
+    options["only"] = tuple(options["only"] or ())
     out = options["out"] or Path("runs") / "characters.json"
     scale_out = ScaleOut(parser, options, argv)
     with refusing(parser, RuntimeError, ValueError):

@@ -1374,6 +1374,7 @@ NOW = {
     "autoencoders": "experiments.autoencoders --part small --data digits --only exact zgr "
     "--epochs 1 --search-epochs 1",
     "improvements": "experiments.improvements --part gauge",
+    "characters": "experiments.characters --steps 5 --seeds 2 --only real uniform",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -1387,8 +1388,8 @@ def test_the_kinds_are_those_of_the_commands():
 def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path, monkeypatch):
     module, *options = NOW[kind].split()
     out = tmp_path / "new.json"
-    resumes = kind in ("classify", "binary weights", "contenders", "autoencoders")
-    resumes = kind in ("classify", "binary weights", "contenders", "improvements")
+    resumes = kind in ("classify", "binary weights", "contenders", "autoencoders", "improvements",
+                       "characters")  # fmt: skip
     resume = ["--resume-dir", str(tmp_path / "runs")] if resumes else []
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes its time
     command = importlib.import_module(f"sbnlib.{module}")
@@ -1553,6 +1554,7 @@ NOT_NEEDED = {
     "packing": set(),
     "autoencoders": set(),
     "improvements": set(),
+    "characters": {"said"},
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 
