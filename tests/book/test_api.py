@@ -21,6 +21,8 @@ MODULES = [
     "sbnlib.contracts",
     "sbnlib.diagnose",
     "sbnlib.kernels",
+    "sbnlib.levels",
+    "sbnlib.categories",
     "sbnlib.nn",
     "sbnlib.optim",
     "sbnlib.packed",
