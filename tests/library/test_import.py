@@ -24,7 +24,7 @@ def test_import_pulls_in_no_extra() -> None:
 
 
 def test_completion_of_the_package_offers_its_modules_too() -> None:
-    modules = {"categories", "levels", "nn", "optim", "registry"}
+    modules = {"categories", "checks", "levels", "nn", "optim", "registry"}
     assert set(dir(sbnlib)) == {*sbnlib.__all__, *modules, "__version__"}
 
 
