@@ -231,10 +231,15 @@ def pins(root: Path) -> dict[str, list[str]]:
     """For each label the tests that carry it, as pytest names them from ``tests/book``."""
     found: dict[str, list[str]] = {}
     for file in sorted((root / "tests" / "book").glob("test_*.py")):
-        for node in ast.parse(file.read_text("utf-8")).body:
-            for label in _pinned(node):
-                found.setdefault(label, []).append(f"{file.name}::{node.name}")
+        for label, name in _pins(file, file.stat().st_mtime_ns):
+            found.setdefault(label, []).append(f"{file.name}::{name}")
     return found
+
+
+@cache
+def _pins(file: Path, changed: int) -> list[tuple[str, str]]:
+    body = ast.parse(file.read_text("utf-8")).body
+    return [(label, node.name) for node in body for label in _pinned(node)]
 
 
 def _pinned(node: ast.stmt) -> Iterator[str]:
