@@ -347,15 +347,17 @@ def _places(name: str, label: str, found: Iterable[sources.Chapter]) -> str:
 
 def index_of_statements(root: Path) -> list[str]:
     """Theorems, propositions and definitions by their names."""
-    named = {s.title: s.label for c in sources.chapters(root) for s in c.statements if s.title}
-    return [f"* {title}: {{prf:ref}}`{label}`" for title, label in sources.by_name(named)] + [""]
+    named = [s for c in sources.chapters(root) for s in c.statements if s.title]
+    named.sort(key=lambda statement: statement.title.lower())
+    return [f"* {s.title}: {{prf:ref}}`{s.label}`" for s in named] + [""]
 
 
 def index_of_functions(root: Path) -> list[str]:
     """What the library has, with the chapters whose code takes it."""
     documented, where = sources.documented(root), _uses(root)
     rows = [[f"{{{role}}}`{name}`", listed(to_chapter(c) for c in where.get(name, ()))]
-            for name, role in sources.by_name(documented) if where.get(name)]  # fmt: skip
+            for name, role in sorted(documented.items(), key=lambda item: item[0].lower())
+            if where.get(name)]  # fmt: skip
     return table(["Name", "Chapters whose code takes it"], rows, "60 40")
 
 
@@ -364,7 +366,7 @@ def _uses(root: Path) -> dict[str, list[sources.Chapter]]:
     documented, found = sources.documented(root), {}
     short = {_short(name): name for name in documented if name.count(".") == 1}
     for chapter in sources.chapters(root):
-        taken = {name for cell in chapter.code for name in sources.used(cell)}
+        taken = sources.used("\n".join(chapter.code))
         names = {n if n in documented else short.get(_short(n), "") for n in taken}
         for name in names - {""}:
             found.setdefault(name, []).append(chapter)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -189,7 +189,7 @@ def table(text: str, name: str) -> list[list[str]]:
 
 
 def used(code: str) -> set[str]:
-    """The full names of what a cell takes from sbnlib: ``sbnlib.optim.Bop``."""
+    """The full names of what a chapter takes from sbnlib: ``sbnlib.optim.Bop``."""
     tree = ast.parse(code)
     known: dict[str, str] = {}
     for node in ast.walk(tree):
@@ -284,7 +284,3 @@ def _entries(text: str) -> Iterator[Change]:
         version = heading.strip().removeprefix("In ")
         for entry in re.findall(r"^- (.*(?:\n  .*)*)", body, re.M):
             yield Change(version, " ".join(entry.split()))
-
-
-def by_name(items: Mapping[str, str]) -> list[tuple[str, str]]:
-    return sorted(items.items(), key=lambda item: item[0].lower())
