@@ -24,6 +24,9 @@ from sphinx.environment import BuildEnvironment
 from sphinx_exercise.nodes import solution_node
 
 FOLDER = "book/back/"
+#: The pages with tables of sentences and references.
+STYLED = {f"{FOLDER}{name}" for name in ("course", "errata", "ledger", "paper-map", "solutions",
+                                         "subject-index", "symbols")}  # fmt: skip
 BLOCK = re.compile(r"^```\{(sbn-[\w-]+)\}\n```$", re.M)
 PAPERS, LEDGER = "paper-map.toml", "ledger.toml"
 PARTS = {1: "I · The problem", 2: "II · Estimators for activations", 3: "III · Binary weights",
@@ -95,7 +98,8 @@ def solutions(root: Path) -> list[str]:
 
 def _solution(exercise: sources.Exercise) -> list[str]:
     link = f"{{ref}}`solution <{exercise.label}-solution>`"
-    return [f"{{ref}}`{exercise.label}`", exercise.kind, exercise.level, link]
+    name = f"{{ref}}`{exercise.label}` {exercise.title}"
+    return [name, exercise.kind, exercise.level, link]
 
 
 # ---- symbols -----------------------------------------------------------------------------------
@@ -131,17 +135,12 @@ def _code(cell: str, names: Mapping[str, str]) -> str:
 
 
 def _first(own: Iterable[str], root: Path) -> str:
-    """The chapter that has a symbol first, and the first numbered equation with it."""
-    return "; ".join(filter(None, (_first_of(symbol, root) for symbol in own)))
-
-
-def _first_of(symbol: str, root: Path) -> str:
+    """The chapters that have symbols first, and the first numbered equations with them."""
     found = sources.chapters(root)
-    page = next((c for c in found if symbol in c.symbols), None)
-    equation = next((label for c in found for label, tex in c.equations.items()
-                     if symbol in sources.tokens(tex)), "")  # fmt: skip
-    where = f"chapter {to_chapter(page)}" if page else ""
-    return listed(filter(None, [where, f"{{eq}}`{equation}`" if equation else ""]))
+    pages = [next((to_chapter(c) for c in found if s in c.symbols), "") for s in own]
+    numbered = [next(filter(None, (_equation(s, c) for c in found)), "") for s in own]
+    where = [f"chapter {page}" for page in dict.fromkeys(pages) if page]
+    return listed(dict.fromkeys([*where, *filter(None, numbered)]))
 
 
 def local_symbols(root: Path) -> list[str]:
@@ -428,7 +427,7 @@ def label_solutions(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def add_style(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
-    if page.startswith(FOLDER):
+    if page in STYLED:
         app.add_css_file("back.css")
 
 

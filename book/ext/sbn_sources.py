@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+from pybtex.richtext import Text
+
 EXERCISE = re.compile(
     r"^[:`]{3,}\{exercise\} ?(?P<title>[^\n]*)\n:label: (?P<label>\S+)\n"
     r"(?::[^\n]*\n)*\*(?P<kind>[^*]+)\*(?P<text>.*?)^[:`]{3,}$",
@@ -257,7 +259,7 @@ def names_of_papers(root: Path) -> dict[str, str]:
 def _cited(entry: str) -> str:
     (authors,) = re.findall(r"^\s*author\s*=\s*\{(.*?)\},?$", entry, re.M | re.S)
     (year,) = re.findall(r"^\s*year\s*=\s*\{(\d+)\}", entry, re.M)
-    people = [re.sub(r"[{}]", "", a).partition(",")[0] for a in re.split(r"\s+and\s+", authors)]
+    people = [str(Text.from_latex(a.partition(",")[0])) for a in re.split(r"\s+and\s+", authors)]
     if len(people) > 2:
         people = [people[0], "others"]
     return f"{' and '.join(people)} ({year})"

@@ -156,7 +156,7 @@ def test_the_labels_of_the_chapters_are_found_with_their_roles() -> None:
 def test_every_exercise_and_its_solution_are_listed_in_order() -> None:
     text = page("solutions")
     written = [label for path in CHAPTERS for label in exercises(prose(path))]
-    listed = re.findall(r"^\* - \{ref\}`([\w-]+)`$", text, re.M)
+    listed = re.findall(r"^\* - \{ref\}`([\w-]+)` \S", text, re.M)
     solved = re.findall(r"\{ref\}`solution <([\w-]+)-solution>`", text)
     assert listed == written == solved
     assert [int(k) for k in re.findall(r"^### \[(\d+)\. ", text, re.M)] == [*map(numbers, CHAPTERS)]
@@ -428,7 +428,7 @@ def test_the_course_has_thirteen_weeks_and_five_days() -> None:
 
 @pytest.mark.parametrize(("number", "text"), WEEKS)
 def test_a_week_has_what_a_lecturer_needs(number: str, text: str) -> None:
-    parts = dict(re.findall(r"^\*\*(Read|In class|Homework|Assess)\*\* (.*)$", text, re.M))
+    parts = dict(re.findall(r"^\* \*\*(Read|In class|Homework|Assess)\*\* (.*)$", text, re.M))
     assert list(parts) == ["Read", "In class", "Homework", "Assess"]
     assert set(roles(parts["In class"], "numref")) <= live()
     assert len([e for e in roles(parts["Homework"], "ref") if e.startswith("ex-")]) >= 3
@@ -443,7 +443,7 @@ def test_the_course_reads_every_chapter() -> None:
 
 
 def test_sections_that_are_to_be_read_are_there() -> None:
-    reading = [line for line in COURSE.splitlines() if line.startswith(("**Read**", "| "))]
+    reading = [line for line in COURSE.splitlines() if line.startswith(("* **Read**", "| "))]
     for line in reading:
         for link, words in re.findall(r"\(\.\./([\w/-]+\.ipynb)\)((?:(?!\(\.\./).)*)", line):
             headings = re.findall(r"^###? (.+)$", prose(BOOK / link), re.M)
