@@ -191,7 +191,7 @@ def _paper_row(
     place = f"*{row['place']}.* " if row.get("place") else ""
     here = [listed(refer(label, known) for label in row["here"])]
     here += [_function(name, documented) for name in row.get("code", ())]
-    here += [f"`{test}`" for test in tests_of(row, pins)]
+    here += [_test(test) for test in tests_of(row, pins)]
     return [place + row["says"], "<br>".join(here), row.get("differs", "Nowhere that we know.")]
 
 
@@ -199,6 +199,11 @@ def _function(name: str, documented: Mapping[str, str]) -> str:
     if name not in documented:
         raise Unmade(f"the library reference has no {name!r}")
     return f"{{{documented[name]}}}`{name}`"
+
+
+def _test(name: str) -> str:
+    """The file and the name, between which a line may break."""
+    return " ".join(f"`{part}`" for part in name.split("::"))
 
 
 def tests_of(row: Mapping[str, Any], pins: Mapping[str, list[str]]) -> list[str]:
@@ -247,7 +252,7 @@ def _ledger_row(
     where = f"{{cite:t}}`{entry['key']}`, {entry['place']}"
     error = f" ± {entry['error']}" if entry.get("error") else ""
     return [f"{entry['what']}{see}<br>{where}", entry["theirs"], entry["ours"] + error,
-            f"**{entry['verdict']}**<br>`{entry['test']}`"]  # fmt: skip
+            f"**{entry['verdict']}**<br>{_test(entry['test'])}"]  # fmt: skip
 
 
 def unseen(root: Path) -> list[str]:
