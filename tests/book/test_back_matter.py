@@ -82,14 +82,11 @@ def live() -> frozenset[str]:
                      if name and "figures.explore(" in cell.source)  # fmt: skip
 
 
-def test_exists(name: str) -> bool:
+def is_a_test(name: str) -> bool:
     """Whether FILE::NAME, from tests/book or with a folder from tests, is a test."""
     file, _, function = name.partition("::")
     path = ROOT / "tests" / (file if "/" in file else f"book/{file}")
     return path.exists() and function in _functions(path)
-
-
-test_exists.__test__ = False  # type: ignore[attr-defined]
 
 
 @cache
@@ -245,7 +242,7 @@ def test_a_row_of_the_paper_map_is_true(key: str, entry: dict[str, Any]) -> None
         module, _, attribute = name.rpartition(".")
         assert callable(getattr(importlib.import_module(module), attribute))
     tests = sbn_back.tests_of(entry, pins())
-    assert tests and all(map(test_exists, tests)), tests
+    assert tests and all(map(is_a_test, tests)), tests
     assert entry["says"].endswith(".") and entry.get("differs", ".").endswith(".")
 
 
@@ -296,7 +293,7 @@ def test_the_test_of_a_label_is_the_first_that_carries_it() -> None:
     files = sorted((ROOT / "tests" / "book").glob("test_*.py"))
     assert set(found) == {label for file in files for label in pinned(file)}
     for label, tests in found.items():
-        assert all(map(test_exists, tests)), label
+        assert all(map(is_a_test, tests)), label
 
 
 # ------------------------------------------------------------------------------------ ledger
@@ -310,7 +307,7 @@ def test_an_entry_of_the_ledger_is_whole(entry: dict[str, str]) -> None:
     fields = {"id", "key", "place", "what", "see", "theirs", "ours", "verdict", "test"}
     assert set(entry) - {"error"} == fields and all(entry.values())
     assert entry["key"] in KEYS and entry["see"] in known()
-    assert test_exists(entry["test"])
+    assert is_a_test(entry["test"])
     assert entry["ours"] in page("ledger") and entry["what"] in page("ledger")
 
 
