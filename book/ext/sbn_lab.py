@@ -18,6 +18,7 @@ import nbformat
 from docutils import nodes
 from nbformat import NotebookNode
 from pybtex.plugin import find_plugin
+from sbn_back import expand
 from sbn_cells import Book, Draft, Unknown, Words, draft, svg_address, wanted
 from sbn_site import MAP_NODE, chapter_of
 from sphinx import addnodes
@@ -60,6 +61,7 @@ def cells(env: BuildEnvironment, page: str) -> list[NotebookNode]:
             cell.source = map_of(env, page, cell.source)
         return found
     text = BIBLIOGRAPHY.sub(lambda _: bibliography(env), path.read_text("utf-8"))
+    text = expand(text, Path(env.srcdir))
     return [nbformat.v4.new_markdown_cell(text, id=path.name.partition(".")[0])]
 
 
@@ -111,7 +113,9 @@ def sections(env: BuildEnvironment, page: str) -> list[str]:
 
 
 def words(app: Sphinx, role: str, target: str) -> Words:
-    """What the site shows for a role."""
+    """What the site shows for a role. The library reference has no copy: its names are code."""
+    if role.startswith("py:"):
+        return Words(((f"`{target}`", ""),))
     env = app.env
     domain, kind = {"eq": ("math", "eq"), "prf:ref": ("prf", "ref"), "cite:t": ("cite", "t"),
                     "cite:p": ("cite", "p")}.get(role, ("std", role))  # fmt: skip
