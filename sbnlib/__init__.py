@@ -1,10 +1,11 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
 Imports point one way: noise, contracts -> kernels -> units -> estimators -> registry -> nn, network
--> inference, exact, accuracy -> figures, data -> depth, map -> diagnose -> optim -> experiments. A
-test holds the arrows.
+-> inference, exact, accuracy -> figures, data -> depth, map -> diagnose -> checks -> optim ->
+experiments. A test holds the arrows.
 """
 
+from sbnlib import checks as checks
 from sbnlib import nn as nn
 from sbnlib import optim as optim
 from sbnlib import registry as registry
@@ -114,4 +115,4 @@ def __dir__() -> list[str]:
     ``from sbnlib import *`` leaves the modules out, or they would replace torch's ``nn`` and
     ``optim``.
     """
-    return [*__all__, "nn", "optim", "registry", "__version__"]
+    return [*__all__, "checks", "nn", "optim", "registry", "__version__"]

@@ -79,6 +79,15 @@ def _refusal(found: Examination) -> Iterator[Finding]:
             "It changes its argument in place: what else uses the pre-activation gets the states.",
             "Work on a copy.",
         )  # fmt: skip
+    if found.subject.prints:
+        yield Finding("prints", True, f"It prints in its {found.subject.prints} pass: a GPU has to "
+                      "wait there, at each step.", "Take the print out.")  # fmt: skip
+    if found.overflow is not None:
+        dtype, at, what = found.overflow
+        yield Finding("overflow", True, f"In {dtype} its {what} is NaN or infinite at "
+                      f"{number(at)}: something overflows on the way.",
+                      "Write it with functions that stay finite, such as torch.sigmoid and "
+                      "torch.tanh.")  # fmt: skip
 
 
 def _capital(words: str) -> str:

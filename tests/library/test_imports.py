@@ -31,6 +31,7 @@ LINES = (
     ("figures", "data", "exercises"),
     ("depth", "map"),
     ("diagnose",),
+    ("checks",),
     ("optim", "packed"),
     ("hashing",),
     ("experiments",),
