@@ -18,6 +18,7 @@ PAGE = BOOK / "back" / "api.md"
 BUILT = SITE / "book" / "back" / "api.html"
 MODULES = [
     "sbnlib",
+    "sbnlib.checks",
     "sbnlib.contracts",
     "sbnlib.diagnose",
     "sbnlib.kernels",

@@ -34,7 +34,7 @@ LINES = (
     ("checks",),
     ("optim", "packed"),
     ("hashing",),
-    ("experiments",),
+    ("experiments", "new"),
     ("gpu_evidence",),
 )
 LINE = {name: k for k, line in enumerate(LINES) for name in line}
