@@ -1,11 +1,13 @@
 """Stochastic binary networks: estimators, exact gradients, measurements.
 
-Imports point one way: noise, contracts -> kernels -> units -> estimators -> registry -> nn, network
--> inference, exact, accuracy -> figures, data -> depth, map -> diagnose -> checks -> optim ->
-experiments. A test holds the arrows.
+Imports point one way: noise, contracts -> kernels -> units -> estimators, levels -> categories,
+registry -> nn, network -> inference, exact, accuracy -> figures, data -> depth, map -> diagnose ->
+checks -> optim -> experiments. A test holds the arrows.
 """
 
+from sbnlib import categories as categories
 from sbnlib import checks as checks
+from sbnlib import levels as levels
 from sbnlib import nn as nn
 from sbnlib import optim as optim
 from sbnlib import registry as registry
@@ -115,4 +117,5 @@ def __dir__() -> list[str]:
     ``from sbnlib import *`` leaves the modules out, or they would replace torch's ``nn`` and
     ``optim``.
     """
-    return [*__all__, "checks", "nn", "optim", "registry", "__version__"]
+    modules = ["categories", "checks", "levels", "nn", "optim", "registry"]
+    return [*__all__, *modules, "__version__"]

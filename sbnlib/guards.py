@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 from sbnlib.contracts import Loss, evaluate, is_finite, is_traced
 from sbnlib.inference import in_evaluation_mode
 from sbnlib.network import SBN
-from sbnlib.nn import Sign, _Bernoulli
+from sbnlib.nn import RANDOM_WEIGHTS, Sign
 
 __all__ = [
     "Watch",
@@ -116,7 +116,7 @@ class _Trial:
 
     def check_weights(self) -> None:
         for module in self.layer.modules():
-            if isinstance(module, _Bernoulli):
+            if isinstance(module, RANDOM_WEIGHTS):
                 raise ValueError(
                     f"{self.name} holds {type(module).__name__}, whose weights are random; exact "
                     "sums are over the states of units only"

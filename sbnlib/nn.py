@@ -1,10 +1,11 @@
-"""The binary unit and layers with Bernoulli weights, as torch modules; weights for a given gain."""
+"""Units of two and more levels, Bernoulli weights, and weights for a given gain, for torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self, TypeVar
+from numbers import Real
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from sbnlib import kernels
+from sbnlib import kernels, levels
 from sbnlib.contracts import (
     AROUND,
     ChainRule,
@@ -20,7 +21,10 @@ from sbnlib.contracts import (
     check_number,
     check_states,
     check_tau,
+    check_uniforms,
     check_unit,
+    is_finite,
+    looking_is_free,
     name_of,
     refuse_graph,
     with_generator,
@@ -37,7 +41,14 @@ from sbnlib.noise import (
     without_rows,
 )
 from sbnlib.registry import as_chain_rule
-from sbnlib.units import by_words, deterministic_sign, flipped_by_words, mean_state, sample_sign
+from sbnlib.units import (
+    by_words,
+    deterministic_sign,
+    flipped_by_words,
+    mean_state,
+    sample_sign,
+    uniforms,
+)
 
 __all__ = [
     "MODES",
@@ -45,7 +56,9 @@ __all__ = [
     "WEIGHT_MODES",
     "BernoulliConv2d",
     "BernoulliLinear",
+    "Levels",
     "Sign",
+    "TernaryLinear",
     "init_normal_",
 ]
 
@@ -54,7 +67,7 @@ def __dir__() -> list[str]:  # what completion offers
     return __all__
 
 
-#: What a unit can put out: a draw, its most probable state, its mean.
+#: What a unit can put out: a draw, its state without noise, its mean.
 MODES = ("sample", "sign", "mean")
 
 #: Where a unit's draws come from: a ``torch.Generator``, or the counters of :mod:`sbnlib.kernels`.
@@ -69,7 +82,31 @@ WEIGHT_MODES = ("sample", "mean", "sign", "concrete")
 torch.serialization.add_safe_globals(list(NOISES.values()))
 
 
-class Sign(torch.nn.Module):
+class _Units(torch.nn.Module):
+    """What units of any number of states have in common: a noise, a mode, and an estimator."""
+
+    _estimator: Callable[..., Tensor]
+    _estimate: Callable[..., Tensor]
+
+    @staticmethod
+    def _as_estimator(estimator: Any) -> Callable[..., Tensor]:
+        raise NotImplementedError
+
+    def _set_estimator(self, estimator: Any) -> None:
+        function = self._as_estimator(estimator)
+        self._modules.pop("_estimator", None)  # torch lets only a module replace a module
+        self._estimator = function
+        self.__dict__["_estimate"] = with_generator(function)  # past torch: it is filed already
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "estimator":  # torch would file a module and pass the property by
+            object.__setattr__(self, name, value)
+        else:
+            value = as_noise(value) if name == "noise" else value
+            super().__setattr__(name, value)
+
+
+class Sign(_Units):
     """A layer of binary units x = sign(a - Z) with a gradient estimator, for any torch network.
 
     Args:
@@ -93,7 +130,6 @@ class Sign(torch.nn.Module):
     """
 
     _estimator: ChainRule
-    _estimate: Callable[..., Tensor]
     #: Of a unit that was saved before it had one, too.
     sampler: str = "torch"
 
@@ -118,19 +154,16 @@ class Sign(torch.nn.Module):
 
     @estimator.setter
     def estimator(self, estimator: ChainRule | str) -> None:
-        chain_rule = as_chain_rule(estimator)
-        self._modules.pop("_estimator", None)  # torch lets only a module replace a module
-        self._estimator = chain_rule
-        self.__dict__["_estimate"] = with_generator(chain_rule)  # past torch: it is filed already
+        self._set_estimator(estimator)
+
+    @staticmethod
+    def _as_estimator(estimator: Any) -> ChainRule:
+        return as_chain_rule(estimator)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "estimator":  # torch would file a module and pass the property by
-            object.__setattr__(self, name, value)
-        else:
-            if name == "sampler":
-                check_sampler(value)
-            value = as_noise(value) if name == "noise" else value
-            super().__setattr__(name, value)
+        if name == "sampler":
+            check_sampler(value)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         mode = "" if self.mode == "sample" else f", mode={self.mode!r}"
@@ -186,6 +219,160 @@ class Sign(torch.nn.Module):
         return estimate(a, x, self.noise, generator=generator)
 
 
+class Levels(_Units):
+    r"""A layer of units with more than two levels, for any torch network.
+
+    .. math:: x = \sum_{k=1}^{C-1} [a - \vartheta_k \ge Z], \qquad Z \sim F
+
+    Args:
+        thresholds: :math:`\vartheta_1 < \dots < \vartheta_{C-1}`, a sequence or a 1-d tensor of
+            finite numbers, in the units of ``a``. They are constants: what is learnt is the layer
+            below.
+        noise: the law of Z, or its name for scale 1; default ``Logistic()``.
+        estimator: a function of :mod:`sbnlib.levels`, ``(a, x, thresholds, noise)``, or its name in
+            ``levels.ESTIMATORS``.
+        mode: what it puts out where a call does not say; see :func:`sbnlib.set_mode`.
+        values: the lowest and the highest state; the C states are equally spaced from one to the
+            other. Default 0 and C - 1.
+
+    ``forward(a)`` gives, by its mode,
+
+    * ``"sample"``: a fresh draw, gradient by the estimator;
+    * ``"sign"``: the unit without noise, :math:`\sum_k [a \ge \vartheta_k]`, gradient by the
+      estimator;
+    * ``"mean"``: the mean state, with its ordinary gradient.
+
+    Each in the scale of ``values``: estimators see the levels 0 to C - 1, and what comes out, and
+    the gradient that flows back, is multiplied by the distance of two states.
+
+    It has no parameters of its own; training and evaluation mode are the same to it.
+
+    Raises:
+        ValueError: thresholds that are not finite, not strictly increasing or none; ``values`` that
+            are not two finite numbers low < high; unknown mode, noise or estimator, or an estimator
+            for binary units.
+        TypeError: ``noise`` is not a noise model, ``estimator`` neither a name nor a function.
+
+    Source: thresholds on one latent variable are the ordinal model of McCullagh 1980; chapter 21.
+    """
+
+    thresholds: tuple[float, ...]
+    values: tuple[float, float]
+    _estimator: levels.LevelsEstimator
+
+    def __init__(
+        self,
+        thresholds: levels.Thresholds,
+        noise: Noise | str | None = None,
+        estimator: levels.LevelsEstimator | str = levels.straight_through,
+        *,
+        mode: str = "sample",
+        values: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        check_mode(mode)
+        self.mode = mode
+        self.thresholds = levels.check_thresholds(thresholds)
+        self.values = (0.0, float(len(self.thresholds))) if values is None else values
+        self.noise = Logistic() if noise is None else as_noise(noise)
+        self._set_estimator(estimator)
+
+    @property
+    def estimator(self) -> levels.LevelsEstimator:
+        """The estimator of the unit; another one, or its name, may be assigned."""
+        return self._estimator
+
+    @estimator.setter
+    def estimator(self, estimator: levels.LevelsEstimator | str) -> None:
+        self._set_estimator(estimator)
+
+    @staticmethod
+    def _as_estimator(estimator: Any) -> levels.LevelsEstimator:
+        return levels.as_estimator(estimator)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "thresholds":
+            value = levels.check_thresholds(value)
+        value = _check_values(value) if name == "values" else value
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        mode = "" if self.mode == "sample" else f", mode={self.mode!r}"
+        values = "" if self._plain else f", values=({self.values[0]:g}, {self.values[1]:g})"
+        thresholds = ", ".join(f"{t:g}" for t in self.thresholds)
+        return f"({thresholds}), {self.noise!r}, {name_of(self.estimator)}{mode}{values}"
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the states are the levels themselves."""
+        return self.values == (0.0, float(len(self.thresholds)))
+
+    def forward(
+        self,
+        a: Tensor,
+        *,
+        mode: str | None = None,
+        x: Tensor | None = None,
+        estimator: levels.LevelsEstimator | str | None = None,
+        generator: torch.Generator | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """States of ``a``'s shape and dtype; ``x`` hands them in, ``u`` hands in the uniforms.
+
+        ``x`` holds states as they come out, in the scale of ``values``. ``generator`` is the source
+        of randomness; under activation checkpointing give none, or hand in ``u``.
+
+        Raises:
+            ValueError: unknown ``mode``, a shape that does not match ``a``, an ``x`` or ``u`` that
+                would not be used, or (looked at on eager CPU tensors only) an ``x`` that holds
+                other values than the states.
+            TypeError: ``a`` is not a floating-point tensor, or ``x`` no real one.
+        """
+        mode = self.mode if mode is None else mode
+        check_mode(mode)
+        _check_used(mode, x, u)
+        if mode == "mean":
+            mean = levels.mean(a, self.thresholds, self.noise)
+            return levels.scaled(mean, len(self.thresholds), self.values)
+        function = None if estimator is None else self._as_estimator(estimator)
+        estimate = self._estimate if function is None else with_generator(function)
+        if x is not None:
+            level = self._levels_of(x, a)
+        elif mode == "sample":
+            level = levels.sample_levels(a, self.thresholds, self.noise, generator=generator, u=u)
+        else:
+            check_unit(a, self.noise)
+            level = levels.deterministic_levels(a, self.thresholds)
+        level = estimate(a, level, self.thresholds, self.noise, generator=generator)
+        return levels.scaled(level, len(self.thresholds), self.values)
+
+    def _levels_of(self, x: Tensor, a: Tensor) -> Tensor:
+        """The levels of states in the scale of ``values``, to the nearest."""
+        check_unit(a, self.noise)
+        check_ends_with("x", x, a)
+        if x.dtype is torch.bool or x.is_complex():
+            raise TypeError(f"x must hold states, real numbers, got {x.dtype}")
+        low, high = self.values
+        step = (high - low) / len(self.thresholds)
+        exact = (widened(x.detach().to(a.dtype)) - low) / step
+        level = exact.round()
+        off = 4 * torch.finfo(a.dtype).eps * max(abs(low), abs(high)) / step
+        near = ((exact - level).abs() <= off) & (level >= 0) & (level <= len(self.thresholds))
+        if looking_is_free(x) and not bool(near.all()):
+            raise ValueError(f"x must hold the {len(self.thresholds) + 1} states from {low:g} to "
+                             f"{high:g}, got {x[~near][0].item():g}")  # fmt: skip
+        return level.to(a.dtype)
+
+
+def _check_values(values: object) -> tuple[float, float]:
+    """The lowest and the highest state."""
+    numbers = values if isinstance(values, tuple | list) and len(values) == 2 else ()
+    real = [isinstance(v, Real) and not isinstance(v, bool) for v in numbers]
+    if not numbers or not all(real) or not -math.inf < numbers[0] < numbers[1] < math.inf:
+        raise ValueError(f"values must be two finite numbers low < high, got {values!r}")
+    return float(numbers[0]), float(numbers[1])
+
+
 _STRAIGHT_THROUGH = with_generator(straight_through)
 
 
@@ -229,7 +416,63 @@ def _check_used(mode: str, x: Tensor | None, u: Tensor | None) -> None:
         raise ValueError(f"u must be None {where}, nothing is drawn there, got uniforms")
 
 
-class _Bernoulli(torch.nn.Module):
+def _check_made(
+    forward: str, modes: tuple[str, ...], bias: object, by_name: str, dtype: torch.dtype | None
+) -> None:
+    """What the layers of random weights ask of the options that they share."""
+    if forward not in modes:
+        raise ValueError(f"forward must be one of {modes}, got {forward!r}")
+    if not isinstance(bias, bool):
+        raise TypeError(f"bias must be True or False, got {bias!r}; {by_name}= is given by name")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point one, got {dtype}")
+
+
+class _Marking(torch.nn.Module):
+    """A layer that writes on its latent parameter what an optimizer must know of it.
+
+    Torch drops what is written on a parameter when it makes a new one: on deepcopy, to_empty,
+    load_state_dict(assign=True). So it is marked again wherever that can have happened.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward" and isinstance(value, str):
+            raise TypeError(f"forward must stay a function, got {value!r}: set mode instead")
+        super().__setattr__(name, value)
+        self._mark()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._mark()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._mark()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._mark()
+
+    def _mark(self) -> None:
+        raise NotImplementedError
+
+    def _write_on(self, name: str, **facts: Any) -> None:
+        """The facts, as attributes of the parameter of this name, if it is there yet."""
+        parameter = vars(self).get("_parameters", {}).get(name)
+        if parameter is not None:
+            vars(parameter).update(facts)
+
+    def _check_own(self, name: str) -> None:
+        """The parameter is the layer's own, not one that torch computes from others."""
+        if f"{name}_orig" in self._parameters or is_parametrized(self, name):
+            raise RuntimeError(
+                f"{name} must be a parameter of the layer, got one that prune or parametrize "
+                "computes"
+            )
+
+
+class _Bernoulli(_Marking):
     """Weights that are random signs, P(w = +1) = F(eta), with ``eta`` the parameter.
 
     ``eta`` is a *latent* weight: the coordinate of the probability p = F(eta) in which mirror
@@ -255,12 +498,7 @@ class _Bernoulli(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.noise = Logistic() if noise is None else as_noise(noise)
-        if forward not in WEIGHT_MODES:
-            raise ValueError(f"forward must be one of {WEIGHT_MODES}, got {forward!r}")
-        if not isinstance(bias, bool):
-            raise TypeError(f"bias must be True or False, got {bias!r}; noise= is given by name")
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point one, got {dtype}")
+        _check_made(forward, WEIGHT_MODES, bias, "noise", dtype)
         check_tau(tau)
         check_number("eps", eps, "a finite number >= 0", lambda v: 0 <= v < math.inf)
         self.mode, self.tau, self.eps = forward, tau, eps
@@ -277,33 +515,17 @@ class _Bernoulli(torch.nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
-    # torch drops what is written on a parameter when it makes a new one: on deepcopy, to_empty,
-    # load_state_dict(assign=True). So eta is marked again wherever that can have happened.
-
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "forward" and isinstance(value, str):
-            raise TypeError(f"forward must stay a function, got {value!r}: set mode instead")
         value = as_noise(value) if name == "noise" else value
         law = getattr(value, "noise", None) if name == "eta" else None
         if law is not None and law != self.noise:
             raise ValueError(f"eta must be of the layer's {self.noise!r}, got one of {law!r}")
         super().__setattr__(name, value)
-        self._mark()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._mark()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._mark()
-        return self
 
     def _mark(self) -> None:
         """Name on eta what an optimizer must know of its layer."""
-        eta = vars(self).get("_parameters", {}).get("eta")
-        if eta is not None:
-            vars(eta).update(noise=self.noise, eps=self.eps)
+        if "noise" in vars(self):
+            self._write_on("eta", noise=self.noise, eps=vars(self).get("eps"))
 
     def get_extra_state(self) -> Tensor:
         """The law as the state dict carries it: the letters of ``Logistic(scale=1.0)``.
@@ -321,7 +543,6 @@ class _Bernoulli(torch.nn.Module):
         law, own = _letters(carried), _letters(self.get_extra_state())
         if law == own:
             super()._load_from_state_dict(state_dict, prefix, *rest)
-            self._mark()
         else:
             errors = rest[-1]
             errors.append(f"{prefix}eta must be of the layer's {own}, the state dict's is of {law}")
@@ -367,10 +588,7 @@ class _Bernoulli(torch.nn.Module):
         if mode not in WEIGHT_MODES:
             raise ValueError(f"mode must be one of {WEIGHT_MODES}, got {mode!r}")
         _check_used(mode, None, u)
-        if "eta_orig" in self._parameters or is_parametrized(self, "eta"):
-            raise RuntimeError(
-                "eta must be a parameter of the layer, got one that prune or parametrize computes"
-            )
+        self._check_own("eta")
         eta, generator = self.eta.detach(), without_rows(generator)
         if mode == "concrete":
             w = concrete(eta, self.noise, tau=self.tau, generator=generator, u=u)
@@ -556,6 +774,220 @@ class BernoulliConv2d(_Bernoulli):
         return torch.nn.functional.conv2d(
             x, weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
+
+
+# ---- ternary weights -----------------------------------------------------------------------------
+
+#: The states of a ternary weight, in the order of the last axis of ``theta``.
+_STATES = (-1.0, 0.0, 1.0)
+
+
+class TernaryLinear(_Marking):
+    r"""A linear layer whose weights are -1, 0 or 1 at random: :math:`a = Wx + b`.
+
+    .. math:: (p_-, p_0, p_+) = \operatorname{softmax}\theta, \qquad
+              P(w=-1) = p_-,\; P(w=0) = p_0,\; P(w=1) = p_+
+
+    ``theta`` ``(out_features, in_features, 3)`` holds the logarithms of the three probabilities up
+    to a constant for each weight. One draw of W serves the whole batch of a forward pass.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``; the bias is
+            real-valued.
+        s: a finite number, the place on the line of estimators that ``"sample"`` takes: 1 is
+            straight-through, 0 the member that is exact for quadratics.
+        forward: what W is in a forward pass: ``"sample"`` a draw, ``"mean"`` the mean
+            :math:`m = p_+ - p_-`, ``"sign"`` the most probable state (of equal ones 0, then 1).
+
+    After ``backward()`` ``theta.grad`` stands for :math:`\partial\mathbb{E}L/\partial p`, up to a
+    constant common to the three: hand it to :class:`sbnlib.optim.SimplexDescent`. It is **not** the
+    derivative in theta. It is
+
+    .. math:: (-c_-,\, 0,\, c_+)\,\partial_wL(w), \qquad
+              c_\pm = 1 + (1-s)\,\frac{(\pm\frac12 - m)(w - m)}{v},
+
+    with :math:`v = p_+ + p_- - m^2` the variance of the weight, and :math:`c_\pm = 1` where v is 0
+    and in ``"mean"`` and ``"sign"``, where nothing is drawn. In expectation over ``"sample"`` it is
+    exact at s = 0 for losses at most quadratic in each weight, at every s for multilinear ones; at
+    other s a quadratic :math:`\frac12Aw^2 + bw` brings its two ends the bias
+    :math:`-s A(\frac12 \mp m)`. In ``"mean"`` it is the gradient of :math:`L(m)`.
+    The second moment :math:`\mathbb{E}c_\pm^2 = 1 + (1-s)^2(\frac12 \mp m)^2/v` has no bound: a
+    weight that has nearly settled on 0 or on the far sign pays for exactness with rare, large
+    gradients.
+
+    A probability may be 0, theta there minus infinity: the state is never drawn. The optimizers
+    refuse such a theta, which no multiplicative step leaves.
+
+    Raises:
+        ValueError: unknown ``forward``, ``s`` not finite; at a forward pass, a theta that is no
+            point of the simplex: NaN, plus infinity, or minus infinity three times.
+        TypeError: ``dtype`` not floating point, ``bias`` no bool.
+
+    Source: straight-through and the member that is exact for quadratics, of a weight with three
+    states: chapter 21; for general ordinal states Shekhovtsov & Obdrzalek 2026.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        s: float = 0.0,
+        forward: str = "sample",
+    ) -> None:
+        super().__init__()
+        _check_made(forward, MODES, bias, "s", dtype)
+        check_number("s", s, "a finite number", math.isfinite)
+        self.in_features, self.out_features = in_features, out_features
+        self.mode, self.s = forward, float(s)
+        shape = (out_features, in_features, len(_STATES))
+        self.theta = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        real = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
+        self.bias = None if real is None else torch.nn.Parameter(real)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """0 with probability 1/3, and +1 with one uniform on [1/6, 1/2]: undecided."""
+        with torch.no_grad():
+            shape, device = self.theta.shape[:-1], self.theta.device
+            share = 0.25 + 0.5 * torch.rand(shape, generator=generator, device=device)
+            p = torch.stack([2 * (1 - share), torch.ones_like(share), 2 * share], -1) / 3
+            self.theta.copy_(p.log())
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def _mark(self) -> None:
+        self._write_on("theta", simplex=True)
+
+    @property
+    def p(self) -> Tensor:
+        """The probabilities of -1, 0 and 1, ``(out_features, in_features, 3)``, without a graph."""
+        return _probabilities(self.theta.detach())
+
+    def ternary(self, how: str = "sign", *, generator: torch.Generator | None = None) -> Tensor:
+        """The weights as -1, 0, 1: ``"sign"``, the most probable state, or ``"sample"``, a draw.
+
+        Raises:
+            ValueError: unknown ``how``.
+        """
+        if how not in ("sign", "sample"):
+            raise ValueError(f"how must be 'sign' or 'sample', got {how!r}")
+        theta = self.theta.detach()
+        if how == "sign":
+            return _most_probable(theta)
+        return _sampled_state(_probabilities(theta), generator, None).to(theta.dtype)
+
+    def weight(
+        self,
+        mode: str | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """The weight of one forward pass, with the gradient in ``theta`` that the class names.
+
+        Args:
+            mode: ``"sample"``, ``"sign"`` or ``"mean"``; default the layer's own.
+            generator, u: the randomness of ``"sample"``; ``u`` ``(out_features, in_features)`` on
+                [0, 1): +1 where u < p_+, -1 where 1 - u <= p_-.
+
+        Raises:
+            ValueError: unknown ``mode``, ``u`` in one that draws nothing, or a theta that is no
+                point of the simplex.
+            RuntimeError: torch's ``prune`` or ``parametrize`` was put on ``theta``.
+        """
+        mode = self.mode if mode is None else mode
+        check_mode(mode)
+        _check_used(mode, None, u)
+        self._check_own("theta")
+        theta = self.theta.detach()
+        p = _probabilities(theta)
+        down, up, w = -torch.ones_like(p[..., 0]), torch.ones_like(p[..., 2]), p[..., 2] - p[..., 0]
+        if mode == "sign":
+            w = _most_probable(theta)
+        elif mode == "sample":
+            w = _sampled_state(p, without_rows(generator), u)
+            down, up = _factors(p, w, self.s)
+        return cast(Tensor, _Ternary.apply(self.theta, w, down, up))  # type: ignore[no-untyped-call]
+
+    def extra_repr(self) -> str:
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, s={self.s:g}, forward={self.mode!r}"
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mode: str | None = None,
+        generator: torch.Generator | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        return torch.nn.functional.linear(x, self.weight(mode, generator=generator, u=u), self.bias)
+
+
+class _Ternary(torch.autograd.Function):
+    """The value w with the gradient (-c_-, 0, c_+) in theta."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, w: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(down, up)
+        return w.to(theta.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        refuse_graph(gradient)
+        down, up = ctx.saved_tensors
+        flowing = torch.stack([down * gradient, torch.zeros_like(gradient), up * gradient], -1)
+        return flowing.to(gradient.dtype), None, None, None
+
+
+def _probabilities(theta: Tensor) -> Tensor:
+    """softmax over the last axis, in at least float32; a theta that is no point is refused."""
+    wide = widened(theta)
+    p = (wide - wide.amax(-1, keepdim=True)).exp()  # torch's own is slow on an axis of three
+    p = p / p.sum(-1, keepdim=True)
+    if looking_is_free(p) and not is_finite(p):
+        raise ValueError(
+            "theta must be a point of the simplex, finite or minus infinity, not three times for "
+            "one weight, got NaN or an infinite sum"
+        )
+    return p
+
+
+def _most_probable(theta: Tensor) -> Tensor:
+    minus, zero, plus = theta.unbind(-1)
+    sign = torch.where(plus >= minus, 1.0, -1.0)
+    return torch.where(torch.maximum(minus, plus) > zero, sign, 0.0).to(theta.dtype)
+
+
+def _sampled_state(p: Tensor, generator: torch.Generator | None, u: Tensor | None) -> Tensor:
+    """-1, 0 or 1. The two rare ends lie where u and 1 - u are small, where both are exact."""
+    minus, _, plus = p.unbind(-1)
+    if u is None:
+        u = uniforms(plus.shape, plus, generator)
+    else:
+        check_ends_with("u", u, plus)
+        check_uniforms(u)
+    return (u < plus).to(p.dtype) - ((1 - u <= minus) & (u >= plus)).to(p.dtype)
+
+
+def _factors(p: Tensor, w: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    """-c_- and c_+. Sums of positive terms: where one state is nearly sure nothing cancels."""
+    minus, zero, plus = p.unbind(-1)
+    v = zero * (plus + minus) + 4 * plus * minus
+    away = torch.where(w > 0, zero + 2 * minus, -(zero + 2 * plus))  # w - m
+    away = torch.where(w == 0, minus - plus, away)
+    ratio = torch.where(v > 0, away / v, 0.0).nan_to_num()
+    m = plus - minus
+    return -(1 - (1 - s) * (0.5 + m) * ratio), 1 + (1 - s) * (0.5 - m) * ratio
+
+
+#: Layers whose weights are random.
+RANDOM_WEIGHTS = (_Bernoulli, TernaryLinear)
 
 
 # ---- weights for a given gain --------------------------------------------------------------------

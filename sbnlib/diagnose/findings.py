@@ -193,7 +193,7 @@ def _integral(found: Examination) -> Iterator[Finding]:
     if found.one_sign is False:
         yield Finding("negative", True, "The slope has both signs, as no noise's density has.",
                       "Take a slope of one sign.")  # fmt: skip
-    if found.even is False:
+    if found.even is False and not found.has_levels:  # the noise of each step may be even
         yield Finding("uneven", False, "The slope is not even: the noise would not be symmetric.")
     if c is None:
         return

@@ -22,6 +22,8 @@ MODULES = [
     "sbnlib.contracts",
     "sbnlib.diagnose",
     "sbnlib.kernels",
+    "sbnlib.levels",
+    "sbnlib.categories",
     "sbnlib.nn",
     "sbnlib.optim",
     "sbnlib.packed",

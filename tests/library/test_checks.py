@@ -418,6 +418,13 @@ def test_a_variance_by_the_formula_of_bits_is_seen_for_signs() -> None:
     assert checks.current(partial(kept.variance, False), true).wrong
 
 
+def test_a_size_that_grows_twice_somewhere_is_seen() -> None:
+    sizes = {10: 1.0, 100: 10.0, 1000: 1000.0}  # powers 1 and 2
+    assert checks.scales_once(sizes.__getitem__).wrong
+    assert not checks.scales_once(lambda n: 3.0).wrong  # as n^0
+    assert checks.scales_once(lambda n: n**0.5).wrong
+
+
 def test_weights_that_the_forward_pass_rewrites_are_seen_and_put_back() -> None:
     class Centred(nn.Linear):
         def forward(self, a: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from discovered import NOISES, OPTIM_FUNCTIONS, OPTIMIZERS, PROXIES, unlisted
 from reference import LAWS
 from slopes import SLOPES
 from torch.optim import Optimizer
-from updates import CASES, MAPS, NO_UPDATE
+from updates import CASES, MAPS, NO_UPDATE, ON_SIMPLEX
 
 import sbnlib.kernels
 from sbnlib import estimators, registry
 
-CASED = {case.optimizer for case in CASES.values()}
+CASED = {case.optimizer for case in CASES.values()} | set(ON_SIMPLEX)
 
 
 @pytest.mark.parametrize("name", NOISES)

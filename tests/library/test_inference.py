@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sbnlib
 from sbnlib import SBN, Logistic, Uniform, measure, reestimate_batch_norm, set_mode, to_plain
-from sbnlib.nn import BernoulliConv2d, BernoulliLinear, Sign
+from sbnlib.nn import BernoulliConv2d, BernoulliLinear, Sign, TernaryLinear
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -106,7 +106,7 @@ def test_an_unknown_mode_is_refused(mode: Any) -> None:
 
 
 def test_a_network_without_anything_random_is_refused() -> None:
-    with pytest.raises(ValueError, match="binary units or Bernoulli weights, Linear has none"):
+    with pytest.raises(ValueError, match="hold units or random weights, Linear has none"):
         set_mode(nn.Linear(2, 2), "sign")
 
 
@@ -267,6 +267,7 @@ OURS: dict[str, Callable[[], nn.Module]] = {
     "Sign": Sign,
     "linear": lambda: BernoulliLinear(3, 2),
     "conv": lambda: BernoulliConv2d(1, 2, 3),
+    "ternary": lambda: TernaryLinear(3, 2),
 }
 
 

@@ -19,7 +19,16 @@ from updates import CASES
 
 from sbnlib import Gaussian, Logistic, Uniform, optim
 from sbnlib.nn import BernoulliLinear
-from sbnlib.optim import BayesBiNN, BinaryConnect, Bop, MirrorDescent, Proximal, parq, proxquant
+from sbnlib.optim import (
+    BayesBiNN,
+    BinaryConnect,
+    Bop,
+    MirrorDescent,
+    Proximal,
+    SimplexDescent,
+    parq,
+    proxquant,
+)
 
 #: One case of every optimizer, and of Proximal both ways.
 FEW = (
@@ -423,6 +432,7 @@ MADE: dict[str, Callable] = {
     "Bop": lambda p: Bop(p, 0.1),
     "BayesBiNN": lambda p: BayesBiNN(p, 0.1),
     "Proximal": lambda p: Proximal(torch.optim.SGD(p, 0.1), proxquant, 0.1),
+    "SimplexDescent": lambda p: SimplexDescent(p, 0.1),
     "Adam": lambda p: torch.optim.Adam(p, 0.1),
     "SGD": lambda p: torch.optim.SGD(p, 0.1),
 }
@@ -456,8 +466,8 @@ def test_what_torch_writes_into_groups_is_no_difference(p: Tensor, name: str) ->
     optimizer, fresh = MADE[name]([p]), MADE[name]([p])
     torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, 10, cycle_momentum=False)
     optimizer = copy.deepcopy(optimizer)
-    optimizer.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
-    fresh.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
+    optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    fresh.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
     fresh.load_state_dict(optimizer.state_dict())
     assert fresh.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] != 0.1
 
@@ -480,8 +490,8 @@ def test_proximal_takes_the_states_of_its_own_kind_only(p: Tensor) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_state_of_another_number_of_groups_is_torchs_to_refuse(p: Tensor, name: str) -> None:
-    optimizer, more = MADE[name]([p]), MADE[name]([torch.ones(1, requires_grad=True)])
-    more.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
+    optimizer, more = MADE[name]([p]), MADE[name]([torch.ones(2, requires_grad=True)])
+    more.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
     with refused(optimizer, "different number of parameter groups"):
         optimizer.load_state_dict(more.state_dict())
 

@@ -148,6 +148,18 @@ def parq(at: Array, slope: float) -> Array:
     return np.clip(steep, low, high)
 
 
+def exponentiated_gradient(p: Array, g: Array, lr: float, kl: float = 0.0) -> Array:
+    """Kivinen & Warmuth 1997, in the probabilities: p_k exp(-lr (g_k + kl log p_k)), divided."""
+    new = p * np.exp(-lr * (g + kl * np.log(p)))
+    return new / new.sum(-1, keepdims=True)
+
+
+#: Optimizers of probabilities with more than two states -> their published update of p.
+ON_SIMPLEX: Named[Callable[..., Array]] = Named(
+    "optimizer on the simplex", {"SimplexDescent": exponentiated_gradient}
+)
+
+
 @dataclass(frozen=True)
 class RefMap:
     """A proximal map and the strengths that it is made for, the weakest first."""
