@@ -57,12 +57,9 @@ from sbnlib.units import uniforms
 
 __all__ = [
     "ESTIMATORS",
-    "LevelsEstimator",
-    "Thresholds",
-    "as_estimator",
     "chain_rule",
-    "check_thresholds",
     "darn",
+    "deterministic_levels",
     "exact_gradient",
     "exact_moments",
     "half",
@@ -131,7 +128,7 @@ def sample_levels(
         ValueError: thresholds that are not finite, not strictly increasing or none; and as
             :func:`sbnlib.sample_sign`.
     """
-    noise, t = check_unit(a, noise), check_thresholds(thresholds)
+    noise, t = _unit(a, thresholds, noise)
     if u is None:
         u = uniforms(a.shape, a, generator)
     else:
@@ -158,7 +155,7 @@ def probabilities(a: Tensor, thresholds: Thresholds, noise: Noise | str) -> Tens
     Raises:
         TypeError, ValueError: as :func:`sample_levels`.
     """
-    noise, t = check_unit(a, noise), check_thresholds(thresholds)
+    noise, t = _unit(a, thresholds, noise)
     z = _offsets(a, t)
     return _masses(noise.cdf(z), noise.cdf(-z)).to(a.dtype)
 
@@ -175,7 +172,7 @@ def mean(a: Tensor, thresholds: Thresholds, noise: Noise | str) -> Tensor:
     Raises:
         TypeError, ValueError: as :func:`sample_levels`.
     """
-    noise, t = check_unit(a, noise), check_thresholds(thresholds)
+    noise, t = _unit(a, thresholds, noise)
     return noise.cdf(_offsets(a, t)).sum(-1).to(a.dtype)
 
 
@@ -194,9 +191,28 @@ def variance(a: Tensor, thresholds: Thresholds, noise: Noise | str) -> Tensor:
     Raises:
         TypeError, ValueError: as :func:`sample_levels`.
     """
-    noise, t = check_unit(a, noise), check_thresholds(thresholds)
+    noise, t = _unit(a, thresholds, noise)
     z = _offsets(a, t)
     return _spread(noise.cdf(z), noise.cdf(-z)).to(a.dtype)
+
+
+def deterministic_levels(a: Tensor, thresholds: Thresholds) -> Tensor:
+    r"""The unit without noise, :math:`\sum_k [a \ge \vartheta_k]`; no gradient.
+
+    NaN gives NaN.
+    """
+    t = check_thresholds(thresholds)
+    x = (_offsets(a.detach(), t) >= 0).sum(-1).to(a.dtype)
+    return torch.where(a.isnan(), a, x).detach()
+
+
+def scaled(level: Tensor, top: int, values: tuple[float, float]) -> Tensor:
+    """Levels 0 to ``top``, or their mean, on the scale from low to high, both ends exact."""
+    if values == (0.0, float(top)):
+        return level
+    wide = widened(level)
+    low, high = (torch.tensor(v, dtype=wide.dtype, device=wide.device) for v in values)
+    return torch.lerp(low, high, wide / top).to(level.dtype)
 
 
 def check_thresholds(thresholds: Thresholds) -> tuple[float, ...]:
@@ -215,6 +231,14 @@ def check_thresholds(thresholds: Thresholds) -> tuple[float, ...]:
     if not found or not _increase(found):
         raise ValueError(f"{wanted}, got {thresholds!r}")
     return tuple(found)
+
+
+def _unit(a: Tensor, thresholds: Thresholds, noise: Noise | str) -> tuple[Noise, tuple[float, ...]]:
+    """The checks that all functions of a unit make; returns the noise and the thresholds."""
+    noise, t = check_unit(a, noise), check_thresholds(thresholds)
+    if len(t) > 2 / torch.finfo(a.dtype).eps:
+        raise ValueError(f"a must be of a dtype that holds the levels 0 to {len(t)}, got {a.dtype}")
+    return noise, t
 
 
 def _number(value: object) -> float:
@@ -456,7 +480,7 @@ def as_estimator(estimator: str | LevelsEstimator) -> LevelsEstimator:
 def _checked(
     a: Tensor, x: Tensor, thresholds: Thresholds, noise: Noise | str
 ) -> tuple[Noise, tuple[float, ...], Tensor]:
-    noise, t = check_unit(a, noise), check_thresholds(thresholds)
+    noise, t = _unit(a, thresholds, noise)
     check_ends_with("x", x, a)
     check_levels(x, len(t))
     return noise, t, x.detach().to(a.dtype)
@@ -561,7 +585,7 @@ def exact_moments(
 def _checked_sum(
     a: Tensor, thresholds: Thresholds, noise: Noise | str
 ) -> tuple[Noise, tuple[float, ...]]:
-    noise, t = check_unit(a, noise), check_thresholds(thresholds)
+    noise, t = _unit(a, thresholds, noise)
     if a.dim() < 1 or not a.shape[-1]:
         raise ValueError(f"a must have a last axis of n >= 1 units, got shape {tuple(a.shape)}")
     check_states_count(len(t) + 1, a.shape[-1], "levels")

@@ -444,6 +444,53 @@ def normal_mean(g: Callable[[Tensor], Tensor], noise: Noise) -> float:
     return total
 
 
+def normal_mean_between(
+    g: Callable[[Tensor], Tensor], noise: Noise, thresholds: Sequence[float]
+) -> float:
+    """:func:`normal_mean` of a g that belongs to ``noise`` at each of several thresholds.
+
+    It may be unbounded, like a power of the distance, at each threshold and at the two ends of the
+    support about each. What is less than 1e-7 of the scale from another such point counts as that
+    point. The ends of the supports are approached to 1e-8 of the scale, or to where a float64 knows
+    the distance to five digits.
+    """
+    total, points = 0.0, _singular_points(noise, thresholds)
+    for low, high in zip(points[:-1], points[1:], strict=True):
+        reach = (high - low) / 2
+        for end, way in ((low, 1.0), (high, -1.0)):
+            nearest = max(_NEAR * min(reach, noise.scale), 2e-11 * abs(end))
+            distances = _decades(reach, max(reach / nearest, 1e3))
+            part = _normal_part(g, end, way, distances)
+            if part == math.inf:
+                return math.inf
+            total += part
+    return total
+
+
+def _normal_part(g: Callable[[Tensor], Tensor], end: float, way: float, distances: Tensor) -> float:
+    """The integral of g times the normal density over the points ``end + way * distance``."""
+
+    def weighted(u: Tensor) -> Tensor:
+        a = end + way * u
+        return g(a) * torch.exp(-a.square() / 2) / math.sqrt(2 * math.pi)
+
+    if _diverges(lambda u: g(end + way * u), distances):
+        return math.inf
+    parts = _integrals(weighted, distances)
+    return _with_rest(parts) if bool(parts.sum() > 0) else 0.0
+
+
+def _singular_points(noise: Noise, thresholds: Sequence[float]) -> list[float]:
+    """Where g may be singular, and a few points of the normal law, which are not to be missed."""
+    half = _end_of_support(noise)
+    found = {t + s * half for t in thresholds for s in (-1, 0, 1) if s == 0 or half < math.inf}
+    points: list[float] = []
+    for point in sorted(found | {-_FAR, -4.0, -1.0, 0.0, 1.0, 4.0, _FAR}):
+        if not points or point - points[-1] > 1e-7 * noise.scale + 1e-14 * abs(point):
+            points.append(point)
+    return points
+
+
 def slope_moment(noise: Noise, power: int) -> float:
     """E (2 f(a))^power for a ~ N(0, 1)."""
     with torch.no_grad():

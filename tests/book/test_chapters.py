@@ -54,7 +54,7 @@ AS_A_WHOLE = {
     "chan1983algorithms", "cheng2019wasserstein",
     "darabi2018regularized", "dockhorn2021demystifying", "efron1981jackknife", "gu2016muprop",
     "gunasekar2021mirrorless", "gygax2025elucidating", "hinton2012neural", "hoeffding1948class",
-    "horowitz2014computing", "huang2025tequila", "ioffe2015batch", "jang2017categorical", "jin2025parq",
+    "horowitz2014computing", "ioffe2015batch", "jang2017categorical", "jin2025parq",
     "kool2019buy", "liu2018bireal", "liu2023bridging", "ma2025bitnet", "maddison2017concrete",
     "mcculloch1943logical", "mnih2016variational", "mohamed2020monte", "neal1992connectionist",
     "nesterov2009primal", "paulus2021rao", "pervez2020low", "qin2020forward",
