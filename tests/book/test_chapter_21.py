@@ -200,7 +200,7 @@ def test_fig_staircase_figure(count: int, scale: float) -> None:
     law, marks = LAWS["Triangular"](scale), np.arange(1, count) - count / 2
     stairs, mean = lines(top)
     slope, variance = lines(low)
-    for j in range(0, 601, 25):
+    for j in range(0, 301, 15):
         a = mean[0][j]
         expected = moments(a, marks, law)
         assert mean[1][j] == pytest.approx(expected[0], abs=1e-9)
@@ -426,13 +426,13 @@ def test_eq_21_members() -> None:
             for rule in ("least variance", "half"):
                 assert abs((P * rules[rule]) @ rise - right) > 1e-4
             own = torch.tensor([a] * 4, requires_grad=True)
-            for rule, function in (("least variance", levels.least_variance),
-                                   ("trapezoid", levels.trapezoid), ("half", levels.half)):  # fmt: skip
+            for rule in ("least_variance", "trapezoid", "half"):
+                function = getattr(levels, rule)
                 x = torch.arange(4.0)
                 got = torch.autograd.grad(
                     function(own, x, UNEQUAL, getattr(sbnlib.noise, name)(scale)).sum(), own
                 )[0]
-                assert got.numpy() == pytest.approx(rules[rule])
+                assert got.numpy() == pytest.approx(rules[rule.replace("_", " ")])
     law = LAWS["Logistic"]()  # two levels: ZGR, f / P(x) in the coding 0 and 1, over 2
     for a in (-1.2, 0.4):
         P, f = law_of(a, (0.0,), law)
@@ -701,8 +701,9 @@ def test_the_table_of_levels() -> None:
         assert numbers(line) == pytest.approx([count, lloyd(count), equal, depth], abs=0.06)
         assert numbers(line)[1:3] == pytest.approx([lloyd(count), equal], abs=6e-5)
         assert (lloyd(count) - equal < 1e-6) == (count < 4)
-    says("with 16 levels a tenth of the overlap is left after {:.0f} layers, with two after five"
-         .format(math.log(10) / -math.log(equal_steps(16))))  # fmt: skip
+    kept = math.log(10) / -math.log(equal_steps(16))
+    says(f"with 16 levels a tenth of the overlap is left after {kept:.0f} layers, with two after "
+         "five")  # fmt: skip
     assert math.log(10) / -math.log(2 / math.pi) == pytest.approx(5.1, abs=0.05)
     says("From four on the best quantizer has unequal steps between its *values*")
 
@@ -721,7 +722,9 @@ def test_the_table_of_gains_with_levels() -> None:
                 assert text == "inf"
             else:
                 assert float(text) == pytest.approx(gains[rule], abs=6e-3)
-                assert gains[rule] >= gains["least variance"] >= gains["straight-through"]
+                least = gains["least variance"]
+                assert gains[rule] > least * (1 - 1e-6) > gains["straight-through"]
+                assert scale != 0.5 or gains[rule] == pytest.approx(least, rel=1e-5)
 
 
 def uniform_numbers() -> tuple[float, float, dict[str, float]]:
@@ -817,12 +820,12 @@ def test_fig_simplex_figure(pull: float, zero: float) -> None:
     loss = W3**2 / 2 + pull * W3
     for drawn, curve, last, exact in ((st_path, falls, st_end, False), (path, rises, end, True)):
         p = np.array([(1 - zero) / 2, zero, (1 - zero) / 2])
-        for j in range(401):
+        for j in range(201):
             if j % 50 == 0:
                 assert drawn[:, j] == pytest.approx([p @ W3, p[1]], abs=1e-9)
                 assert curve[1][j] == pytest.approx(p @ loss, abs=1e-9)
             g = loss if exact else W3 * (p @ W3 + pull)
-            p = p * np.exp(-0.1 * g)
+            p = p * np.exp(-0.2 * g)
             p = p / p.sum()
         assert last[:, 0] == pytest.approx(drawn[:, -1])
     assert best[1] == pytest.approx([min(loss)] * 2)
@@ -911,7 +914,7 @@ def test_the_table_of_the_dead_zone() -> None:
         expected = [q[np.argmin(-g * q + penalty)] for g in pulls]
         assert numbers(line)[-6:] == pytest.approx(expected, abs=6e-3)
         assert numbers(line)[0] == r
-    assert 0.5 * (0.5 - 0.1) == pytest.approx(0.2)
+    assert pytest.approx(0.2) == 0.5 * (0.5 - 0.1)
     says(r"With narrow noise all weights whose gradient is below $\lambda d=.2$ are zero")
 
 
