@@ -80,9 +80,10 @@ def factors(a: float, marks: Any, law: Any) -> dict[str, Array]:
     P, f = law_of(a, marks, law)
     k = np.arange(len(P))
     mean, slope, variance, tilt = moments(a, marks, law)
+    P = np.where(P > 0, P, np.inf)  # a level that does not occur
     return {
         "straight-through": np.full(len(P), slope),
-        "least variance": slope + tilt / 2 / variance * (k - mean),
+        "least variance": slope + (tilt / 2 / variance if variance > 1e-14 else 0) * (k - mean),
         "trapezoid": (f[:-1] + f[1:]) / 2 / P,
         "half": (slope + (k - mean) * (f[:-1] - f[1:]) / P) / 2,
     }
@@ -485,19 +486,14 @@ def test_fig_members_figure(knot: float, scale: float) -> None:
     law, marks, k = LAWS["Triangular"](scale), np.arange(1, 4) - 2.0, np.arange(4)
     rise, loss = 2 * np.maximum(k - knot, 0), np.maximum(k - knot, 0) ** 2
     names = ["straight-through", "least variance", "trapezoid", "half"]
-    seen = 0
-    for j in range(0, 201, 20):
+    for j in range(3, 201, 20):
         a = lines(top)[0][0][j]
         P, f = law_of(a, marks, law)
-        if min(P) <= 1e-12:
-            continue
-        seen += 1
         rules = factors(a, marks, law)
         for name, square, bias in zip(names, lines(top), lines(low), strict=True):
             assert square[1][j] == pytest.approx((P * rules[name] ** 2).sum(), rel=1e-9)
             gap = (P * rules[name]) @ rise - f[1:-1] @ np.diff(loss)
             assert bias[1][j] == pytest.approx(gap, abs=1e-9)
-    assert seen or scale < 1.5
     shown = max(abs(line[1]).max() for line in lines(low))
     assert shown < low.get_ylim()[1] + 1.5
 
