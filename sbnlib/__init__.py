@@ -2,10 +2,11 @@
 
 Imports point one way: noise, contracts -> kernels -> units -> estimators, levels -> categories,
 registry -> nn, network -> inference, exact, accuracy -> figures, data -> depth, map -> diagnose ->
-optim -> experiments. A test holds the arrows.
+checks -> optim -> experiments. A test holds the arrows.
 """
 
 from sbnlib import categories as categories
+from sbnlib import checks as checks
 from sbnlib import levels as levels
 from sbnlib import nn as nn
 from sbnlib import optim as optim
@@ -116,4 +117,5 @@ def __dir__() -> list[str]:
     ``from sbnlib import *`` leaves the modules out, or they would replace torch's ``nn`` and
     ``optim``.
     """
-    return [*__all__, "categories", "levels", "nn", "optim", "registry", "__version__"]
+    modules = ["categories", "checks", "levels", "nn", "optim", "registry"]
+    return [*__all__, *modules, "__version__"]

@@ -59,7 +59,8 @@ def sample_category(
 
     Args:
         a: logits ``(..., C)``, floating point, C >= 2.
-        generator: source of the uniforms, drawn in float64, when ``u`` is not given.
+        generator: source of the uniforms, drawn in float64, when ``u`` is not given; on the device
+            of ``a``.
         u: uniforms on [0, 1), of ``a``'s shape without the last axis, or with further axes in
             front of that.
 

@@ -9,20 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbnlib.inference import PlainSign, _check_module, in_evaluation_mode
-from sbnlib.nn import Sign, _Bernoulli
+from sbnlib.inference import (
+    PlainLevels,
+    PlainLevelsMean,
+    PlainSign,
+    _check_module,
+    in_evaluation_mode,
+)
+from sbnlib.nn import Levels, Sign, _Bernoulli
 
 __all__ = ["Cost", "Summary", "summary"]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one layer holds, and what it does for one input.
+    r"""What one layer holds, and what it does for one input.
 
     Attributes:
         name: where it is in the network; ``"total"`` for all of them.
         kind: the name of its class.
-        units: binary units, that is, bits of state.
+        units: bits of state, one a binary unit, :math:`\log_2 C` rounded up a unit of C levels.
         binary: weights that are -1 or +1, one bit each.
         real: other parameters and running statistics.
         bytes: for both: the bits packed, the others in their own dtype.
@@ -45,7 +51,7 @@ class Cost:
 #: Layers whose operations are known, and those that have none once a threshold has absorbed them.
 LAYERS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, _Bernoulli)
 NORMS = (torch.nn.modules.batchnorm._BatchNorm,)
-UNITS = (Sign, PlainSign)
+UNITS = (Sign, Levels, PlainSign, PlainLevels)
 
 COUNTS = [field.name for field in fields(Cost) if field.name not in ("name", "kind")]
 
@@ -151,8 +157,7 @@ def _cost(name: str, module: torch.nn.Module, runs: list[tuple[bool, int]], seen
     """The costs of a layer; a tensor that an earlier one holds, in ``seen``, is held there."""
     kind = type(module).__name__
     if isinstance(module, UNITS):
-        size = 0 if getattr(module, "mode", "sign") == "mean" else sum(size for _, size in runs)
-        return Cost(name, kind, units=size)
+        return Cost(name, kind, units=_bits(module) * sum(size for _, size in runs))
     signs = _binary_weight(module)
     new = [tensor for tensor in _own(module) if id(tensor) not in seen]
     seen.update(map(id, new))
@@ -161,6 +166,13 @@ def _cost(name: str, module: torch.nn.Module, runs: list[tuple[bool, int]], seen
     size = math.ceil(binary / 8) + sum(t.numel() * t.element_size() for t in real)
     held = {"binary": binary, "real": sum(t.numel() for t in real), "bytes": size}
     return Cost(name, kind, **held, **_products(module, runs, signs is not None))
+
+
+def _bits(module: Any) -> int:
+    """The bits of one unit's state; a mean is none."""
+    if getattr(module, "mode", "sign") == "mean" or isinstance(module, PlainLevelsMean):
+        return 0
+    return math.ceil(math.log2(len(getattr(module, "thresholds", (0,))) + 1))
 
 
 def _binary_weight(module: torch.nn.Module) -> Tensor | None:

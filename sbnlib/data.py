@@ -1,9 +1,10 @@
-"""Data sets: scikit-learn's digits (the default), Fashion-MNIST whole and in part, CIFAR-10.
+"""Data sets: scikit-learn's digits (the default), Fashion-MNIST, CIFAR-10, the book's prose.
 
     load("digits")              1797 images of 8 x 8 pixels, shipped inside scikit-learn
     load("fashion-mnist")       70 000 images of 28 x 28 pixels
     load("fashion-mnist-4000")  4000 of them, shipped inside sbnlib
     load("cifar-10")            60 000 colour images of 32 x 32 pixels, from a folder of yours
+    prose()                     this book's own prose, 557 000 characters, shipped inside sbnlib
 
 Fashion-MNIST is read from the first of these that applies:
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import json
 import math
 import os
 import tarfile
@@ -38,7 +40,7 @@ from torch import Tensor
 
 from sbnlib.extras import extra
 
-__all__ = ["DataError", "Dataset", "Split", "load"]
+__all__ = ["DataError", "Dataset", "Split", "load", "prose"]
 
 
 def __dir__() -> list[str]:  # what completion offers
@@ -278,14 +280,7 @@ SUBSET_EACH = {"train": 240, "validation": 60, "test": 100}  # images of a class
 
 
 def _fashion_mnist_4000() -> Dataset:
-    advice = "It is a part of sbnlib: install sbnlib anew."
-    try:
-        content = bz2.decompress(SUBSET_FILE.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{SUBSET_FILE}: missing, damaged or cut off ({error}). {advice}"
-        ) from error
-    check_hash(content, SUBSET_SHA256, str(SUBSET_FILE), advice)
+    content = _shipped(SUBSET_FILE, SUBSET_SHA256)
     columns, labels = _records(content, (28, 28))
     whole = _split(columns.swapaxes(1, 2), labels)
     sizes = [10 * each for each in SUBSET_EACH.values()]
@@ -297,6 +292,43 @@ def _records(content: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, np.nda
     """Images (N, *shape) and labels (N,) from N records: a byte for the label, one for a pixel."""
     table = np.frombuffer(bytearray(content), np.uint8).reshape(-1, 1 + math.prod(shape))
     return table[:, 1:].reshape(-1, *shape), table[:, 0]
+
+
+def _shipped(path: Path, sha256: str) -> bytes:
+    """What is in a file of the package, checked."""
+    advice = "It is a part of sbnlib: install sbnlib anew."
+    try:
+        content = bz2.decompress(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: missing, damaged or cut off ({error}). {advice}") from error
+    check_hash(content, sha256, str(path), advice)
+    return content
+
+
+# The book's prose ---------------------------------------------------------------------------------
+
+#: bzip2 of a JSON object; the repository's book/tools/prose.py made it.
+PROSE_FILE = Path(__file__).parent / "datasets" / "prose.bz2"
+PROSE_SHA256 = "1c6462424a7dc991ddf463532787323fc567e35c75c936d497f71787396a1ebd"
+
+
+def prose() -> dict[str, str]:
+    """The prose of chapters 1 to 20 of this book, as it was when chapter 21 was written.
+
+    Returns:
+        ``"train"`` (449 303 characters), ``"validation"`` (54 732) and ``"test"`` (52 690): in the
+        order of the book, blocks of whole paragraphs of at least 2000 characters, of ten the fifth
+        for validation and the tenth for test. A paragraph is a line. The characters are printable
+        ASCII; an inline formula is an X, inline code a Y, the number of an equation or a figure an
+        N; code, tables and displayed formulas are left out.
+
+    Raises:
+        DataError: the file is missing or does not have the expected content.
+
+    The text is under CC BY 4.0.
+    """
+    parts: dict[str, str] = json.loads(_shipped(PROSE_FILE, PROSE_SHA256))
+    return parts
 
 
 # CIFAR-10 ----------------------------------------------------------------------------------------

@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from sbnlib import levels
 from sbnlib.contracts import is_finite
 from sbnlib.network import SBN
 from sbnlib.nn import (
     RANDOM_WEIGHTS,
     BernoulliConv2d,
     BernoulliLinear,
+    Levels,
     Sign,
     TernaryLinear,
+    _Units,
     check_mode,
 )
 from sbnlib.noise import Noise
@@ -41,21 +44,22 @@ def set_mode(net: Module, mode: str) -> Module:
 
     Args:
         net: any module.
-        mode: ``"sample"``, a draw; ``"sign"``, the most probable state; ``"mean"``, the mean. It is
-            what a call without ``mode=`` does from now on; training and evaluation mode have no
+        mode: ``"sample"``, a draw; ``"sign"``, the most probable state of a binary unit or of a
+            weight, and of units with more levels the state without noise; ``"mean"``, the mean. It
+            is what a call without ``mode=`` does from now on; training and evaluation mode have no
             part in it. Estimators of gradients sample the units whatever the mode; weights are
             what the mode says.
 
     Raises:
-        ValueError: unknown ``mode``, or ``net`` holds neither binary units nor random weights.
+        ValueError: unknown ``mode``, or ``net`` holds neither units nor random weights.
 
     A layer with ``forward="concrete"`` has to be set back by hand: ``layer.mode = "concrete"``.
     """
     check_mode(mode)
     _check_module(net)
-    found = [m for m in net.modules() if isinstance(m, (Sign, *RANDOM_WEIGHTS))]
+    found = [m for m in net.modules() if isinstance(m, (_Units, *RANDOM_WEIGHTS))]
     if not found:
-        raise ValueError(f"net must hold binary units or random weights, {_name(net)} has none")
+        raise ValueError(f"net must hold units or random weights, {_name(net)} has none")
     for module in found:
         module.mode = mode
     return net
@@ -177,7 +181,8 @@ def to_plain(net: torch.nn.Module) -> torch.nn.Module:
 
     ``BernoulliLinear`` and ``TernaryLinear`` become ``nn.Linear``, ``BernoulliConv2d``
     ``nn.Conv2d`` (behind a padding of its own where ``pad_value`` asks for it), a unit a comparison
-    with 0, an ``SBN`` a ``nn.Sequential``. In mode ``"mean"`` weights and units are their means.
+    with 0, one with levels a sum of comparisons with its thresholds, an ``SBN`` a
+    ``nn.Sequential``. In mode ``"mean"`` weights and units are their means.
 
     Args:
         net: a module whose units and random weights are in mode ``"sign"`` or ``"mean"``.
@@ -192,7 +197,7 @@ def to_plain(net: torch.nn.Module) -> torch.nn.Module:
     _check_module(net)
     for name, module in net.named_modules():
         _check_replaceable(name or "net", module)
-        if isinstance(module, (Sign, *RANDOM_WEIGHTS)) and module.mode not in ("sign", "mean"):
+        if isinstance(module, (_Units, *RANDOM_WEIGHTS)) and module.mode not in ("sign", "mean"):
             raise ValueError(
                 f"net must be deterministic, {name or 'net'} is in mode {module.mode!r}: call "
                 'sbnlib.set_mode(net, "sign") first'
@@ -202,8 +207,8 @@ def to_plain(net: torch.nn.Module) -> torch.nn.Module:
 
 def _check_replaceable(name: str, module: torch.nn.Module) -> None:
     """A layer that is replaced must compute what its class does: no other forward, no hook."""
-    own = (SBN, Sign, BernoulliLinear, BernoulliConv2d, TernaryLinear)
-    ours: Any = next((c for c in own if isinstance(module, c)), None)
+    kinds = (SBN, Sign, Levels, BernoulliLinear, BernoulliConv2d, TernaryLinear)
+    ours: Any = next((c for c in kinds if isinstance(module, c)), None)
     if ours is None:
         return
     if forward_of(module) is not ours.forward:
@@ -239,6 +244,9 @@ def _made_plain(module: torch.nn.Module, done: dict[torch.nn.Module, Any]) -> to
         return _plain_conv(module)
     if isinstance(module, Sign):
         return PlainSign() if module.mode == "sign" else PlainMean(module.noise)
+    if isinstance(module, Levels):
+        kind = PlainLevels if module.mode == "sign" else PlainLevelsMean
+        return kind(module)
     if isinstance(module, SBN):
         layers = [(_plain(layer, done), _plain(module.sign, done)) for layer in module.layers]
         return torch.nn.Sequential(*(part for pair in layers for part in pair))
@@ -286,6 +294,33 @@ class PlainMean(torch.nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         return mean_state(a, self.noise)
+
+
+class PlainLevels(torch.nn.Module):
+    """How many thresholds a reaches, on the scale of the unit's values."""
+
+    def __init__(self, unit: Levels) -> None:
+        super().__init__()
+        self.thresholds, self.values = unit.thresholds, unit.values
+
+    def extra_repr(self) -> str:
+        return f"{self.thresholds}, values={self.values}"
+
+    def forward(self, a: Tensor) -> Tensor:
+        level = levels.deterministic_levels(a, self.thresholds)
+        return levels.scaled(level, len(self.thresholds), self.values)
+
+
+class PlainLevelsMean(PlainLevels):
+    """The mean of a unit with levels, on the scale of its values."""
+
+    def __init__(self, unit: Levels) -> None:
+        super().__init__(unit)
+        self.noise = unit.noise
+
+    def forward(self, a: Tensor) -> Tensor:
+        mean = levels.mean(a, self.thresholds, self.noise)
+        return levels.scaled(mean, len(self.thresholds), self.values)
 
 
 def _name(module: torch.nn.Module) -> str:

@@ -57,6 +57,8 @@ from sbnlib.units import uniforms
 
 __all__ = [
     "ESTIMATORS",
+    "LevelsEstimator",
+    "Thresholds",
     "chain_rule",
     "darn",
     "deterministic_levels",
@@ -113,7 +115,8 @@ def sample_levels(
         thresholds: :math:`\vartheta_1 < \dots < \vartheta_{C-1}`, a sequence or a 1-d tensor of
             finite numbers, in the units of ``a``; they are constants.
         noise: the law F of Z, or its name for scale 1.
-        generator: source of the uniforms, which are drawn in float64, when ``u`` is not given.
+        generator: source of the uniforms, which are drawn in float64, when ``u`` is not given; on
+            the device of ``a``.
         u: uniforms on [0, 1) handed in, of ``a``'s shape or with further axes in front.
 
     Returns:
@@ -207,12 +210,16 @@ def deterministic_levels(a: Tensor, thresholds: Thresholds) -> Tensor:
 
 
 def scaled(level: Tensor, top: int, values: tuple[float, float]) -> Tensor:
-    """Levels 0 to ``top``, or their mean, on the scale from low to high, both ends exact."""
+    """Levels 0 to ``top``, or their mean, on the scale from low to high.
+
+    Both ends are exact, and so are whole numbers between them.
+    """
     if values == (0.0, float(top)):
         return level
-    wide = widened(level)
-    low, high = (torch.tensor(v, dtype=wide.dtype, device=wide.device) for v in values)
-    return torch.lerp(low, high, wide / top).to(level.dtype)
+    k, (low, high) = widened(level), values
+    step, middle = (high - low) / top, (low * (top - k) + high * k) / top
+    upper = torch.where(k >= top, high + (k - top) * step, middle)
+    return torch.where(k <= 0, low + k * step, upper).to(level.dtype)
 
 
 def check_thresholds(thresholds: Thresholds) -> tuple[float, ...]:
@@ -565,9 +572,9 @@ def exact_moments(
         Mean and variance, both of ``a``'s shape.
 
     Raises:
-        ValueError: the loss has no gradient in x; no estimator for levels; and as
-            :func:`exact_gradient`.
-        TypeError: as :func:`exact_gradient` and :func:`as_estimator`.
+        ValueError: the loss has no gradient in x; ``estimator`` is an unknown name or a function
+            that is not for levels; and as :func:`exact_gradient`.
+        TypeError: ``estimator`` is neither a name nor a function; and as :func:`exact_gradient`.
     """
     estimate = as_estimator(estimator)
     noise, t = _checked_sum(a, thresholds, noise)

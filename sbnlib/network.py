@@ -36,7 +36,7 @@ from sbnlib.contracts import (
     with_generator,
 )
 from sbnlib.estimators import straight_through
-from sbnlib.nn import BernoulliConv2d, Sign, check_mode
+from sbnlib.nn import BernoulliConv2d, Levels, Sign, check_mode
 from sbnlib.noise import Noise
 from sbnlib.registry import as_chain_rule, as_loss_based
 from sbnlib.units import sample_sign
@@ -59,7 +59,8 @@ class SBN(torch.nn.Module):
     ``forward(inputs)`` maps ``(..., B, n_0)`` to the last layer's states ``(..., B, n_K)``.
 
     Raises:
-        ValueError: no layer given, or an unknown name of a noise, an estimator or a sampler.
+        ValueError: no layer given, a layer with :class:`sbnlib.nn.Levels` in it, or an unknown name
+            of a noise, an estimator or a sampler.
         TypeError: a layer is not a module, noise is not a noise model.
     """
 
@@ -76,6 +77,9 @@ class SBN(torch.nn.Module):
         for layer in layers:
             if not isinstance(layer, torch.nn.Module):
                 raise TypeError(f"layers must be torch modules, got {layer!r}")
+            if any(isinstance(module, Levels) for module in layer.modules()):
+                raise ValueError("layers must hold no nn.Levels, an SBN puts binary units behind "
+                                 f"each layer: use nn.Sequential, got {layer!r}")  # fmt: skip
         self.layers = torch.nn.ModuleList(layers)
         self.sign = Sign(noise, estimator, sampler=sampler)
 

@@ -1,10 +1,11 @@
-"""The binary unit and layers with Bernoulli weights, as torch modules; weights for a given gain."""
+"""Units of two and more levels, Bernoulli weights, and weights for a given gain, for torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self, TypeVar
+from numbers import Real
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from sbnlib import kernels
+from sbnlib import kernels, levels
 from sbnlib.contracts import (
     AROUND,
     ChainRule,
@@ -22,7 +23,6 @@ from sbnlib.contracts import (
     check_tau,
     check_uniforms,
     check_unit,
-    differential,
     is_finite,
     looking_is_free,
     name_of,
@@ -56,6 +56,7 @@ __all__ = [
     "WEIGHT_MODES",
     "BernoulliConv2d",
     "BernoulliLinear",
+    "Levels",
     "Sign",
     "TernaryLinear",
     "init_normal_",
@@ -66,7 +67,7 @@ def __dir__() -> list[str]:  # what completion offers
     return __all__
 
 
-#: What a unit can put out: a draw, its most probable state, its mean.
+#: What a unit can put out: a draw, its state without noise, its mean.
 MODES = ("sample", "sign", "mean")
 
 #: Where a unit's draws come from: a ``torch.Generator``, or the counters of :mod:`sbnlib.kernels`.
@@ -81,7 +82,31 @@ WEIGHT_MODES = ("sample", "mean", "sign", "concrete")
 torch.serialization.add_safe_globals(list(NOISES.values()))
 
 
-class Sign(torch.nn.Module):
+class _Units(torch.nn.Module):
+    """What units of any number of states have in common: a noise, a mode, and an estimator."""
+
+    _estimator: Callable[..., Tensor]
+    _estimate: Callable[..., Tensor]
+
+    @staticmethod
+    def _as_estimator(estimator: Any) -> Callable[..., Tensor]:
+        raise NotImplementedError
+
+    def _set_estimator(self, estimator: Any) -> None:
+        function = self._as_estimator(estimator)
+        self._modules.pop("_estimator", None)  # torch lets only a module replace a module
+        self._estimator = function
+        self.__dict__["_estimate"] = with_generator(function)  # past torch: it is filed already
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "estimator":  # torch would file a module and pass the property by
+            object.__setattr__(self, name, value)
+        else:
+            value = as_noise(value) if name == "noise" else value
+            super().__setattr__(name, value)
+
+
+class Sign(_Units):
     """A layer of binary units x = sign(a - Z) with a gradient estimator, for any torch network.
 
     Args:
@@ -105,7 +130,6 @@ class Sign(torch.nn.Module):
     """
 
     _estimator: ChainRule
-    _estimate: Callable[..., Tensor]
     #: Of a unit that was saved before it had one, too.
     sampler: str = "torch"
 
@@ -130,19 +154,16 @@ class Sign(torch.nn.Module):
 
     @estimator.setter
     def estimator(self, estimator: ChainRule | str) -> None:
-        chain_rule = as_chain_rule(estimator)
-        self._modules.pop("_estimator", None)  # torch lets only a module replace a module
-        self._estimator = chain_rule
-        self.__dict__["_estimate"] = with_generator(chain_rule)  # past torch: it is filed already
+        self._set_estimator(estimator)
+
+    @staticmethod
+    def _as_estimator(estimator: Any) -> ChainRule:
+        return as_chain_rule(estimator)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "estimator":  # torch would file a module and pass the property by
-            object.__setattr__(self, name, value)
-        else:
-            if name == "sampler":
-                check_sampler(value)
-            value = as_noise(value) if name == "noise" else value
-            super().__setattr__(name, value)
+        if name == "sampler":
+            check_sampler(value)
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         mode = "" if self.mode == "sample" else f", mode={self.mode!r}"
@@ -196,6 +217,160 @@ class Sign(torch.nn.Module):
             check_states("x", [x])
             x = x.to(a.dtype)
         return estimate(a, x, self.noise, generator=generator)
+
+
+class Levels(_Units):
+    r"""A layer of units with more than two levels, for any torch network.
+
+    .. math:: x = \sum_{k=1}^{C-1} [a - \vartheta_k \ge Z], \qquad Z \sim F
+
+    Args:
+        thresholds: :math:`\vartheta_1 < \dots < \vartheta_{C-1}`, a sequence or a 1-d tensor of
+            finite numbers, in the units of ``a``. They are constants: what is learnt is the layer
+            below.
+        noise: the law of Z, or its name for scale 1; default ``Logistic()``.
+        estimator: a function of :mod:`sbnlib.levels`, ``(a, x, thresholds, noise)``, or its name in
+            ``levels.ESTIMATORS``.
+        mode: what it puts out where a call does not say; see :func:`sbnlib.set_mode`.
+        values: the lowest and the highest state; the C states are equally spaced from one to the
+            other. Default 0 and C - 1.
+
+    ``forward(a)`` gives, by its mode,
+
+    * ``"sample"``: a fresh draw, gradient by the estimator;
+    * ``"sign"``: the unit without noise, :math:`\sum_k [a \ge \vartheta_k]`, gradient by the
+      estimator;
+    * ``"mean"``: the mean state, with its ordinary gradient.
+
+    Each in the scale of ``values``: estimators see the levels 0 to C - 1, and what comes out, and
+    the gradient that flows back, is multiplied by the distance of two states.
+
+    It has no parameters of its own; training and evaluation mode are the same to it.
+
+    Raises:
+        ValueError: thresholds that are not finite, not strictly increasing or none; ``values`` that
+            are not two finite numbers low < high; unknown mode, noise or estimator, or an estimator
+            for binary units.
+        TypeError: ``noise`` is not a noise model, ``estimator`` neither a name nor a function.
+
+    Source: thresholds on one latent variable are the ordinal model of McCullagh 1980; chapter 21.
+    """
+
+    thresholds: tuple[float, ...]
+    values: tuple[float, float]
+    _estimator: levels.LevelsEstimator
+
+    def __init__(
+        self,
+        thresholds: levels.Thresholds,
+        noise: Noise | str | None = None,
+        estimator: levels.LevelsEstimator | str = levels.straight_through,
+        *,
+        mode: str = "sample",
+        values: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__()
+        check_mode(mode)
+        self.mode = mode
+        self.thresholds = levels.check_thresholds(thresholds)
+        self.values = (0.0, float(len(self.thresholds))) if values is None else values
+        self.noise = Logistic() if noise is None else as_noise(noise)
+        self._set_estimator(estimator)
+
+    @property
+    def estimator(self) -> levels.LevelsEstimator:
+        """The estimator of the unit; another one, or its name, may be assigned."""
+        return self._estimator
+
+    @estimator.setter
+    def estimator(self, estimator: levels.LevelsEstimator | str) -> None:
+        self._set_estimator(estimator)
+
+    @staticmethod
+    def _as_estimator(estimator: Any) -> levels.LevelsEstimator:
+        return levels.as_estimator(estimator)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "thresholds":
+            value = levels.check_thresholds(value)
+        value = _check_values(value) if name == "values" else value
+        super().__setattr__(name, value)
+
+    def extra_repr(self) -> str:
+        mode = "" if self.mode == "sample" else f", mode={self.mode!r}"
+        values = "" if self._plain else f", values=({self.values[0]:g}, {self.values[1]:g})"
+        thresholds = ", ".join(f"{t:g}" for t in self.thresholds)
+        return f"({thresholds}), {self.noise!r}, {name_of(self.estimator)}{mode}{values}"
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the states are the levels themselves."""
+        return self.values == (0.0, float(len(self.thresholds)))
+
+    def forward(
+        self,
+        a: Tensor,
+        *,
+        mode: str | None = None,
+        x: Tensor | None = None,
+        estimator: levels.LevelsEstimator | str | None = None,
+        generator: torch.Generator | None = None,
+        u: Tensor | None = None,
+    ) -> Tensor:
+        """States of ``a``'s shape and dtype; ``x`` hands them in, ``u`` hands in the uniforms.
+
+        ``x`` holds states as they come out, in the scale of ``values``. ``generator`` is the source
+        of randomness; under activation checkpointing give none, or hand in ``u``.
+
+        Raises:
+            ValueError: unknown ``mode``, a shape that does not match ``a``, an ``x`` or ``u`` that
+                would not be used, or (looked at on eager CPU tensors only) an ``x`` that holds
+                other values than the states.
+            TypeError: ``a`` is not a floating-point tensor, or ``x`` no real one.
+        """
+        mode = self.mode if mode is None else mode
+        check_mode(mode)
+        _check_used(mode, x, u)
+        if mode == "mean":
+            mean = levels.mean(a, self.thresholds, self.noise)
+            return levels.scaled(mean, len(self.thresholds), self.values)
+        function = None if estimator is None else self._as_estimator(estimator)
+        estimate = self._estimate if function is None else with_generator(function)
+        if x is not None:
+            level = self._levels_of(x, a)
+        elif mode == "sample":
+            level = levels.sample_levels(a, self.thresholds, self.noise, generator=generator, u=u)
+        else:
+            check_unit(a, self.noise)
+            level = levels.deterministic_levels(a, self.thresholds)
+        level = estimate(a, level, self.thresholds, self.noise, generator=generator)
+        return levels.scaled(level, len(self.thresholds), self.values)
+
+    def _levels_of(self, x: Tensor, a: Tensor) -> Tensor:
+        """The levels of states in the scale of ``values``, to the nearest."""
+        check_unit(a, self.noise)
+        check_ends_with("x", x, a)
+        if x.dtype is torch.bool or x.is_complex():
+            raise TypeError(f"x must hold states, real numbers, got {x.dtype}")
+        low, high = self.values
+        step = (high - low) / len(self.thresholds)
+        exact = (widened(x.detach().to(a.dtype)) - low) / step
+        level = exact.round()
+        off = 4 * torch.finfo(a.dtype).eps * max(abs(low), abs(high)) / step
+        near = ((exact - level).abs() <= off) & (level >= 0) & (level <= len(self.thresholds))
+        if looking_is_free(x) and not bool(near.all()):
+            raise ValueError(f"x must hold the {len(self.thresholds) + 1} states from {low:g} to "
+                             f"{high:g}, got {x[~near][0].item():g}")  # fmt: skip
+        return level.to(a.dtype)
+
+
+def _check_values(values: object) -> tuple[float, float]:
+    """The lowest and the highest state."""
+    numbers = values if isinstance(values, tuple | list) and len(values) == 2 else ()
+    real = [isinstance(v, Real) and not isinstance(v, bool) for v in numbers]
+    if not numbers or not all(real) or not -math.inf < numbers[0] < numbers[1] < math.inf:
+        raise ValueError(f"values must be two finite numbers low < high, got {values!r}")
+    return float(numbers[0]), float(numbers[1])
 
 
 _STRAIGHT_THROUGH = with_generator(straight_through)
@@ -640,8 +815,8 @@ class TernaryLinear(_Marking):
     weight that has nearly settled on 0 or on the far sign pays for exactness with rare, large
     gradients.
 
-    A probability may be 0, theta there minus infinity: the state is never drawn, and its entry of
-    the gradient is 0. The optimizers refuse such a theta, which no multiplicative step leaves.
+    A probability may be 0, theta there minus infinity: the state is never drawn. The optimizers
+    refuse such a theta, which no multiplicative step leaves.
 
     Raises:
         ValueError: unknown ``forward``, ``s`` not finite; at a forward pass, a theta that is no
@@ -730,17 +905,13 @@ class TernaryLinear(_Marking):
         self._check_own("theta")
         theta = self.theta.detach()
         p = _probabilities(theta)
-        one = torch.ones_like(p[..., 0])
-        down, up, w = -one, one, p[..., 2] - p[..., 0]
+        down, up, w = -torch.ones_like(p[..., 0]), torch.ones_like(p[..., 2]), p[..., 2] - p[..., 0]
         if mode == "sign":
             w = _most_probable(theta)
         elif mode == "sample":
             w = _sampled_state(p, without_rows(generator), u)
             down, up = _factors(p, w, self.s)
-        c = torch.stack([down, torch.zeros_like(one), up], -1)
-        inside = self.theta.clamp_min(torch.finfo(theta.dtype).min)  # -inf less -inf would be NaN
-        flowing = (c * differential(inside)).sum(-1)
-        return w.to(theta.dtype) + flowing.to(theta.dtype)
+        return cast(Tensor, _Ternary.apply(self.theta, w, down, up))  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
@@ -758,9 +929,27 @@ class TernaryLinear(_Marking):
         return torch.nn.functional.linear(x, self.weight(mode, generator=generator, u=u), self.bias)
 
 
+class _Ternary(torch.autograd.Function):
+    """The value w with the gradient (-c_-, 0, c_+) in theta."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, w: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(down, up)
+        return w.to(theta.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        refuse_graph(gradient)
+        down, up = ctx.saved_tensors
+        flowing = torch.stack([down * gradient, torch.zeros_like(gradient), up * gradient], -1)
+        return flowing.to(gradient.dtype), None, None, None
+
+
 def _probabilities(theta: Tensor) -> Tensor:
     """softmax over the last axis, in at least float32; a theta that is no point is refused."""
-    p = widened(theta).softmax(-1)
+    wide = widened(theta)
+    p = (wide - wide.amax(-1, keepdim=True)).exp()  # torch's own is slow on an axis of three
+    p = p / p.sum(-1, keepdim=True)
     if looking_is_free(p) and not is_finite(p):
         raise ValueError(
             "theta must be a point of the simplex, finite or minus infinity, not three times for "

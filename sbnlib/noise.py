@@ -483,7 +483,8 @@ def _normal_part(g: Callable[[Tensor], Tensor], end: float, way: float, distance
 def _singular_points(noise: Noise, thresholds: Sequence[float]) -> list[float]:
     """Where g may be singular, and a few points of the normal law, which are not to be missed."""
     half = _end_of_support(noise)
-    found = {t + s * half for t in thresholds for s in (-1, 0, 1) if s == 0 or half < math.inf}
+    ways = (-half, 0.0, half) if half < math.inf else (0.0,)  # 0 * inf is no number
+    found = {t + way for t in thresholds for way in ways}
     points: list[float] = []
     for point in sorted(found | {-_FAR, -4.0, -1.0, 0.0, 1.0, 4.0, _FAR}):
         if not points or point - points[-1] > 1e-7 * noise.scale + 1e-14 * abs(point):

@@ -450,7 +450,8 @@ class SimplexDescent(_Latent):
 
     def _update(self, p: Tensor, g: Tensor, group: Group, state: dict[str, Any]) -> None:
         p.mul_(1 - group["lr"] * group["kl"]).sub_(g, alpha=group["lr"])
-        p.copy_(p.log_softmax(-1))
+        p.sub_(p.amax(-1, keepdim=True))  # twice as fast as log_softmax on an axis of three
+        p.sub_(p.exp().sum(-1, keepdim=True).log_())
 
 
 class BinaryConnect(_Latent):

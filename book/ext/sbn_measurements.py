@@ -164,6 +164,13 @@ EXPERIMENTS = (
         _command("experiments.improvements", "--part widths", "improvements-widths.json"),
     ),
     Experiment(
+        "characters",
+        "Ternary weights in a character model",
+        "characters",
+        "characters*.json",
+        _command("experiments.characters", "", "characters.json"),
+    ),
+    Experiment(
         "gpu",
         "The library on a GPU",
         "gpu",

@@ -183,6 +183,11 @@ _SIDES = {"rounds": "count", "seconds": "object"}
 _CODER = {"data": "text"} | _RATED
 _LOOK = {"bits": "count", "trained": "text", "seed": "count", "epoch": "count", "estimator": "text"}
 
+#: Of a summary beside a twin; the twin has none of them, the others all.
+_CHARACTER_DIFFERENCE = (
+    "minus_twin", "minus_twin_se", "minus_twin_df", "minus_twin_p", "minus_twin_text_se", "time",
+)  # fmt: skip
+
 
 def _estimated(*names: str) -> dict[str, str]:
     """Numbers with their standard errors, null where they are not told."""
@@ -275,6 +280,18 @@ FORMS: dict[str, dict[str, dict[str, str]]] = {
         | {"bias2": "number", "variance": "number"},
         "latent": {"rounding": "text", "bits": "count", "lr": "number", "searched": "list"}
         | {"sign": "list", "at_ends": "number"},
+    },
+    "characters": {
+        "text": {"name": "text", "characters": "shares", "different": "count"},
+        "search": _RATED | {"validation": "number or null", "said": "text or none"},
+        "final": _RATED
+        | {"validation": "number", "test": "number", "blocks": "list", "seconds": "number"}
+        | dict.fromkeys(("drawn", "mean", "zeros", "moved"), "number or null"),
+        "summary": {"name": "text", "lr": "number", "seconds": "number", "bytes": "count"}
+        | {"mean": "number", "se": "number or null", "text_se": "number or null"}
+        | dict.fromkeys(("drawn", "mean_weights", "zeros", "moved"), "number or null")
+        | dict.fromkeys(_CHARACTER_DIFFERENCE, "number or none"),
+        "doctor": {"name": "text", "units": "count", "codes": "list"},
     },
     "gpu": {
         "environment": {"name": "text", "cuda": "text", "torch": "text", "cpu": "text"},
@@ -1540,6 +1557,81 @@ def _latents(rows: Sequence[Row]) -> Iterator[Table]:
     )  # fmt: skip
 
 
+# ---- characters --------------------------------------------------------------------------------
+
+
+def characters(parts: Mapping[str, list[Row]]) -> Drawing:
+    """Bits per character by contender, what the weights became, and what the doctor found."""
+    (text,) = parts["text"]
+    finals = {row["name"]: row for row in parts["summary"]}
+    counted = {name: [r for r in parts["final"] if r["name"] == name] for name in finals}
+    if len(finals) < len(parts["summary"]) or not all(counted.values()):
+        raise Undrawable("not one summary for each contender with final runs")
+    tables = [_bits(parts["summary"]), _ternary(parts["summary"]), _found(parts["doctor"])]
+    sizes = ", ".join(f"{count(n)} for {part}" for part, n in text["characters"].items())
+    facts = {"Text": f"{text['name'][:12]}: {sizes}; {text['different']} different characters"}
+    rates = {r["name"]: sorted(t["lr"] for t in parts["search"] if t["name"] == r["name"])
+             for r in parts["summary"]}  # fmt: skip
+    tried = "; ".join(f"{n}: {', '.join(map(setting, own))}" for n, own in rates.items())
+    return Drawing([table for table in tables if table.rows], facts | {"Rates tried": tried})
+
+
+def _bits(rows: Sequence[Row]) -> Table:
+    return Table(
+        "bits",
+        "Test bits per character, with standard errors over the seeds and, behind them, over the "
+        "blocks of the text; the difference to real weights with both, and p of Welch’s test.",
+        ["Weights", "Rate", "Bits", "Over the text", "Difference", "Over the text", "p"],
+        [[Cell(r["name"]), setting(r["lr"]), _bit_error(r["mean"], r["se"]),
+          _pm(r["text_se"]), *_bit_difference(r)] for r in rows],
+    )  # fmt: skip
+
+
+def _bit_error(value: float, se: float | None) -> str:
+    return f"{value:.3f}" if se is None else signed(_with_error(value, se))
+
+
+def _pm(se: float | None) -> str:
+    return NONE if se is None else f"± {se:.3f}"
+
+
+def _bit_difference(row: Row) -> list[str]:
+    there = [name in row for name in _CHARACTER_DIFFERENCE]
+    if any(there) != all(there):
+        raise Undrawable(f"half a difference to the twin of {row['name']}")
+    if not all(there):
+        return [NONE, NONE, NONE]
+    shown = _bit_error(row["minus_twin"], row["minus_twin_se"])
+    return [shown if shown.startswith("−") else f"+{shown}", _pm(row["minus_twin_text_se"]),
+            probability(row["minus_twin_p"])]  # fmt: skip
+
+
+def _ternary(rows: Sequence[Row]) -> Table:
+    return Table(
+        "weights",
+        "The weights of the two matrices: test bits at one draw of them and at their means, the "
+        "share that is 0, the share whose ternary value changed in the last tenth of the training, "
+        "their memory, and the processor time of a training.",
+        ["Weights", "Drawn", "Mean", "Zeros, %", "Moved, %", "Memory", "Time", "Over the twin’s"],
+        [[Cell(r["name"]), _or_none(r["drawn"], 3), _or_none(r["mean_weights"], 3),
+          _or_none(r["zeros"], 1, 100), _or_none(r["moved"], 2, 100), size(r["bytes"]),
+          duration(r["seconds"]), times(r["time"]) if "time" in r else NONE] for r in rows],
+    )  # fmt: skip
+
+
+def _or_none(value: float | None, places: int, unit: float = 1) -> str:
+    return NONE if value is None else f"{unit * value:.{places}f}"
+
+
+def _found(rows: Sequence[Row]) -> Table:
+    return Table(
+        "doctor",
+        "What the doctor found in a model after a tenth of the training.",
+        ["Weights", "Units seen", "Findings"],
+        [[Cell(r["name"]), str(r["units"]), ", ".join(r["codes"]) or NONE] for r in rows],
+    )
+
+
 # ---- a record ----------------------------------------------------------------------------------
 
 KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
@@ -1554,6 +1646,7 @@ KINDS: dict[str, Callable[[Mapping[str, list[Row]]], Drawing]] = {
     "packing": packing,
     "autoencoders": autoencoders,
     "improvements": improvements,
+    "characters": characters,
     "gpu": gpu,
 }
 

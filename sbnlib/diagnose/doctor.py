@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,7 +123,8 @@ def _undisturbed(device: torch.device) -> Iterator[torch.device]:
         if home.type != "cpu":
             kept.enter_context(torch.device("cpu"))
         for context in (warnings.catch_warnings(), settled(device), seeded(0, device),
-                        uncompiled(), without_checkpoints()):  # fmt: skip
+                        uncompiled(), without_checkpoints(),
+                        redirect_stdout(io.StringIO())):  # fmt: skip
             kept.enter_context(context)
         warnings.simplefilter("ignore")  # a unit that is asked at 1e7 may overflow, many times
         torch.set_num_threads(1)

@@ -59,6 +59,8 @@ class Examination:
         draws: at each of these points.
         tails: the same as frequencies, beyond these points.
         line: the member of the line that a slope with two values a point is.
+        overflow: the dtype, the point nearest to 0 from 1 on, and which of "state" and "slope" is
+            not finite there; None if both are, up to 1e4.
         channels: whether its channels are different functions, of which the first was asked.
         eval_sampled, eval_slope: whether it draws in evaluation mode, and how far, relative to its
             largest value, the slope there is from that in training mode.
@@ -92,6 +94,7 @@ class Examination:
     line: float | None = None
     eval_sampled: bool | None = None
     eval_slope: float | None = None
+    overflow: tuple[str, float, str] | None = None
     channels: bool = False
     forward_centre: float | None = field(default=None)
 
@@ -155,6 +158,7 @@ def examine(subject: Subject) -> Examination:
     found = Examination(subject)
     try:
         _look(found)
+        _ask_overflow(found)
         _ask_states(found)
         _ask_threshold(found)
         _ask_slope(found)
@@ -256,6 +260,26 @@ def _same_slope(g: Tensor | None, h: Tensor | None, at: Tensor) -> bool:
     if g is None or h is None:
         return g is h
     return _same(g[at], h[at])
+
+
+def _ask_overflow(found: Examination) -> None:
+    """Whether state and slope stay finite as far out as pre-activations go, in float32 too."""
+    subject, own = found.subject, found.subject.dtype
+    size = torch.logspace(0, 4, 101, dtype=torch.float64)
+    a = torch.stack([size, -size], dim=1).flatten()  # from the middle outwards
+    for dtype in (torch.float32, torch.float64):
+        try:
+            subject.dtype = dtype
+            x, g = subject.run(a[a.abs() <= subject.reach])
+        except Exception:  # it takes another dtype alone, which is no fault
+            continue
+        finally:
+            subject.dtype = own
+        for what, values in (("state", x), ("slope", x if g is None else g)):
+            if not values.isfinite().all():
+                at = float(a[int((~values.isfinite()).long().argmax())])
+                found.overflow = str(dtype).removeprefix("torch."), at, what
+                return
 
 
 # ---- forward -------------------------------------------------------------------------------------

@@ -79,6 +79,15 @@ def _refusal(found: Examination) -> Iterator[Finding]:
             "It changes its argument in place: what else uses the pre-activation gets the states.",
             "Work on a copy.",
         )  # fmt: skip
+    if found.subject.prints:
+        yield Finding("prints", True, f"It prints in its {found.subject.prints} pass: a GPU has to "
+                      "wait there, at each step.", "Take the print out.")  # fmt: skip
+    if found.overflow is not None:
+        dtype, at, what = found.overflow
+        yield Finding("overflow", True, f"In {dtype} its {what} is NaN or infinite at "
+                      f"{number(at)}: something overflows on the way.",
+                      "Write it with functions that stay finite, such as torch.sigmoid and "
+                      "torch.tanh.")  # fmt: skip
 
 
 def _capital(words: str) -> str:
@@ -184,7 +193,7 @@ def _integral(found: Examination) -> Iterator[Finding]:
     if found.one_sign is False:
         yield Finding("negative", True, "The slope has both signs, as no noise's density has.",
                       "Take a slope of one sign.")  # fmt: skip
-    if found.even is False:
+    if found.even is False and not found.has_levels:  # the noise of each step may be even
         yield Finding("uneven", False, "The slope is not even: the noise would not be symmetric.")
     if c is None:
         return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -39,6 +40,7 @@ class Subject(ABC):
         most: to how many points a question may be put.
         positions: the entries that are asked, of those that it takes at a time; None for all.
         changes_input: whether a run has changed its argument in place.
+        prints: the pass, "forward" or "backward", in which it has printed something; else "".
         given: the dtype of the states.
         kept: what is put back before each run, so that all runs find the same.
     """
@@ -46,6 +48,7 @@ class Subject(ABC):
     device = torch.device("cpu")
     dtype = torch.float64
     changes_input = False
+    prints = ""
     given = torch.float64
     size = 1
     most = 1 << 24
@@ -117,11 +120,20 @@ class Subject(ABC):
 
     def _flowing(self, x: Tensor, leaf: Tensor, flow: Tensor | float) -> Tensor | None:
         up = torch.as_tensor(flow, dtype=x.dtype, device=x.device).expand_as(x).contiguous()
-        with torch.enable_grad():
+        with torch.enable_grad(), self._listening("backward"):
             try:
                 return torch.autograd.grad(x, leaf, up, allow_unused=True)[0]
             except FAULTS as error:
                 raise raised(error, "in its backward pass it") from error
+
+    @contextmanager
+    def _listening(self, which: str) -> Iterator[None]:
+        """What a pass prints is kept from the reader, who would get it thousands of times."""
+        try:
+            with redirect_stdout(io.StringIO()) as said:
+                yield
+        finally:
+            self.prints = which if said.getvalue() else self.prints
 
     def rounded(self, a: Tensor) -> Tensor:
         """The points at which a run at ``a`` takes place."""
@@ -182,7 +194,7 @@ class Function(Subject):
         handed = self._handed(padded.reshape(-1, *self.shape))
         self.kept.back()
         try:
-            with settled(self.device), self.kept.at_home():
+            with settled(self.device), self.kept.at_home(), self._listening("forward"):
                 x = self.call(handed)
         except FAULTS as error:
             raise raised(error) from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sbnlib.inference import PlainSign, set_mode, to_plain
-from sbnlib.nn import RANDOM_WEIGHTS, Sign
+from sbnlib.nn import RANDOM_WEIGHTS, _Units
 from sbnlib.packed import products, runtime
 from sbnlib.packed.runtime import Layer, Model
 
@@ -74,7 +74,7 @@ def _at_signs(net: nn.Module) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a module, got {type(net).__name__}")
     own = copy.deepcopy(net)
-    if any(isinstance(m, (Sign, *RANDOM_WEIGHTS)) for m in own.modules()):
+    if any(isinstance(m, (_Units, *RANDOM_WEIGHTS)) for m in own.modules()):
         set_mode(own, "sign")
     return own
 

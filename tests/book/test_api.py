@@ -18,9 +18,12 @@ PAGE = BOOK / "back" / "api.md"
 BUILT = SITE / "book" / "back" / "api.html"
 MODULES = [
     "sbnlib",
+    "sbnlib.checks",
     "sbnlib.contracts",
     "sbnlib.diagnose",
     "sbnlib.kernels",
+    "sbnlib.levels",
+    "sbnlib.categories",
     "sbnlib.nn",
     "sbnlib.optim",
     "sbnlib.packed",

@@ -504,6 +504,26 @@ def test_accuracies_in_depth_are_those_of_the_runs(built, name):
         assert one(tables[0], "zgr")[1:] == means
 
 
+# characters: the file of the book
+
+CHARACTERS = [path.name for path in FILES if record(path.name)["kind"] == "characters"]
+
+
+@pytest.mark.parametrize("name", CHARACTERS)
+def test_the_character_models_are_drawn_with_their_numbers(name):
+    """The means and errors anew from the final rows, not from the summary."""
+    tables = {table.name: table for table in sbn_tables.draw(record(name)).tables}
+    for bits, weights in zip(tables["bits"].rows, tables["weights"].rows, strict=True):
+        own = [r for r in rows_of(name, "final") if r["name"] == bits[0].code == weights[0].code]
+        mean, se = mean_se([r["test"] for r in own])
+        shown, error = (float(part) for part in bits[2].split(" ± "))
+        assert abs(shown - mean) < 1e-3 and abs(error - se) < 1e-3
+        zeros = [r["zeros"] for r in own]
+        if None not in zeros:
+            assert abs(float(weights[3]) - 100 * statistics.fmean(zeros)) < 0.06
+    assert all(held for held in record(name)["checks"].values())
+
+
 # improvements: the files of the book
 
 
@@ -1374,6 +1394,7 @@ NOW = {
     "autoencoders": "experiments.autoencoders --part small --data digits --only exact zgr "
     "--epochs 1 --search-epochs 1",
     "improvements": "experiments.improvements --part gauge",
+    "characters": "experiments.characters --steps 5 --seeds 2 --only real uniform",
     "gpu": "experiments.gpu --device cpu --tiny",
 }
 
@@ -1387,8 +1408,8 @@ def test_the_kinds_are_those_of_the_commands():
 def test_what_a_command_writes_today_can_be_drawn(kind, tmp_path, monkeypatch):
     module, *options = NOW[kind].split()
     out = tmp_path / "new.json"
-    resumes = kind in ("classify", "binary weights", "contenders", "autoencoders")
-    resumes = kind in ("classify", "binary weights", "contenders", "improvements")
+    resumes = kind in ("classify", "binary weights", "contenders", "autoencoders", "improvements",
+                       "characters")  # fmt: skip
     resume = ["--resume-dir", str(tmp_path / "runs")] if resumes else []
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # it takes its time
     command = importlib.import_module(f"sbnlib.{module}")
@@ -1553,6 +1574,7 @@ NOT_NEEDED = {
     "packing": set(),
     "autoencoders": set(),
     "improvements": set(),
+    "characters": {"said"},
     "gpu": {"capability", "memory_bytes", "multiprocessors", "driver"},
 }
 

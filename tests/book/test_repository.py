@@ -212,6 +212,8 @@ def test_a_data_set_in_the_package_is_small_and_has_its_licence():
     licence = "MIT License (MIT) Copyright © 2017 Zalando SE"
     assert (folder / "fashion-mnist-4000.bz2").stat().st_size < 2_000_000
     assert licence in (folder / "LICENSE-fashion-mnist").read_text("utf-8")
+    assert (folder / "prose.bz2").stat().st_size < 200_000
+    assert "CC BY 4.0" in (folder / "LICENSE-prose").read_text("utf-8")
 
 
 def test_the_two_commands_are_targets():

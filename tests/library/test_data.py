@@ -473,3 +473,43 @@ def test_the_published_hashes_are_of_six_files_in_their_order():
     assert list(data.CIFAR_FILES) == names
     assert len(set(data.CIFAR_FILES.values())) == 6
     assert all(len(bytes.fromhex(value)) == 32 for value in data.CIFAR_FILES.values())
+
+
+# The book's prose --------------------------------------------------------------------------------
+
+
+def test_the_prose_needs_no_network_and_is_what_its_docstring_says(no_download):
+    parts = data.prose()
+    sizes = {"train": 449_303, "validation": 54_732, "test": 52_690}
+    assert {name: len(text) for name, text in parts.items()} == sizes
+    assert all(c == "\n" or " " <= c <= "~" for text in parts.values() for c in text)
+    assert all(text.endswith("\n") for text in parts.values())
+
+
+def test_no_paragraph_of_the_prose_is_in_two_parts():
+    parts = {
+        n: {line for line in t.split("\n") if len(line) > 120} for n, t in data.prose().items()
+    }
+    assert all(len(lines) > 50 for lines in parts.values())
+    assert not parts["train"] & parts["test"] and not parts["train"] & parts["validation"]
+
+
+@pytest.mark.parametrize("damage", [cut, lambda c: b"", lambda c: b"PK" + c[2:], None])
+def test_damaged_prose_is_named_and_never_used(monkeypatch, tmp_path, damage):
+    path = tmp_path / "prose.bz2"
+    if damage:
+        path.write_bytes(damage(data.PROSE_FILE.read_bytes()))
+    monkeypatch.setattr(data, "PROSE_FILE", path)
+    with pytest.raises(data.DataError) as error:
+        data.prose()
+    assert str(path) in str(error.value) and "install sbnlib anew" in str(error.value)
+
+
+def test_prose_with_other_content_is_refused(monkeypatch, tmp_path):
+    content = bytearray(bz2.decompress(data.PROSE_FILE.read_bytes()))
+    content[99] ^= 1
+    path = tmp_path / "prose.bz2"
+    path.write_bytes(bz2.compress(bytes(content)))
+    monkeypatch.setattr(data, "PROSE_FILE", path)
+    with pytest.raises(data.DataError, match=rf"prose.bz2: expected.*{data.PROSE_SHA256}.*found"):
+        data.prose()

@@ -837,3 +837,141 @@ def test_a_law_or_a_type_without_such_weights_is_refused_by_name() -> None:
     refused(half, ValueError, "scale at which torch.float16 holds weights of this gain, at Log")
     with pytest.raises(TypeError, match="net must be a module, got int"):
         init_normal_(3)
+
+
+# ---------------------------------------------------------------------------- more levels
+
+
+def normal_between(h: Callable[[float], float], stops: list[float]) -> float:
+    """E h(a), a ~ N(0, 1): quad between the given points and the units up to 12."""
+    inside = sorted({s for s in (*stops, *range(-12, 13)) if abs(s) <= 12})
+    return sum(
+        integrate.quad(lambda a: float(h(a) * phi(a)), lo, hi, epsabs=1e-15, epsrel=1e-11)[0]
+        for lo, hi in zip(inside[:-1], inside[1:], strict=True)
+    )
+
+
+def of_levels(noise: ref.RefNoise, t: tuple[float, ...], name: str) -> tuple[float, float, float]:
+    """E c^2, Var x and E mu' of a unit with levels, each from its definition."""
+    k, half = np.arange(len(t) + 1), noise.half_width
+    ends = [x + s * half for x in t for s in (-1, 1)] if half < math.inf else []
+    stops = [*t, *ends, *(x + s * noise.scale for x in t for s in (-4, -1, 1, 4))]
+
+    def law(a: float) -> Array:
+        lower, upper = noise.cdf(a - np.array(t)), noise.cdf(np.array(t) - a)
+        p, q = np.array([1.0, *lower, 0.0]), np.array([0.0, *upper, 1.0])
+        return np.where(p[:-1] + p[1:] <= 1, p[:-1] - p[1:], q[1:] - q[:-1])
+
+    def squared(a: float) -> float:
+        f, p = np.array([0.0, *noise.pdf(a - np.array(t)), 0.0]), law(a)
+        if not f.any():
+            return 0.0
+        off, slopes, slope = k - p @ k, f[:-1] - f[1:], f.sum()
+        safe = np.where(p > 0, p, np.inf)
+        line = slope + (slopes @ off**2) / (2 * p @ off**2) * off
+        c = {
+            "straight_through": np.full(len(k), slope),
+            "least_variance": line,
+            "trapezoid": (f[:-1] + f[1:]) / (2 * safe),
+            "half": (slope + off * slopes / safe) / 2,
+            "darn": off * slopes / safe,
+        }[name]
+        return float(p @ c**2)
+
+    middle = normal_between(lambda a: law(a) @ k, stops)
+    spread = normal_between(lambda a: law(a) @ (k - middle) ** 2, stops)
+    slope = normal_between(lambda a: noise.pdf(a - np.array(t)).sum(), stops)
+    return normal_between(squared, stops), spread, slope
+
+
+LEVELS = [("Logistic", 0.4), ("Gaussian", 0.8), ("Triangular", 1.0), ("Cauchy", 0.3)]
+
+
+@pytest.mark.parametrize("t", [(-0.5, 0.5), (-0.8, 0.1, 0.6)])
+@pytest.mark.parametrize(("name", "scale"), LEVELS)
+def test_the_gain_of_levels_is_its_definition(
+    name: str, scale: float, t: tuple[float, ...]
+) -> None:
+    """E c^2 over Var x, both by quadrature."""
+    noise, law = ref.RefNoise(name, scale), make_noise(name, scale)
+    for estimator in ("straight_through", "least_variance", "half"):
+        square, spread, _ = of_levels(noise, t, estimator)
+        assert gain(law, estimator, t) == pytest.approx(square / spread, rel=1e-7)
+    _, spread, slope = of_levels(noise, t, "straight_through")
+    assert gain(law, thresholds=t) == gain(law, "straight_through", t)
+    assert overlap(law, t) == pytest.approx(slope**2 / spread, rel=1e-8)
+
+
+def test_the_gains_of_levels_of_the_statements() -> None:
+    """Statement 5.3 gives E c^2, for states 0, 1, 2: .58 .70 .85 1.03, and .50, inf, inf, inf."""
+    four = ("straight_through", "least_variance", "trapezoid", "half")
+    t, found = (-0.5, 0.5), {}
+    for name in ("Triangular", "Uniform"):
+        _, spread, _ = of_levels(ref.RefNoise(name), t, "straight_through")
+        found[name] = [round(gain(name, e, t) * spread, 2) for e in four]
+    assert found == {
+        "Triangular": [0.58, 0.70, 0.85, 1.03],
+        "Uniform": [0.50, math.inf, math.inf, math.inf],
+    }
+
+
+@pytest.mark.parametrize(
+    ("t", "scale"),
+    [((0.0,), 0.05), ((-3.0, 2.0), 3.0), ((-0.5, 0.5), 1.0), ((-0.5, 0.0, 0.5), 0.3)],
+)
+def test_bounded_noise_of_an_exact_estimator_has_a_gain_where_its_power_is_above_1(
+    t: tuple[float, ...], scale: float
+) -> None:
+    for estimator in ("least_variance", "trapezoid", "half"):
+        assert gain(sbnlib.Uniform(scale), estimator, t) == math.inf
+        assert gain(sbnlib.Triangular(scale), estimator, t) < math.inf
+    assert gain(sbnlib.Uniform(scale), thresholds=t) < math.inf
+
+
+@names
+def test_one_threshold_at_0_has_the_gain_and_the_overlap_of_the_binary_unit(name: str) -> None:
+    law = make_noise(name, 0.7)
+    for mine, binary in (("straight_through", "straight_through"), ("half", "zgr")):
+        expected = gain(law, binary)
+        assert gain(law, mine, (0,)) == pytest.approx(expected, rel=1e-8)
+    assert overlap(law, (0,)) == pytest.approx(overlap(law), rel=1e-9)
+
+
+def lloyd_max(count: int) -> tuple[Array, float]:
+    """The thresholds of the best quantizer of N(0, 1) with C levels, and its mean square error."""
+    t = stats.norm.ppf(np.arange(1, count) / count)
+    for _ in range(3000):
+        ends = np.array([-np.inf, *t, np.inf])
+        levels = -np.diff(stats.norm.pdf(ends)) / np.diff(stats.norm.cdf(ends))
+        t = (levels[1:] + levels[:-1]) / 2
+    return t, float(1 - np.diff(stats.norm.cdf([-np.inf, *t, np.inf])) @ levels**2)
+
+
+#: Max 1960, table 2: the best equal steps for N(0, 1), and 1 less the mean square error.
+EQUAL_STEPS = {2: (1.596, 0.6366), 3: (1.224, 0.8098), 4: (0.9957, 0.8811), 8: (0.5860, 0.9626),
+               16: (0.3352, 0.9885)}  # fmt: skip
+
+
+@pytest.mark.parametrize("count", EQUAL_STEPS)
+def test_no_unit_of_c_levels_keeps_more_than_the_best_quantizer(count: int) -> None:
+    """At most 1 - d_C for any noise; as it vanishes, equal steps reach that of equal steps."""
+    _, error = lloyd_max(count)
+    best = {2: 0.6366, 3: 0.8098, 4: 0.8825, 8: 0.9655, 16: 0.9905}[count]
+    assert 1 - error == pytest.approx(best, abs=5e-5)
+    step, limit = EQUAL_STEPS[count]
+    t = tuple(step * (np.arange(1, count) - count / 2))
+    kept = [overlap(sbnlib.Gaussian(s), t) for s in (1.0, 0.2, 1e-3)]
+    assert kept == sorted(kept) and kept[-1] <= 1 - error
+    assert kept[-1] == pytest.approx(limit, abs=1e-4)
+
+
+def test_thresholds_and_estimators_of_levels_that_are_none_are_refused() -> None:
+    for function in (gain, overlap):
+        with pytest.raises(ValueError, match="thresholds must be finite, strictly increasing"):
+            function("logistic", thresholds=(1.0, 0.0))
+        with pytest.raises(ValueError, match="thresholds must let the states vary"):
+            function("uniform", thresholds=(40.0, 41.0))
+    with pytest.raises(ValueError, match="estimator must be one of .*trapezoid.* got 'zgr'"):
+        gain("logistic", "zgr", (0.0, 1.0))
+    with pytest.raises(ValueError, match="got zgr .a, x, noise"):
+        gain("logistic", zgr, (0.0, 1.0))

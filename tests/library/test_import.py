@@ -24,7 +24,8 @@ def test_import_pulls_in_no_extra() -> None:
 
 
 def test_completion_of_the_package_offers_its_modules_too() -> None:
-    assert set(dir(sbnlib)) == {*sbnlib.__all__, "nn", "optim", "registry", "__version__"}
+    modules = {"categories", "checks", "levels", "nn", "optim", "registry"}
+    assert set(dir(sbnlib)) == {*sbnlib.__all__, *modules, "__version__"}
 
 
 def test_a_star_leaves_the_modules_of_torch_alone() -> None:

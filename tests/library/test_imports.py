@@ -31,9 +31,10 @@ LINES = (
     ("figures", "data", "exercises"),
     ("depth", "map"),
     ("diagnose",),
+    ("checks",),
     ("optim", "packed"),
     ("hashing",),
-    ("experiments",),
+    ("experiments", "new"),
     ("gpu_evidence",),
 )
 LINE = {name: k for k, line in enumerate(LINES) for name in line}

@@ -106,7 +106,7 @@ def test_an_unknown_mode_is_refused(mode: Any) -> None:
 
 
 def test_a_network_without_anything_random_is_refused() -> None:
-    with pytest.raises(ValueError, match="binary units or random weights, Linear has none"):
+    with pytest.raises(ValueError, match="hold units or random weights, Linear has none"):
         set_mode(nn.Linear(2, 2), "sign")
 
 

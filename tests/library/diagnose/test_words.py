@@ -216,6 +216,11 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "shifted": (of(lambda a: ste(hard_sign(a - 0.5), functional.hardtanh(a))), f"{D} shifted"),
     "law": (of(lambda a: ste(coin(torch.sigmoid(a)), functional.hardtanh(a))), f"{S} law"),
     "eval": (of(OtherInEval), f"{D} eval"),
+    "prints": (
+        of(lambda a: print("here") or ste(hard_sign(a), functional.hardtanh(a))), f"{D} prints"),
+    "overflow": (
+        of(with_slope(hard_sign, lambda a: 4 * a.mul(2).exp() / (1 + a.mul(2).exp()) ** 2)),
+        f"{D} overflow"),
     "float32": (of(float_only), f"{D} float32"),
     "clipped": (
         of(lambda a: ste(hard_sign(a), functional.hardtanh(a)), data=OPEN), f"{D} clipped"),
@@ -727,6 +732,11 @@ ADVICE: dict[str, tuple[str, Callable[[], Any]]] = {
     "raises": (
         "Where it needs a certain shape, data= tells of what.",
         of(needs_four_axes, data=torch.linspace(-0.9, 0.9, 24).view(2, 3, 2, 2))),
+    "prints": (
+        "Take the print out.", of(lambda a: ste(hard_sign(a), functional.hardtanh(a)))),
+    "overflow": (
+        "Write it with functions that stay finite, such as torch.sigmoid and torch.tanh.",
+        of(with_slope(hard_sign, lambda a: 4 * torch.sigmoid(2 * a) * torch.sigmoid(-2 * a)))),
     "shape": (
         "Where it needs a certain shape, data= tells of what.",
         of(lambda a: ste(hard_sign(a), functional.hardtanh(a)))),

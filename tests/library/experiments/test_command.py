@@ -28,12 +28,13 @@ SHORT = {
     "packing": ["--quick", "--data", "fashion-mnist-4000"],
     "autoencoders": ["--part", "small", "--only", "zgr", "--epochs", "1", "--data", "digits"],
     "improvements": ["--part", "gauge"],
+    "characters": ["--steps", "2", "--seeds", "1", "--only", "real"],
 }
 #: The function of each in which its work begins.
 WORK = {"classify": "_run", "weights": "_run", "bench": "make", "exact_cost": "run", "gpu": "run"}
 WORK |= {"how_deep": "predictions", "contenders": "budget", "packing": "measured"}
 WORK |= {"autoencoders": "search_jobs"}
-WORK |= {"improvements": "_rows"}
+WORK |= {"improvements": "_rows", "characters": "_Run"}
 every_experiment = pytest.mark.parametrize("name", SHORT)
 RESUMES = ("classify", "weights")
 
@@ -147,6 +148,7 @@ UNITS = {
     "devices": "number of devices", "hidden": "number of units", "lr": "learning rates",
     "init_gain": "factors on", "stack": "number of trainings",
     "noise_scale": "units of the pre-activations", "workers": "number of processes",
+    "steps": "number of steps",
 }  # fmt: skip
 
 
