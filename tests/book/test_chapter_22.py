@@ -156,7 +156,7 @@ def test_eq_22_factor() -> None:
             assert total == pytest.approx(d, rel=1e-7)
     half = containing(PATH, "def half_slope")
     assert wrong_codes(half) == ["factor"]
-    says("With $r$ times this integral the gradient of layer $k$ of $K$ is $r^{K-k+1}$ times")
+    says("With $r$ times this integral, and the shape of the right slope, the gradient of layer")
 
 
 @pin("eq-22-scale", r"\Gamma_{\mathrm{ST}}=\mathbb E\,[2f(a)]^2=1 .")
@@ -176,13 +176,8 @@ def test_eq_22_scale() -> None:
 )
 def test_eq_22_share(name: str, relative: float, depth: int) -> None:
     scale = relative * at_one(name)
-    page = chapters.define(
-        PATH, *["NORMAL", "WEIGHT", "COURSES", "hermite_squares", "course", "shares"]
-    )
-    page["WEIGHT"] = page["WEIGHT"] / page["WEIGHT"].sum()
-    page["hermite_squares"].__globals__["WEIGHT"] = page["WEIGHT"]
-    law = getattr(sbnlib, name)(scale)
-    assert page["shares"](law, depth) == pytest.approx(shares(name, scale, depth), rel=2e-4)
+    found = sbnlib.depth.shares(getattr(sbnlib, name)(scale), depth)
+    assert found == pytest.approx(shares(name, scale, depth), rel=2e-4)
 
 
 @pin("eq-22-draws", r"M=\frac{1-q_l}{q_l}")
@@ -217,6 +212,10 @@ def test_the_table_of_noises() -> None:
     assert set(best[4:]) == {"FastSigmoid", "Cauchy"} and rates[best[3]] - rates[best[4]] > 0.08
     assert max(rates.values()) < 0.5445
     says("Four noises of the six are close to each other; fast sigmoid and Cauchy lose depth")
+    chapters.says(chapter(16), "are within .012 of each other")
+    chapters.says(chapter(16), "uniform noise is ahead of logistic by .092 ± .027")
+    chapters.says(chapter(16), "But with eight layers it is the best by .005 at most, and the "
+                  "theory, whose best point is gain 1, does not explain it")  # fmt: skip
 
 
 @pytest.mark.parametrize(("relative", "depth"), [(1.0, 8), (2.0, 4)])
@@ -265,7 +264,12 @@ def test_eq_22_adam() -> None:
 
 
 def test_the_gradients_of_the_first_layer() -> None:
-    said = lines_of(containing(PATH, "def first_gradient"))
+    cell = containing(PATH, "def first_gradient")
+    said = [line for line in lines_of(cell) if line.startswith("scale")]
+    # the check's limit is ten times the constant; the prose names what is lost
+    assert wrong_codes(cell) == ["gradient-scale"] * 2
+    lost = [numbers(line)[-1] for line in said]
+    assert lost[0] > 99.9 and lost[1] == pytest.approx(100 / 8, abs=1) and lost[2] < 0.1
     for line in said:
         s, lost = (float(v) for v in re.findall(r"s = (\S+), .*lost ([\d.]+)%", line)[0])
         assert lost == pytest.approx(100 * 1e-8 / (s + 1e-8), abs=0.2)
@@ -286,27 +290,41 @@ def test_the_gradients_of_the_first_layer() -> None:
     r"\end{aligned}",
 )
 def test_eq_22_rate() -> None:
-    """Thirty steps each way, by numpy, at two k; the other power misses."""
+    """Thirty steps each way, by numpy, at two k; the other power misses. So do clamp and decay."""
     target = np.array([0.9, 0.4])
 
-    def path(k: float, rate: float, way: str) -> Array:
+    def path(k: float, rate: float, way: str, decay: float = 0, bound: float = 1e9) -> Array:
         eta, m, v = k * np.array([0.3, -0.8]), np.zeros(2), np.zeros(2)
         for t in range(1, 31):
             p = special.expit(eta / k)
             g = p - target
-            if way == "through":
+            if "through" in way:
                 g = g * p * (1 - p) / k
-            if way == "adam":
+            if "decoupled" in way:
+                eta = eta * (1 - rate * decay)
+            else:
+                g = g + decay * eta
+            if "adam" in way:
                 m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
                 g = (m / (1 - 0.9**t)) / np.sqrt(v / (1 - 0.999**t))
-            eta = eta - rate * g
+            eta = np.clip(eta - rate * g, -bound, bound)
         return special.expit(eta / k)
 
-    for way, power in (("latent", 1), ("adam", 1), ("through", 2)):
-        base = path(1, 0.05, way)
+    ways = {"latent": 1, "adam": 1, "adam through": 1, "through": 2}
+    for way, power in ways.items():
+        base, held = path(1, 0.05, way), path(1, 0.5, way, bound=0.35)
         for k in (3.0, 10.0):
             assert path(k, 0.05 * k**power, way) == pytest.approx(base, rel=1e-9)
             assert path(k, 0.05 * k ** (3 - power), way) != pytest.approx(base, rel=1e-2)
+            clamped = path(k, 0.5 * k**power, way, bound=0.35 * k)
+            assert clamped == pytest.approx(held, rel=1e-9)
+            assert path(k, 0.5 * k**power, way, bound=0.35) != pytest.approx(held, rel=1e-2)
+    for way, power, by in (("latent", 1, 1), ("through", 2, 2), ("decoupled adam", 1, 1)):
+        base = path(1, 0.05, way, decay=0.7)
+        for k in (3.0, 10.0):
+            assert path(k, 0.05 * k**power, way, 0.7 / k**by) == pytest.approx(base, rel=1e-9)
+            assert path(k, 0.05 * k**power, way, 0.7) != pytest.approx(base, rel=1e-2)
+    says(r"becomes $\lambda/k$ in the first line and $\lambda/k^2$ in the second, a decoupled one")
     said = lines_of(containing(PATH, "def trained(k, rate"))
     assert said[0].endswith("rate times k: True, times k^2: False")
     assert said[1].endswith("rate times k: False, times k^2: True")
@@ -321,7 +339,7 @@ def test_eq_22_seeds() -> None:
         m = 2 * z.sum() ** 2 / ratio**2
         found = stats.norm.sf(z[0] - ratio * math.sqrt(m / 2))
         assert found == pytest.approx(0.8, abs=1e-6)
-    for ratio in (0.7, 1.0, 1.5):  # and Welch's test asks for one or two more
+    for ratio in (0.7, 1.0, 1.5):  # and Student's test asks for one or two more, rounded up
         m = next(m for m in range(2, 400) if power(m, ratio) >= 0.8)
         assert 0 < m - 2 * z.sum() ** 2 / ratio**2 <= 3
 
@@ -341,13 +359,17 @@ def power(m: int, ratio: float) -> float:
 
 
 def test_power_is_that_of_drawn_experiments() -> None:
-    """Welch's test on 20 000 drawn pairs of ten runs; a z-test at five standard errors."""
-    g = np.random.default_rng(0)
-    one, two = g.normal(size=(2, 20_000, 10))
-    p = stats.ttest_ind(one + 1.0, two, axis=1, equal_var=False).pvalue
-    share = (p < 0.05).mean()
-    # Welch's degrees of freedom cost less than .01 of power beside the pooled ones
-    assert -0.012 < share - power(10, 1.0) < 5 * math.sqrt(0.25 / 20_000)
+    """20 000 drawn pairs, a z-test at five errors. Welch's test finds less at few seeds."""
+    g, error = np.random.default_rng(0), math.sqrt(0.25 / 20_000)
+    for m, ratio, lost in ((10, 1.0, 0.0), (5, 2.0, 0.01), (3, 3.0, 0.06)):
+        one, two = g.normal(size=(2, 20_000, m))
+        found = {}
+        for equal in (True, False):
+            p = stats.ttest_ind(one + ratio, two, axis=1, equal_var=equal).pvalue
+            found[equal] = (p < 0.05).mean()
+        assert abs(found[True] - power(m, ratio)) < 5 * error
+        assert lost < found[True] - found[False] + 1e-9
+    says("finds a little less with five seeds or fewer")
 
 
 @pytest.mark.parametrize(("ratio", "seeds"), [(1.0, 5), (0.5, 50), (3.0, 100)])
@@ -383,12 +405,21 @@ def test_chart_figure_of_fig_22_chart_and_its_list_are_one() -> None:
     (ax,) = still(PATH, "fig-22-chart")
     texts = [lean(t.get_text()) for t in ax.texts]
     for words, label in (
-        ("about 10 units or fewer?", "up to about ten units a layer"),
+        (
+            "sums over all $2^n$ states of a layer, in every step?",
+            "Can the $2^n$ states of a layer be summed in every step?",
+        ),
         ("one binary layer and a multilinear loss?", "One binary layer and a [multilinear]"),
         ("must it be unbiased?", "Must it be unbiased"),
         ("no slope of the loss?", "only values of the loss, and no slopes?"),
-        ("layers of about 8 units?", "Layers of about eight units?"),
-        ("hundreds of draws a step, curved loss?", "Hundreds of draws in each step and a curved"),
+        (
+            "layers of up to 8 units, no batch norm?",
+            "Layers of up to eight units, and no batch norm?",
+        ),
+        (
+            "a mean of 100 draws, not a training?",
+            "A gradient to be averaged over a hundred draws or more, and not a training?",
+        ),
         ("otherwise", "Otherwise"),
     ):
         assert any(words in t for t in texts), words
@@ -416,8 +447,17 @@ def test_the_evidence_of_the_chart() -> None:
     for line in said[1:8]:
         name = labels[line[:22].strip()]
         assert numbers(line[22:]) == [f.count(name) for f in firsts.values()]
+    rest = [27 - sum(f.count(n) for n in labels.values()) for f in firsts.values()]
+    assert said[8].startswith("others") and numbers(said[8]) == rest
+    for budget, leaders in ((100, ["gumbel_rao", "straight_through", "zgr"]),
+                            (1000, ["psa_symmetric", "psa", "zgr"])):  # fmt: skip
+        order = sorted(set(firsts[budget]), key=lambda n: -firsts[budget].count(n))
+        assert order[:3] == leaders
+    says("Gumbel-Rao ([chapter 9](../2-activations/09-relaxations.ipynb)), "
+         "[ZGR](../2-activations/10-chain-rule-family.ipynb) and straight-through lead on the map "
+         "at 100 evaluations, PSA, from one side or both, and ZGR at 1000")  # fmt: skip
     rows = measurement.stored("improvements-widths")["rows"]
-    for line, name in zip(said[9:], ("psa", "zgr", "straight_through_10"), strict=True):
+    for line, name in zip(said[10:], ("psa", "zgr", "straight_through_10"), strict=True):
         for value, width in zip(numbers(line[22:]), (4, 8, 16, 64), strict=True):
             one, st = (
                 fmean(r["loss"])
@@ -427,8 +467,25 @@ def test_the_evidence_of_the_chart() -> None:
             )
             assert value == pytest.approx(one / st, abs=6e-3)
             assert name != "zgr" or value > 1
-    says("PSA, which halved the training loss there")
-    says("with one draw ZGR was behind straight-through at every width")
+            assert name != "psa" or width > 8 or value == pytest.approx(0.5, abs=0.06)
+            if name == "straight_through_10" and width > 8:
+                assert value == pytest.approx({16: 0.5, 64: 0.25}[width], abs=0.04)
+
+    def of(name: str, width: int, what: str) -> list[float]:
+        (row,) = (r for r in rows if (r["estimator"], r["depth"], r["width"]) == (name, 2, width))
+        return list(row[what])
+
+    says("it halved the training loss of straight-through")
+    says("lowered the training loss to a half with 16 units and to a quarter with 64, and there "
+         "the test loss by a fifth (p = .02)")  # fmt: skip
+    one, ten = (of(f"straight_through{k}", 64, "test_loss") for k in ("", "_10"))
+    assert fmean(ten) / fmean(one) == pytest.approx(0.8, abs=0.02)
+    assert round(stats.ttest_ind(one, ten, equal_var=False).pvalue, 2) == 0.02
+    for width in (16, 32, 64):  # "was not seen to test better"
+        one, psa = (of(n, width, "test_loss") for n in ("straight_through", "psa"))
+        better = stats.ttest_ind(psa, one, equal_var=False, alternative="less").pvalue
+        assert better > 0.05
+        assert fmean(of("zgr_10", width, "loss")) > fmean(of("straight_through_10", width, "loss"))
     widths = {r["width"] for r in rows}
     deepest = max(r["depth"] for r in measurement.stored("how-deep-grid")["rows"])
     others = ("how-deep-noises", "how-deep-held-out", "how-deep-predictions")
@@ -540,6 +597,9 @@ def test_the_cures_of_scripts() -> None:
     loud = printed(containing(PATH, "def deep("))
     share = gain("Logistic", 1.0)
     assert f"gain {share:.2g}"[:8] in loud
+    assert f"{share:.2f}"[1:] in QUESTIONS
+    relative = 1 / at_one("Logistic")
+    says(f"the default scale, {relative:.1f} times that of gain 1, and the trainings 4.0 times it")
     zgr = lines_of(containing(PATH, "narrow = Uniform()"))
     assert zgr[-3].startswith("before gain inf") and numbers(zgr[-1])[0] == 1
     scale = at_one("Uniform")
@@ -585,6 +645,13 @@ def test_the_factors_of_gumbel() -> None:
     ))  # fmt: skip
 
 
+def test_the_variance_between_the_two_temperatures() -> None:
+    mean, second = (hard_moment(0.1, k) for k in (1, 2))
+    assert (
+        f"the factor of item 13 has the variance {second - mean**2:.2f}, against .01" in QUESTIONS
+    )
+
+
 def test_the_dead_zone_is_that_of_the_fixed_point() -> None:
     """w goes to -g with decay 1, and stays below one half if |g| does: half of the gradients."""
     assert ends("def rounded(decay", "before") == pytest.approx(0.5, abs=0.002)
@@ -592,6 +659,11 @@ def test_the_dead_zone_is_that_of_the_fixed_point() -> None:
     free = np.roll(np.linspace(-1, 1, 1001), 300) - 20 * g
     assert ends("def rounded(decay", "after") == pytest.approx((abs(free) < 0.5).mean(), abs=6e-4)
     says(r"with a gradient $|g|<\lambda\vartheta$, where $\vartheta$ is the threshold")
+    # the mean of a drawn state at w = -g: by the two boxes it is w itself within one half
+    box = lambda z: np.clip((1 + z / 0.5) / 2, 0, 1)  # noqa: E731
+    mean = box(-g - 0.5) + box(-g + 0.5) - 1
+    assert mean[abs(g) <= 0.5] == pytest.approx(-g[abs(g) <= 0.5])
+    assert ends("def rounded(decay", "or drawn") == pytest.approx((mean == 0).mean(), abs=6e-4)
 
 
 def test_what_is_moved_and_what_leaks() -> None:
@@ -606,6 +678,14 @@ def test_what_is_moved_and_what_leaks() -> None:
     says("$\\|\\bar g-g\\|^2$ has the variance over $M$ in it")
     right = [c for c in cells(PATH) if "g.var(0).sum() / len(g)" in c.source]
     assert printed(right[0]).split("\n") == ["nothing is wrong"] * 3 + [""]
+    # the wrong sampler and the right one are asked for as many draws, of which it needs fewer
+    counts = [
+        re.findall(r"count=(2\*\*\d+)\)", c.source)
+        for c in cells(PATH) if c.cell_type == "code" and "checks.rare_state" in c.source
+    ]  # fmt: skip
+    assert counts == [["2**26"], ["2**26"]]
+    (hit,) = re.findall(r"came up in (\d+) draws", printed(containing(PATH, GALLERY["measure"][0])))
+    assert int(hit) < 2**26 and math.exp(-4) < 0.02
 
 
 # ------------------------------------------------------------------------------ the checklist
@@ -664,25 +744,60 @@ def test_the_names_of_the_checklist_are_the_library_s() -> None:
 
 def test_the_items_of_the_checklist_are_those_of_the_gallery() -> None:
     items = list(GALLERY)
+    linked: set[str] = set()
     for row in checklist()[1:]:
         found = set(re.findall(r"`([\w-]+)`", row[1]))
-        for k in re.findall(r"\d+", row[2]):
-            cell = containing(PATH, GALLERY[items[int(k) - 1]][0])
+        for k, item in re.findall(r"\[(\d+)\]\(sec-22-(\w+)\)", row[2]):
+            assert items[int(k) - 1] == item
+            cell = containing(PATH, GALLERY[item][0])
             used = set(re.findall(r"checks\.(\w+)", cell.source)) | set(wrong_codes(cell))
             assert found & used, (row, used)
+            linked |= set(wrong_codes(cell)) & found | {item}
+    assert set(items) <= linked  # each item of the gallery is in a row
+
+
+def test_the_checklist_is_typed_for_a_script_in_order() -> None:
+    cell = containing(PATH, "findings = (")
+    first, *marks = lines_of(cell)
+    assert first == "nothing is wrong"
+    calls = re.findall(r"checks\.(\w+)\(", cell.source)
+    assert len(calls) == 10 and " ".join(marks).count("✓") == 10 and "✗" not in printed(cell)
+    for name in calls:
+        assert any(f"`{name}`" in row[1] for row in checklist()), name
+
+
+def test_the_index_of_symptoms_leads_to_each_item() -> None:
+    index = prose(PATH).split("By symptom:")[1].split("Each item has the same form")[0]
+    found = re.findall(r"\[(\d+)\]\(sec-22-(\w+)\)", index)
+    assert sorted(set(found), key=lambda v: int(v[0])) == [
+        (str(k + 1), name) for k, name in enumerate(GALLERY)
+    ]
+
+
+def test_the_lines_below_the_recipe() -> None:
+    cell = containing(PATH, "def ten_samples")
+    assert "has the gain 1.0000" in printed(cell) and "(64, 10)" in printed(cell)
+    page = run(PATH, cell)
+    p = page["ten_samples"](page["net"], page["x"])
+    assert torch.allclose(p.sum(1), torch.ones(64)) and not page["net"].training
+    parts = [type(m).__name__ for m in page["net"]]
+    assert parts == ["Linear", "BatchNorm1d", "Sign"] * 2 + ["Linear"]
+    assert page["net"][0].bias is None and page["net"][-1].bias is not None
 
 
 # ------------------------------------------------------------------------ other people's loops
 
 
 def test_the_loop_of_binarynet_is_rebuilt() -> None:
-    said = lines_of(containing(PATH, "def by_hand(clamp"))
-    assert said[0].endswith("True")
-    held, free = (numbers(line) for line in said[1:])
-    assert held[0] == 1 and free[0] > 3 and held[1] > free[1] + 0.2
-    says(f"150 steps after the change less than half of the second is right, where with the clamp "
-         f"it is {held[1]:.2f}".replace("0.", ".", 1))  # fmt: skip
-    assert free[1] < 0.5
+    cell = containing(PATH, "def by_hand(task")
+    said = lines_of(cell)
+    assert said[0].endswith("True") and wrong_codes(cell) == ["unclamped"]
+    shown = re.findall(r"right ([\d.]+) ± ([\d.]+)", printed(cell))
+    (held, held_error), (free, free_error) = ([float(v) for v in pair] for pair in shown)
+    assert held - free > 10 * math.hypot(held_error, free_error)
+    words = (f"150 steps after the change {free:.2f} of the second is right, where with the clamp "
+             f"it is {held:.2f}, as a mean over five seeds")  # fmt: skip
+    says(re.sub(r"\b0\.", ".", words))
 
 
 def test_the_slopes_of_reactnet() -> None:
@@ -777,7 +892,43 @@ def test_the_rows_of_larq_with_more_than_two_states() -> None:
         assert boxes == 1.0 * (0 <= a <= 1)
         state = sum(a >= t for t in (1 / 6, 1 / 2, 5 / 6)) / 3
         assert state == round(min(max(a, 0), 1) * 3) / 3
-    assert set(column("tab-porting-larq")) == {*LARQ, "`ste_tern`", "`dorefa_quantizer(k_bit=2)`"}
+    rows = column("tab-porting-larq")
+    assert set(rows) == {
+        *LARQ, "`ste_tern`", "`dorefa_quantizer(k_bit=2)`", "`ste_sign(clip_value=None)`",
+    }  # fmt: skip
+    assert rows["`ste_sign(clip_value=None)`"][1] == "infinite"
+
+
+def test_the_rows_of_quantizers_with_levels() -> None:
+    """torch's own, at three levels and at four, and BitNet's rounding; sums of boxes by hand."""
+    rows = column("tab-porting-levels")
+    fake, bitnet = rows.values()
+    assert fake[1] == r"$\frac C{C-1}$" and bitnet[1] == "infinite" and len(rows) == 2
+    for k, m, q in ((0.4, -1, 1), (0.25, -2, 1)):
+        a = torch.linspace(1.3 * k * (m - 1), 1.3 * k * (q + 1), 173, requires_grad=True)
+        y = torch.fake_quantize_per_tensor_affine(a, k, 0, m, q)
+        (slope,) = torch.autograd.grad(y.sum(), a)
+        at = a.detach().numpy()
+        assert y.detach().numpy() == pytest.approx(k * np.clip(np.round(at / k), m, q), abs=1e-9)
+        assert slope.numpy() == pytest.approx(1.0 * ((at >= (m - 0.5) * k) & (at <= (q + 0.5) * k)))
+        assert (q - m + 1) * k / ((q - m) * k) == pytest.approx((q - m + 1) / (q - m))
+        thresholds = tuple((v + 0.5) * k for v in range(m, q))
+        ours = sbnlib.nn.Levels(
+            thresholds, sbnlib.Uniform(k / 2), values=(m * k, q * k), mode="sign"
+        )
+        found = ours(b := a.detach().clone().requires_grad_())
+        (mine,) = torch.autograd.grad(found.sum(), b)
+        assert found.detach().numpy() == pytest.approx(y.detach().numpy(), abs=1e-9)
+        assert mine.numpy() == pytest.approx(1.0 * ((at > m * k) & (at < q * k)))
+    eta = torch.tensor([-2.3, -0.9, -0.6, -0.2, 0.4, 0.7, 0.95, 1.4])
+    k = float(eta.abs().mean())
+    unit = sbnlib.nn.Levels((-k / 2, k / 2), sbnlib.Uniform(k / 2), values=(-k, k), mode="sign")
+    inside = np.abs(eta.numpy()) <= k
+    assert unit(eta).numpy() == pytest.approx(k * np.clip(np.round(eta.numpy() / k), -1, 1))
+    assert page_slope(unit, eta.numpy()) == pytest.approx(1.0 * inside)
+    assert page_slope(lambda v: sbnlib.identity(v, torch.ones_like(v), sbnlib.Uniform()),
+                      POINTS) == pytest.approx(np.ones(len(POINTS)))  # fmt: skip
+    assert sbnlib.categories.reinmax is sbnlib.categories.zgr
 
 
 SNN: dict[str, tuple[Any, tuple[float, ...], float, Any]] = {
@@ -877,7 +1028,7 @@ def test_twenty_questions_of_five_lines_each_with_a_link() -> None:
         lines_ = [line for line in part.strip().split("\n")[1:] if line]
         assert len(lines_) == 5, part.split("\n")[0]
     linked = [p for p in parts if re.search(r"\]\(|\{(prf:ref|eq|ref)\}", p)]
-    assert [p.split(".")[0] for p in parts if p not in linked] == ["17", "20"]
+    assert linked == parts
 
 
 def test_the_pages_link_each_other() -> None:
