@@ -35,15 +35,18 @@ def noise_level(net: torch.nn.Module, inputs: Tensor | tuple[Any, ...], *, least
     compared with :math:`.5445^K`, what K layers leave at their best.
 
     Args:
-        net: a network with units of :class:`sbnlib.nn.Sign`, one behind the other. Their noise is
-            measured against the root mean square of the pre-activations, taken as normal.
+        net: a network with units of :class:`sbnlib.nn.Sign`, one behind the other; other units are
+            not looked at. Their noise is measured against the root mean square of the
+            pre-activations, taken as normal. In the place of a unit of your own put ``Sign`` with
+            the noise that it draws; or compare the :func:`sbnlib.gain` of that noise, its scale
+            divided by that root mean square, with 1.
         inputs: what it is called with: a tensor, or a tuple of arguments.
         least: the share of the best product that is no fault. Chapter 16's networks of 16 layers
             lose some ten per cent of accuracy at a hundredth.
 
     Raises:
         TypeError: ``net`` is no module.
-        ValueError: ``net`` runs no units on the inputs, or ``least`` is no number in (0, 1).
+        ValueError: ``net`` runs no such units on the inputs, or ``least`` is no number in (0, 1).
     """
     if not isinstance(net, torch.nn.Module):
         raise TypeError(f"net must be a module, got {type(net).__name__}")
@@ -80,7 +83,9 @@ def _layers(net: torch.nn.Module, inputs: tuple[Any, ...]) -> list[tuple[float, 
         for hook in hooks:
             hook.remove()
     if not found:
-        raise ValueError("net must run binary units (sbnlib.nn.Sign) on the inputs, it has none")
+        raise ValueError("net must run units of sbnlib.nn.Sign on the inputs, got none; in the "
+                         "place of a unit of your own put Sign(noise), with the noise that it "
+                         "draws")  # fmt: skip
     return found
 
 
@@ -160,22 +165,24 @@ def dead_zone(
 ) -> Finding:
     r"""Which share of ternary weights decay holds at 0 for good; code ``dead-zone``.
 
-    A latent weight w that is rounded to 0 while :math:`|w| < \Delta` still feels weight decay, an
-    attraction to 0. Under a steady gradient g it goes to :math:`-g/\lambda`, so that it can leave
-    the zone only if :math:`|g| > \lambda\Delta`. Without decay every steady gradient takes it out.
+    A latent weight w that is rounded to 0 while :math:`|w| < \vartheta` still feels weight decay,
+    an attraction to 0. Under a steady gradient g it goes to :math:`-g/\lambda`, so that it can
+    leave the zone only if :math:`|g| > \lambda\vartheta`: by a penalty :math:`\lambda\vartheta|q|`
+    on its mean q. Without decay every steady gradient takes it out. Noise of half-width r leaves
+    a zone of :math:`\vartheta - r`, and none if it is as wide as the threshold.
 
     Args:
         latent: the latent weights.
         gradient: of the same shape: what decay is added to, averaged over many batches. With a
             decoupled decay (AdamW) it is the direction that the optimizer makes of it.
-        threshold: Δ > 0, below which a weight counts as 0.
+        threshold: ϑ > 0, below which a weight is 0; with noise, below which it always is.
         decay: λ ≥ 0.
         most: the share of all weights that may be held.
 
     Raises:
         TypeError, ValueError: an argument is not of its kind, or the shapes differ.
 
-    Source: for latent weights under decay, chapter 21; that of a fixed point is elementary.
+    Source: chapter 21, the proposition on the dead zone of latent weights under decay.
     """
     for name, value in (("latent", latent), ("gradient", gradient)):
         if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
@@ -192,8 +199,8 @@ def dead_zone(
     words = (f"{share(float(inside.double().mean()))} of the weights lie in the zone, "
              f"{share(part)} of all are held there by decay.")  # fmt: skip
     return judged("dead-zone", part > most, words, words,
-                  "Take the latent weights out of the decay, or give their states noise "
-                  "(chapter 21).")  # fmt: skip
+                  "Take the latent weights out of the decay, or draw the states with noise as "
+                  "wide as the threshold (chapter 21).")  # fmt: skip
 
 
 def clamped(latent: Parameters, bound: float = 1.0) -> Finding:

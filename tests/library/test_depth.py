@@ -25,6 +25,7 @@ from torch import nn
 
 import sbnlib
 from sbnlib import SBN, Noise, chain_rule, gain, overlap, proxy, registry, straight_through, zgr
+from sbnlib.depth import shares
 from sbnlib.estimators import PROXIES
 from sbnlib.nn import BernoulliLinear, Sign, init_normal_
 
@@ -975,3 +976,108 @@ def test_thresholds_and_estimators_of_levels_that_are_none_are_refused() -> None
         gain("logistic", "zgr", (0.0, 1.0))
     with pytest.raises(ValueError, match="got zgr .a, x, noise"):
         gain("logistic", zgr, (0.0, 1.0))
+
+
+# ------------------------------------------------------------------- what two draws agree about
+
+
+def by_pairs(noise: ref.RefNoise, layers: int) -> list[float]:
+    """The shares by sums over pairs of normal numbers, at each overlap: no series.
+
+    The noise is averaged out of a' by quadrature over the other number, so that kinks of F and
+    jumps of f are met in one coordinate at a time.
+    """
+
+    def paired(h: Callable[[Array], Array], r: float) -> float:
+        u, w = np.polynomial.legendre.leggauss(24)
+        ends = {0.0, *(noise.scale * 4.0 ** np.arange(-3, 5)), noise.half_width, 9.0, 1, 2.5, 5}
+        stops = sorted(s for e in ends if e <= 9 for s in {e, -e})
+        a = np.concatenate([(hi + lo) / 2 + (hi - lo) / 2 * u for lo, hi in pairs(stops)])
+        weight = np.concatenate([(hi - lo) / 2 * w for lo, hi in pairs(stops)])
+        density = np.exp(-(a**2 - 2 * r * a * a[:, None] + a[:, None] ** 2) / (2 - 2 * r * r))
+        density /= 2 * math.pi * math.sqrt(1 - r * r)
+        return float((weight * h(a)) @ density @ (weight * h(a)))
+
+    size, agree = moment(noise, 2), normal(lambda a: (2 * noise.cdf(a) - 1) ** 2, noise)
+    overlaps, slopes = [1.0, agree], [1.0]
+    for _ in range(1, layers):
+        slopes.append(paired(lambda a: 2 * noise.pdf(a), overlaps[-1]) / size)
+        overlaps.append(paired(lambda a: 2 * noise.cdf(a) - 1, overlaps[-1]))
+    return [overlaps[k] * math.prod(slopes[k:]) for k in range(layers)]
+
+
+def pairs(stops: list[float]) -> list[tuple[float, float]]:
+    return [(lo, hi) for lo, hi in zip(stops[:-1], stops[1:], strict=True) if lo < hi]
+
+
+@pytest.mark.parametrize(("relative", "layers"), [(0.35, 4), (1.0, 8), (4.0, 6)])
+@names
+def test_shares_are_those_of_sums_over_pairs(name: str, relative: float, layers: int) -> None:
+    """Eight layers to 1e-5, where 24 are promised to 1e-4; a draw of one layer is all signal."""
+    scale = relative * AT_GAIN_1[name][0]
+    found = shares(make_noise(name, scale), layers)
+    assert found == pytest.approx(by_pairs(ref.RefNoise(name, scale), layers), rel=1e-5)
+    assert shares(make_noise(name, scale), 1) == [1.0]
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.4306, 2.0, 1e3])
+def test_shares_of_gaussian_noise_are_its_arcsines(scale: float) -> None:
+    """Omega(r) = (2/pi) asin(r/(1 + s^2)), up to 24 layers."""
+    overlaps, slopes = [1.0], []
+    for _ in range(24):
+        v = overlaps[-1] / (1 + scale**2)
+        slopes.append(2 / math.pi / (1 + scale**2) / math.sqrt(1 - v * v))
+        overlaps.append(2 / math.pi * math.asin(v))
+    expected = [overlaps[k] * math.prod(s / slopes[0] for s in slopes[k:]) for k in range(24)]
+    assert shares(sbnlib.Gaussian(scale), 24) == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_the_least_share_falls_by_overlap_over_gain() -> None:
+    """In the limit; the 40th layer is there to five digits."""
+    for scale in (0.15, 0.2555, 0.6):
+        noise = sbnlib.Logistic(scale)
+        fall = min(shares(noise, 40)) / min(shares(noise, 39))
+        assert fall == pytest.approx(overlap(noise) / max(gain(noise), 1), rel=1e-5)
+
+
+def test_shares_are_those_of_the_law_as_it_is_now() -> None:
+    """A law of one's own with a second parameter, which is moved between two calls."""
+
+    class Mixed(Noise):
+        def __init__(self, part: float) -> None:
+            super().__init__()
+            self.part = part
+
+        def _cdf(self, z: torch.Tensor) -> torch.Tensor:
+            return self.part * torch.sigmoid(z) + (1 - self.part) * torch.sigmoid(4 * z)
+
+        def _pdf(self, z: torch.Tensor) -> torch.Tensor:
+            one, four = torch.sigmoid(z), torch.sigmoid(4 * z)
+            return self.part * one * (1 - one) + 4 * (1 - self.part) * four * (1 - four)
+
+        def _icdf_lower(self, p: torch.Tensor) -> torch.Tensor:
+            low, high = torch.full_like(p, -100.0), torch.zeros_like(p)
+            for _ in range(80):
+                middle = (low + high) / 2
+                below = self._cdf(middle) < p
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            return (low + high) / 2
+
+    noise = Mixed(1.0)
+    assert shares(noise, 5) == pytest.approx(shares("Logistic", 5))
+    noise.part = 0.0
+    assert shares(noise, 5) == pytest.approx(shares(sbnlib.Logistic(0.25), 5))
+
+
+@pytest.mark.parametrize(
+    ("noise", "layers", "message"),
+    [
+        ("Logistic", 0, "layers must be an integer >= 1, got 0"),
+        ("Logistic", 2.0, "layers must be an integer >= 1, got 2.0"),
+        ("Logisitc", 2, "noise must be"),
+        (sbnlib.Logistic(1e-4), 2, r"noise must leave the mean of mu\^2 .* at 0.995 or less, got"),
+    ],
+)
+def test_shares_refuse(noise: Noise | str, layers: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        shares(noise, layers)
