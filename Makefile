@@ -43,6 +43,7 @@ PYTEST      := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(
 
 book: $(INSTALLED)
 	@$(BIN)/jupyter-book build . -W -n --keep-going -q
+	@$(BIN)/python book/tools/formats --link
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: book

@@ -2,6 +2,7 @@
 
     python book/tools/formats              after `make book`; `make formats` does both
     python book/tools/formats --release    and then the checks that take minutes; `make release`
+    python book/tools/formats --link       only link what is there and is of these pages
 
 Nothing is published if one format cannot be made: what is wrong is said, with the format and the
 page, and what was published before stays. If no page has changed nothing is made again.
@@ -113,7 +114,7 @@ def make(
     """Make and publish; returns what went wrong, and then nothing was published."""
     if not (site / "index.html").exists():
         return [f"there is no built book in {site}: run `make book`, which makes it"]
-    digest = pages.digest(site)
+    digest = pages.digest(site, root)
     if publish.made_from(site) == digest and not again:
         publish.link(site)
         say("The formats are those of these pages.")
@@ -132,18 +133,34 @@ def make(
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="formats", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--again", action="store_true", help="also if the pages have not changed")
+    parser.add_argument("--link", action="store_true", help="make nothing; link what there is")
     parser.add_argument("--release", action="store_true", help="and then check in full")
     given = parser.parse_args(arguments)
+    if given.link:
+        return link()
     faults = make(again=given.again, say=lambda line: print(line, flush=True))
     if faults:
         print("\n".join([*faults, "Nothing was published."]), file=sys.stderr)
         return 1
     if given.release:
-        faults = release.check(pages.SITE, pages.ROOT, lambda line: print(line, flush=True))
-        print(
-            "\n".join(faults or ["Everything is in order."]),
-            file=sys.stderr if faults else sys.stdout,
-        )
-        return 1 if faults else 0
+        return check()
     print(f"The downloads: {pages.SITE / publish.FOLDER}")
+    return 0
+
+
+def link(site: Path = pages.SITE, root: Path = pages.ROOT) -> int:
+    """After a build, which writes the front page anew: link the downloads if they are current."""
+    made = publish.made_from(site)
+    if made and made == pages.digest(site, root):
+        publish.link(site)
+    return 0
+
+
+def check() -> int:
+    """The checks of a release."""
+    faults = release.check(pages.SITE, pages.ROOT, lambda line: print(line, flush=True))
+    if faults:
+        print("\n".join(faults), file=sys.stderr)
+        return 1
+    print("Everything is in order.")
     return 0

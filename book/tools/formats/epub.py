@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import re
+import unicodedata
 import uuid
 import xml.etree.ElementTree as ET
 import zipfile
@@ -26,6 +27,7 @@ from formats.pages import Book, FormatError, Page, text_of, title_of
 from formats.pdf import css, file_of, pygments
 
 LEFT_BY_MATHJAX = re.compile(r' (?:class|data-[\w-]+|aria-[\w-]+)="[^"]*"')
+VARIANT = re.compile(r' mathvariant="(double-struck|script|fraktur|bold|monospace)">(\w+)')
 LONE_PATH = re.compile(r"<path(?![^>]*\sd=)[^>]*/>|<path(?![^>]*\sd=)[^>]*></path>")
 TYPES = {"svg": "image/svg+xml", "png": "image/png", "jpeg": "image/jpeg", "css": "text/css"}
 CONTAINER = (
@@ -120,9 +122,32 @@ def with_formulas(page: Page, copy: Copy, mathml: list[str]) -> str:
 
 def formula(mathml: str, tex: str) -> str:
     """A formula without what MathJax notes for itself, and with its TeX as words."""
-    text = LEFT_BY_MATHJAX.sub("", mathml)
+    text = VARIANT.sub(_lettered, LEFT_BY_MATHJAX.sub("", mathml))
     text = re.sub(r">\s+<", "><", text)
     return text.replace("<math ", f'<math alttext="{escape(tex)}" ', 1)
+
+
+def _lettered(found: re.Match[str]) -> str:
+    """Letters of another alphabet as the signs that Unicode has for them.
+
+    Of ``mathvariant`` browsers, and the e-readers built on them, know "normal" only.
+    """
+    kind = found[1].upper()
+    made = [_sign(kind, letter) for letter in found[2]]
+    return f">{''.join(made)}" if all(made) else found[0]
+
+
+def _sign(kind: str, letter: str) -> str:
+    """The letter in an alphabet of mathematics; "" if there is none."""
+    case = "CAPITAL" if letter.isupper() else "SMALL"
+    name = unicodedata.name(letter).rpartition(" ")[2] if letter.isdigit() else letter.upper()
+    for full in (f"MATHEMATICAL {kind} {case} {name}", f"{kind} {case} {name}",
+                 f"MATHEMATICAL {kind} DIGIT {name}"):  # fmt: skip
+        try:
+            return unicodedata.lookup(full)
+        except KeyError:
+            continue
+    return ""
 
 
 def picture_of(page: Page, image: Tag, site: Path) -> File:

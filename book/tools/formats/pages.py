@@ -44,7 +44,8 @@ FOR_THE_SCREEN = (
 MAP_STYLE = (
     "<style>.sbn-paths-map text{font:15px sans-serif}.sbn-node text{text-anchor:middle}"
     ".sbn-edges path{stroke:#666;fill:none;marker-end:url(#sbn-arrow)}marker path{fill:#666}"
-    "circle{fill:#f2f2f2;stroke:#666}</style>"
+    "circle{fill:#f2f2f2;stroke:#666}.sbn-written circle{fill:#0072b2}.sbn-written text{fill:#fff}"
+    "</style>"
 )
 
 
@@ -195,7 +196,8 @@ def standing_alone(svg: str) -> str:
         svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     if "sbn-edges" in svg:
         svg = svg.replace("<svg", '<svg class="sbn-paths-map"', 1).replace(">", f">{MAP_STYLE}", 1)
-    return re.sub(r"</?a\b[^>]*>", "", svg.replace('role="group"', 'role="img"', 1))
+    svg = re.sub(r'<a class="sbn-written"[^>]*>', '<g class="sbn-written">', svg)
+    return svg.replace("</a>", "</g>").replace('role="group"', 'role="img"', 1)
 
 
 def _number_images(body: Tag, pictures: list[Picture]) -> None:
@@ -275,15 +277,14 @@ def link_of(page: Page, href: str) -> tuple[str, str]:
     return os.path.normpath(os.path.join(folder, path)).removesuffix(".html"), anchor
 
 
-def digest(site: Path = SITE) -> str:
-    """What the formats are made from, as one number: the pages, the copies, the tools."""
-    made = hashlib.sha256()
-    tools = (p for p in sorted(Path(__file__).parent.glob("*.*")) if p.is_file())
-    sources = [
-        *sorted(site.glob("book/**/*.html")),
-        *sorted((site.parent / "lab").rglob("*.ipynb")),
-    ]
-    for path in [*sources, *tools]:
+def digest(site: Path = SITE, root: Path = ROOT) -> str:
+    """What the formats are made from, as one number: the site, the copies, the tools, the day."""
+    made = hashlib.sha256(date_of(root).encode())
+    static = (p for p in (site / "_static").rglob("*") if "tippy" not in p.parts)
+    copies, tools = (site.parent / "lab").rglob("*.ipynb"), Path(__file__).parent.glob("*.*")
+    found = [root / "_toc.yml", root / "CITATION.cff", *site.glob("book/**/*.html"), *static]
+    found += [*copies, *tools]
+    for path in sorted(p for p in found if p.is_file()):
         data = path.read_bytes()
         made.update(f"{path.name}\0".encode())
         made.update(LINKED.sub(rb"\1", data) if path.name == "index.html" else data)
