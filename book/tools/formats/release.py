@@ -86,19 +86,21 @@ def _run(archive: Path, say: Callable[[str], None]) -> Iterator[str]:
     """Run every notebook of an archive, in a folder that has nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         zipfile.ZipFile(io.BytesIO(archive.read_bytes())).extractall(folder)
+        library = Path(folder, "library")  # the one of the archive, not that of this environment
+        for wheel in Path(folder).rglob("*.whl"):
+            zipfile.ZipFile(wheel).extractall(library)
         for path in sorted(Path(folder).rglob("*.ipynb")):
-            fault = run(path)
+            fault = run(path, library)
             say(f"{archive.name}: {path.name} {'runs' if not fault else 'fails'}")
             if fault:
                 yield f"{archive.name}: {path.name}: {fault}"
 
 
-def run(path: Path) -> str:
-    """What stops a notebook from running to its end; "" if nothing does."""
+def run(path: Path, library: Path | None = None) -> str:
+    """What stops a notebook from running to its end, with this library; "" if nothing does."""
     if not any(c["cell_type"] == "code" for c in json.loads(path.read_text("utf-8"))["cells"]):
         return ""
     call = [sys.executable, "-m", "jupyter", "execute", "--timeout=900", str(path)]
-    done = subprocess.run(
-        call, capture_output=True, text=True, cwd=path.parent, env={**os.environ, **NO_NETWORK}
-    )
+    env = {**os.environ, **NO_NETWORK} | ({"PYTHONPATH": str(library)} if library else {})
+    done = subprocess.run(call, capture_output=True, text=True, cwd=path.parent, env=env)
     return "" if done.returncode == 0 else done.stderr.strip()[-800:]
