@@ -3,6 +3,11 @@
 #   make book      build the HTML from the stored outputs and say where it is
 #   make test      every test: library, notebooks, the built site
 #
+# and, for those who want the book in another form:
+#
+#   make formats   PDF, EPUB, Markdown, the notebooks with and without solutions, the site as an
+#                  archive: downloads of the built site, all of them or none
+#
 # and, for those who work on it:
 #
 #   make quick     style, types and the tests that take no browser and no notebook
@@ -10,6 +15,8 @@
 #   make execute   run the notebooks again and store their outputs
 #   make bench     the speed of exact gradients and measurements, as ratios
 #   make serve     serve the built book at http://localhost:8000
+#   make release   the formats, and then what a release has to pass beside the tests: epubcheck,
+#                  and every notebook of the archives from its first cell to its last
 #   make lint      check the style, the form and the types of the code
 #   make format    bring the code into its form
 #   make clean     remove what was built (not the environment)
@@ -32,14 +39,21 @@ PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST      := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
                --dist loadfile --no-loadscope-reorder
 
-.PHONY: book test quick lab execute bench serve lint format clean
+.PHONY: book test formats release quick lab execute bench serve lint format clean
 
 book: $(INSTALLED)
 	@$(BIN)/jupyter-book build . -W -n --keep-going -q
+	@$(BIN)/python book/tools/formats --link
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: book
 	$(PYTEST) $(TESTS)
+
+formats: book
+	$(BIN)/python book/tools/formats
+
+release: book
+	$(BIN)/python book/tools/formats --release
 
 quick: lint
 	$(PYTEST) tests/library tests/book tests/support -m "not site and not slow" $(TESTS)
