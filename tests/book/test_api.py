@@ -19,6 +19,7 @@ BUILT = SITE / "book" / "back" / "api.html"
 MODULES = [
     "sbnlib",
     "sbnlib.checks",
+    "sbnlib.depth",
     "sbnlib.contracts",
     "sbnlib.diagnose",
     "sbnlib.kernels",
@@ -45,7 +46,7 @@ def public_names() -> list[str]:
     modules = {m: importlib.import_module(m) for m in MODULES}
     top = [id(getattr(sbnlib, name)) for name in sbnlib.__all__]
     return [f"{m}.{name}" for m, module in modules.items() for name in module.__all__
-            if m != "sbnlib.diagnose" or id(getattr(module, name)) not in top]  # fmt: skip
+            if m not in ("sbnlib.depth", "sbnlib.diagnose") or id(getattr(module, name)) not in top]  # fmt: skip
 
 
 def resolve(name: str) -> object:
