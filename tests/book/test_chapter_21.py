@@ -201,7 +201,7 @@ def test_fig_staircase_figure(count: int, scale: float) -> None:
     law, marks = LAWS["Triangular"](scale), np.arange(1, count) - count / 2
     stairs, mean = lines(top)
     slope, variance = lines(low)
-    for j in range(0, 301, 15):
+    for j in range(0, 241, 12):
         a = mean[0][j]
         expected = moments(a, marks, law)
         assert mean[1][j] == pytest.approx(expected[0], abs=1e-9)
@@ -227,10 +227,15 @@ def test_fig_staircase_figure_answer() -> None:
     for which, value in ((1, 1), (2, 0.75)):
         assert spread(2, which, 3.5) == pytest.approx((value, value))
     assert "the slope 1 and the variance 1/4" in answer and "the variance is 3/4" in answer
-    ripples = [high / low - 1 for scale in (1.25, 1.5, 1.75) for which in (1, 2)
-               for low, high in [spread(scale, which, 2)]]  # fmt: skip
-    assert min(ripples) > 0.05
-    assert f"by up to {100 * max(ripples):.0f} percent" in answer
+    ripples = [[high / low - 1 for scale in (1.25, 1.5, 1.75)
+                for low, high in [spread(scale, which, 0.5)]] for which in (1, 2)]  # fmt: skip
+    assert min(map(min, ripples)) > 0.05 and max(ripples[0]) == ripples[0][1]
+    assert f"1.5 the slope by {100 * ripples[0][1]:.0f} percent" in answer
+    assert f"the variance by {100 * max(ripples[1]):.0f} percent at most" in answer
+    for count, flat in ((4, False), (5, True)):
+        slopes = [moments(a, np.arange(1, count) - count / 2, LAWS["Triangular"](2))[1]
+                  for a in np.linspace(-0.4, 0.4, 21)]  # fmt: skip
+        assert (np.ptp(slopes) < 1e-12) == flat
 
 
 # --------------------------------------------------------------------------------- the bias
@@ -239,9 +244,9 @@ def test_fig_staircase_figure_answer() -> None:
 @pin(
     "thm-21-bias",
     r"""
-    Let $L=\tfrac12x^\top Ax+c^\top x$ with a symmetric $A$, in the last layer, with independent
-    units. Then the mean of straight-through in coordinate $i$ differs from the exact gradient by
-    {eq-21-bias}
+    Let $F$ be as in {prf:ref}`thm-21-exact`, and $L=\tfrac12x^\top Ax+l^\top x$ with a symmetric
+    $A$, in the last layer, with independent units. Then the mean of straight-through in
+    coordinate $i$ differs from the exact gradient by {eq-21-bias}
     """,
 )
 @pin(
@@ -308,9 +313,9 @@ def dithered(m: int, a: float, count: int) -> tuple[Array, Array]:
     Let $L$ be a polynomial of degree at most $m$ in $x_i$, in the last layer, with independent
     units. Let the thresholds have distance 1, and let $Z$ be the sum of $m\ge1$ independent
     uniform numbers on $[-\tfrac12,\tfrac12]$. If $\vartheta_1-1+\tfrac
-    m2<a_i<\vartheta_{C-1}+1-\tfrac m2$, then $\mu'=1$ and straight-through is unbiased in
-    coordinate $i$ (for $m=1$ wherever $F$ is differentiable at all $a_i-\vartheta_k$), and for
-    $m\ge2$ {eq-21-dither}
+    m2<a_i<\vartheta_{C-1}+1-\tfrac m2$, which needs $C>m$, then $\mu'=1$ and straight-through is
+    unbiased in coordinate $i$ (for $m=1$ wherever $F$ is differentiable at all
+    $a_i-\vartheta_k$), and for $m\ge2$ {eq-21-dither}
     """,
 )
 @pin(
@@ -377,7 +382,12 @@ def test_the_table_of_dithers() -> None:
     for a in (-0.45, 0.0, 0.3):  # three levels: constant between the two thresholds
         assert moments(a, (-0.5, 0.5), LAWS["Triangular"]())[2] == pytest.approx(0.25)
     assert moments(0.7, (-0.5, 0.5), LAWS["Triangular"]())[2] < 0.24
-    says("has its variance constant between its two thresholds, and nowhere else")
+    assert moments(1.5, (-0.5, 0.5), LAWS["Triangular"]())[2] == 0
+    says("its variance constant between its two thresholds, and on both sides it falls to 0")
+    # a coin beside a uniform number of one step is a uniform number of two
+    two, one = LAWS["Uniform"](1.0), LAWS["Uniform"](0.5)
+    t = np.linspace(-1.2, 1.2, 25)
+    assert two.cdf(t) == pytest.approx((one.cdf(t - 0.5) + one.cdf(t + 0.5)) / 2)
 
 
 # ------------------------------------------------------------------------------ three members
@@ -386,12 +396,13 @@ def test_the_table_of_dithers() -> None:
 @pin(
     "prop-21-members",
     r"""
-    Let all levels have positive probability at $a$. A factor $c(x)$ is exact for every loss that
-    is at most quadratic in $x_i$, in the last layer with independent units, if and only if
-    {eq-21-quadratic} These are two equations for $C$ numbers. Three solutions are {eq-21-members}
-    The first has the least $\mathbb E\,c^2$ of all solutions, $\mu'^2+V'^2/4V$. The trapezoid is
-    exact for every loss that has a continuous derivative in $x_i$ and is quadratic in it between
-    any two neighbouring levels. For $C=2$ all three are ZGR.
+    Let $F$ be as in {prf:ref}`thm-21-exact`, and $V>0$ at $a$. A factor $c(x)$ is exact for every
+    loss that is at most quadratic in $x_i$, in the last layer with independent units, if and only
+    if {eq-21-quadratic} These are two equations for $C$ numbers, of which those of impossible
+    levels do not matter. Three solutions are {eq-21-members} The first has the least $\mathbb
+    E\,c^2$ of all solutions, $\mu'^2+V'^2/(4V)$. The trapezoid is exact for every loss that has a
+    continuous derivative in $x_i$ and is quadratic in $x_i$ between any two neighbouring levels.
+    For $C=2$ all three are ZGR.
     """,
 )
 @pin(
@@ -480,9 +491,9 @@ def test_the_line_goes_on() -> None:
     says("has the bias $-\\tfrac s2A_{ii}V'$")
 
 
-@pytest.mark.parametrize(("knot", "scale"), [(1.5, 1.0), (0.25, 0.6), (2.0, 1.6)])
+@pytest.mark.parametrize(("knot", "scale"), [(1.5, 1.0), (0.25, 1.0), (2.0, 1.0)])
 def test_fig_members_figure(knot: float, scale: float) -> None:
-    top, low = axes(PATH, "members_figure", knot=knot, scale=scale)
+    top, low = axes(PATH, "members_figure", knot=knot)
     law, marks, k = LAWS["Triangular"](scale), np.arange(1, 4) - 2.0, np.arange(4)
     rise, loss = 2 * np.maximum(k - knot, 0), np.maximum(k - knot, 0) ** 2
     names = ["straight-through", "least variance", "trapezoid", "half"]
@@ -502,22 +513,26 @@ def test_fig_members_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-21-members"])["answer"])
     names = ["straight-through", "least variance", "trapezoid", "half"]
 
-    def largest(knot: float, scale: float) -> dict[str, float]:
-        _, low = axes(PATH, "members_figure", knot=knot, scale=scale)
-        return {n: abs(v[1]).max() for n, v in zip(names, lines(low), strict=True)}
+    def biases(knot: float) -> dict[str, Array]:
+        _, low = axes(PATH, "members_figure", knot=knot)
+        return {n: abs(v[1]) for n, v in zip(names, lines(low), strict=True)}
 
-    for scale in (0.6, 1.0, 1.6):
-        start = largest(0, scale)
-        assert max(start[n] for n in names[1:]) < 1e-9 < 0.1 < start["straight-through"]
-        for knot in (1, 2):
-            found = largest(knot, scale)
-            assert found["trapezoid"] < 1e-9
-            assert min(found[n] for n in names if n != "trapezoid") > 1e-3
-        assert max(largest(3, scale).values()) == 0
-        for knot in (0.25, 0.5, 1.5, 2.5):
-            assert min(largest(knot, scale).values()) > 1e-3
+    def largest(knot: float) -> dict[str, float]:
+        return {n: v.max() for n, v in biases(knot).items()}
+
+    start = largest(0)
+    assert max(start[n] for n in names[1:]) < 1e-9 < 0.1 < start["straight-through"]
+    inside = abs(np.linspace(-2.6, 2.6, 201)) < 0.99
+    assert biases(0)["straight-through"][inside].max() < 1e-9  # "at the ends"
+    for knot in (1, 2):
+        found = largest(knot)
+        assert found["trapezoid"] < 1e-9
+        assert min(found[n] for n in names if n != "trapezoid") > 1e-3
+    assert max(largest(3).values()) == 0
+    for knot in (0.25, 0.5, 0.75, 1.25, 1.5, 1.75, 2.25, 2.5, 2.75):
+        assert min(largest(knot).values()) > 1e-3
     assert "the trapezoid is exact again at the knots 1 and 2".lower() in answer.lower()
-    _, low = axes(PATH, "members_figure", knot=1.5, scale=1.0)
+    _, low = axes(PATH, "members_figure", knot=1.5)
     order = {tuple(np.argsort([abs(v[1][j]) for v in lines(low)])) for j in range(201)}
     assert len(order) > 2  # the order of the biases changes with a
 
@@ -530,9 +545,10 @@ def test_fig_members_figure_answer() -> None:
     r"""
     For every $C$, ReinMax at temperature 1, twice the straight-through of the probabilities
     $\tfrac12(p+x)$ less half that of $p$, is ZGR, the mean of straight-through and DARN:
-    {eq-21-zgr} It is exact for quadratic losses of a one-hot state. If the logits are $\log
-    P(k\mid a)$ for a unit with ordered levels, its derivative in $a$ is the rule *half* of
-    {prf:ref}`prop-21-members`.
+    {eq-21-zgr} It is exact for quadratic [extensions](gloss-extension) of a loss of one-hot
+    states. If the logits are $\log P(k)$ for a unit with ordered levels, all of positive
+    probability, the estimate that the chain rule makes of it for the unit's pre-activation is the
+    rule *half* of {prf:ref}`prop-21-members`.
     """,
 )
 @pin(
@@ -644,10 +660,10 @@ def numbers_of(name: str, scale: float) -> tuple[float, float, dict[str, float]]
     "prop-21-rate",
     r"""
     Let $a\sim N(0,1)$ over the units of a wide layer, and let the states be centred and scaled to
-    variance 1 over $a$ and the noise. Let $F$ have a density and $\mathbb E\mu'$ be finite. Then
-    the mean square of the gradient is multiplied by $\Gamma$, and a small overlap by $\varrho$,
-    where {eq-21-rate} and $d_C$ is the least mean squared error of a quantizer with $C$ values
-    for a normal number of variance 1.
+    variance 1 over $a$ and the noise. Let $F$ have a density. Then a small overlap is multiplied
+    by $\varrho$, in the limit, and if $\mathbb E[(1+a^2)\,c^2]$ is finite the mean square of the
+    gradient by $\Gamma$, where {eq-21-rate} and $d_C$ is the least mean squared error of a
+    quantizer with $C$ values for a normal number of variance 1.
     """,
 )
 @pin(
@@ -698,15 +714,19 @@ def test_the_table_of_levels() -> None:
         assert numbers(line)[1:3] == pytest.approx([lloyd(count), equal], abs=6e-5)
         assert (lloyd(count) - equal < 1e-6) == (count < 4)
     kept = math.log(10) / -math.log(equal_steps(16))
-    says(f"with 16 levels a tenth of the overlap is left after {kept:.0f} layers, with two after "
-         "five")  # fmt: skip
+    says(f"with 16 levels a tenth of a small overlap is left after {kept:.0f} layers, with two "
+         "after five")  # fmt: skip
+    depths = [-1 / math.log(equal_steps(count)) for count in (4, 8, 16)]
+    assert [round(math.log2(b / a), 1) for a, b in itertools.pairwise(depths)] == [1.7, 1.7]
+    says("From 4 to 16 levels the layers grow like $C^{1.7}$")
+    assert lloyd(2) == pytest.approx(2 / math.pi)
     assert math.log(10) / -math.log(2 / math.pi) == pytest.approx(5.1, abs=0.05)
     says("From four on the best quantizer has unequal steps between its *values*")
 
 
 def test_the_table_of_gains_with_levels() -> None:
     _, *said = lines_of(containing(PATH, "THREE = "))
-    laws = [("Triangular", 1.0), ("Triangular", 0.5), ("Logistic", 0.25), ("Uniform", 1.0)]
+    laws = [("Triangular", 1.0), ("Triangular", 0.5), ("Uniform", 1.0)]
     for line, (name, scale) in zip(said, laws, strict=True):
         _, rate, gains = numbers_of(name, scale) if name != "Uniform" else uniform_numbers()
         found = line[21:].split()
@@ -721,6 +741,11 @@ def test_the_table_of_gains_with_levels() -> None:
                 least = gains["least variance"]
                 assert gains[rule] > least * (1 - 1e-6) > gains["straight-through"]
                 assert scale != 0.5 or gains[rule] == pytest.approx(least, rel=1e-5)
+    _, _, gains = numbers_of("Triangular", 1.0)
+    over = [gains[rule] / gains["straight-through"] for rule in ("least variance", "half")]
+    assert [f"{v:.1f}" for v in over] == ["1.2", "1.8"]
+    says("with triangular noise of one step exactness costs a factor of 1.2 a layer, with *half* "
+         "1.8")  # fmt: skip
 
 
 def uniform_numbers() -> tuple[float, float, dict[str, float]]:
@@ -743,10 +768,12 @@ W3 = np.array([-1.0, 0.0, 1.0])
     r"""
     Let the weight make mirror descent steps on the simplex with the Kullback–Leibler divergence,
     from positive probabilities, with $g=(-1,0,1)\,g_w$ for whatever numbers $g_w$. Then
-    {eq-21-ratio} does not change. From the uniform law, $p_0\le\tfrac13$ at all times. With the
-    estimate $(-c_-,0,c_+)\,\partial_wL(w)$, where $m=p_+-p_-$, $V=p_++p_--m^2$ and
-    {eq-21-simplex} the gradient is unbiased if $L$ is linear in $w$, for every $s$, and for $s=0$
-    if it is quadratic in $w$. Of all such factors it has, at $s=0$, the least mean squares.
+    {eq-21-ratio} does not change. If it is $r$, then $p_0\le1/(1+2\sqrt r)$ at all times, with
+    equality where $p_+=p_-$; from the uniform law, $p_0\le\tfrac13$. Let the other weights be
+    independent of $w$, $m=p_+-p_-$ and $V=p_++p_--m^2$. The estimate
+    $(-c_-,0,c_+)\,\partial_wL(w)$ with {eq-21-simplex} is straight-through for $s=1$. It is
+    unbiased for every $s$ if $L$ is linear in $w$, and for $s=0$ if $L$ is quadratic in $w$. Of
+    all pairs $c_\pm$ that are exact for quadratics it has, at $s=0$, the least mean squares.
     """,
 )
 @pin(
@@ -762,7 +789,18 @@ def test_eq_21_ratio() -> None:
             p = p * np.exp(-0.3 * W3 * G.normal())
             p = p / p.sum()
             assert p[0] * p[2] / p[1] ** 2 == pytest.approx(ratio, rel=1e-9)
-            assert start[1] != 1 / 3 or p[1] <= 1 / 3 + 1e-12
+            assert p[1] <= 1 / (1 + 2 * math.sqrt(ratio)) + 1e-12
+    # the bound is reached at mean 0, from below, by a loss that pulls the mean there
+    for start in (np.array([0.1, 0.3, 0.6]), np.array([1e-6, 0.1, 1 - 0.1 - 1e-6])):
+        p, ratio = start, start[0] * start[2] / start[1] ** 2
+        for _ in range(4000):
+            p = p * np.exp(-0.05 * W3 * 2 * (p @ W3))
+            p = p / p.sum()
+        assert p[1] == pytest.approx(1 / (1 + 2 * math.sqrt(ratio))) and p[1] > start[1]
+    assert 1 / (1 + 2 * math.sqrt(1.0)) == pytest.approx(1 / 3)
+    for pull in (0.3, -0.2):  # "no curvature moves the weight" whose mean is -l/A
+        p = np.array([0.3, 0.4, 0.3]) - np.array([-1, 0, 1]) * pull / 4
+        assert p @ W3 == pytest.approx(-pull / 2) and 2 * (p @ W3) + pull == pytest.approx(0)
     # the quadratic-exact gradient of w^2 / 2 drives it to its zero, straight-through nowhere
     p = np.full(3, 1 / 3)
     for _ in range(400):
@@ -774,7 +812,7 @@ def test_eq_21_ratio() -> None:
 @pin(
     "eq-21-simplex",
     r"""
-    c_\pm=1+(1-s)\,\frac{(\pm\frac12-m)(w-m)}{V},
+    c_\pm=1+(1-s)\,\frac{(\pm\frac12-m)(w-m)}{V}
     """,
 )
 def test_eq_21_simplex() -> None:
@@ -808,43 +846,56 @@ def test_eq_21_simplex() -> None:
         assert p @ (best + 0.3 * free / np.abs(free).max()) ** 2 > p @ best**2
 
 
-@pytest.mark.parametrize(("pull", "zero"), [(0.3, 1 / 3), (0.0, 0.05), (1.0, 0.9)])
-def test_fig_simplex_figure(pull: float, zero: float) -> None:
-    top, low = axes(PATH, "simplex_figure", pull=pull, zero=zero)
-    st_path, st_end, path, end = lines(top)
+STARTS = (0.1, 1 / 3, 0.7)
+
+
+@pytest.mark.parametrize("pull", [0.3, 0.0, 1.0])
+def test_fig_simplex_figure(pull: float) -> None:
+    top, low = axes(PATH, "simplex_figure", pull=pull)
     falls, rises, best = lines(low)
     loss = W3**2 / 2 + pull * W3
-    for drawn, curve, last, exact in ((st_path, falls, st_end, False), (path, rises, end, True)):
+    drawn = lines(top)
+    assert len(drawn) == 12
+    for n, (zero, exact) in enumerate(itertools.product(STARTS, (False, True))):
+        curve, last = drawn[2 * n], drawn[2 * n + 1]
         p = np.array([(1 - zero) / 2, zero, (1 - zero) / 2])
         for j in range(201):
             if j % 50 == 0:
-                assert drawn[:, j] == pytest.approx([p @ W3, p[1]], abs=1e-9)
-                assert curve[1][j] == pytest.approx(p @ loss, abs=1e-9)
+                assert curve[:, j] == pytest.approx([p @ W3, p[1]], abs=1e-9)
+                if zero == 1 / 3:
+                    assert (rises if exact else falls)[1][j] == pytest.approx(p @ loss, abs=1e-9)
             g = loss if exact else W3 * (p @ W3 + pull)
             p = p * np.exp(-0.2 * g)
             p = p / p.sum()
-        assert last[:, 0] == pytest.approx(drawn[:, -1])
+        assert last[:, 0] == pytest.approx(curve[:, -1])
     assert best[1] == pytest.approx([min(loss)] * 2)
 
 
 def test_fig_simplex_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-21-simplex"])["answer"])
     for pull in (0.0, 0.2, 0.5, 0.8):
-        top, _ = axes(PATH, "simplex_figure", pull=pull, zero=1 / 3)
-        st, end = (lines(top)[j][:, 0] for j in (1, 3))
-        assert st[0] == pytest.approx(-pull, abs=0.02)
-        if pull < 0.5:
-            assert end == pytest.approx([0, 1], abs=0.03)
-        if pull > 0.5:
-            assert end == pytest.approx([-1, 0], abs=0.03)
-    assert "is minus the pull, on the arc on which it started" in answer
-    top, _ = axes(PATH, "simplex_figure", pull=0.0, zero=1 / 3)
-    assert np.ptp(lines(top)[0]) < 0.4 and np.ptp(lines(top)[0][0]) < 1e-12
+        top, low = axes(PATH, "simplex_figure", pull=pull)
+        ends = [curve[:, 0] for curve in lines(top)[1::2]]
+        for zero, st, end in zip(STARTS, ends[::2], ends[1::2], strict=True):
+            assert st[0] == pytest.approx(-pull, abs=0.02)
+            arc = ((1 - zero) / zero) ** 2 / 4
+            assert ((1 - st[1]) ** 2 - st[0] ** 2) / 4 == pytest.approx(arc * st[1] ** 2)
+            if pull < 0.5:
+                assert end == pytest.approx([0, 1], abs=0.03)
+            if pull > 0.5:
+                assert end == pytest.approx([-1, 0], abs=0.03)
+            if pull == 0.5:  # the other end is gone, and the ratio of these two is the first one
+                assert end[1] / (1 - end[1]) == pytest.approx(zero / (1 - zero) * 2, rel=1e-6)
+        assert lines(low)[0][1][-1] > lines(low)[2][1][0] + 0.02  # a loss above the least
+    top, _ = axes(PATH, "simplex_figure", pull=0.0)
+    assert max(np.ptp(curve) for curve in lines(top)[0][:1]) < 1e-12
+    assert np.ptp(lines(top)[0][1]) < 1e-12
+    assert "is minus the pull, each time on the arc of its start" in answer
     says("With $l=0.3$ and a uniform start the exact gradient ends at a zero")
 
 
 def test_the_table_of_sampled_ternary_weights() -> None:
-    one, zero = lines_of(containing(PATH, "class_of = {}"))
+    one, zero = lines_of(containing(PATH, "nn.TernaryLinear(50"))
     assert one.endswith("the ratio moved: False") and zero.endswith("the ratio moved: True")
     st, st_most = numbers(one)[-2:]
     exact, _ = numbers(zero)[-2:]
@@ -861,14 +912,14 @@ def test_the_table_of_sampled_ternary_weights() -> None:
     "prop-21-zone",
     r"""
     Let the mean of the weight be $m(\eta)=m_0\bigl(\operatorname{sign}\eta\,(|\eta|-d)_+\bigr)$,
-    with $d\ge0$, and $m_0$ odd and nondecreasing with
-    $m_0(t)\in\operatorname{arg\,max}_{|q|\le1}\,[tq-\Phi_0(q)]$, for a convex even $\Phi_0$ that
-    is differentiable at 0. Then {eq-21-zone} (a) Steps $\eta\leftarrow\eta-\varepsilon g$ from 0
-    are dual averaging with an $\ell_1$ term: $m$ minimizes $q\sum\varepsilon g+\Phi_0(q)+d\,|q|$,
-    and may be 0 as long as $|\sum\varepsilon g|\le d$. (b) With decay,
+    with $d\ge0$, an odd $m_0$ and $m_0(t)\in\operatorname{arg\,max}_{|q|\le1}\,[tq-\Phi_0(q)]$
+    for a convex even $\Phi_0$. Then {eq-21-zone} (a) Steps $\eta\leftarrow\eta-\varepsilon g$
+    from 0 are dual averaging with an $\ell_1$ term: $m$ minimizes $q\sum\varepsilon
+    g+\Phi_0(q)+d\,|q|$, and 0 is a minimum as long as $|\sum\varepsilon g|\le d$. (b) With decay,
     $\eta\leftarrow(1-\varepsilon\lambda)\,\eta-\varepsilon g$ with $0<\varepsilon\lambda<2$, and
     a constant $g$, $\eta\to-g/\lambda$, where $m$ minimizes $g\,q+\lambda\,\Phi_0(q)+\lambda
-    d\,|q|$ and may be 0 if and only if $|g|\le\lambda d$.
+    d\,|q|$. If $\Phi_0$ is differentiable at 0, then 0 is a minimum if and only if $|g|\le\lambda
+    d$.
     """,
 )
 @pin(
@@ -901,6 +952,30 @@ def test_eq_21_zone() -> None:
     assert deterministic == [0, 1, -1]
 
 
+def test_fig_zone_figure() -> None:
+    """The inverse of the mean, from the law of the weight; below, its integral."""
+    top, low = still(PATH, "fig-21-zone")
+    for r, inverse, mirror in zip((0.1, 0.3, 0.5), lines(top), lines(low), strict=False):
+        law = stats.uniform(-r, 2 * r)
+        q, eta = inverse
+        mean = law.cdf(eta - 0.5) - law.cdf(-eta - 0.5)
+        assert mean == pytest.approx(q, abs=1e-9)
+        jump = np.ptp(eta[abs(q) < 1e-12])
+        assert jump == pytest.approx(2 * (0.5 - r))
+        whole = np.concatenate([[0.0], np.cumsum(np.diff(q) * (eta[1:] + eta[:-1]) / 2)])
+        middle = len(q) // 2
+        assert mirror[1] - mirror[1][middle] == pytest.approx(whole - whole[middle], abs=1e-12)
+    says("the inverse *jumps* by $2d$ at 0")
+    # differentiable or not, the claim holds; (b) needs it: with a kink in Phi_0, 0 is best further
+    q = np.linspace(-1, 1, 4001)
+    for eta in (-1.2, -0.7, 0.2, 0.5, 0.79, 0.81):
+        t = math.copysign(max(abs(eta) - 0.3, 0), eta)
+        m = 0.0 if abs(t) <= 0.5 else math.copysign(1, t)
+        gain = eta * q - abs(q) / 2 - 0.3 * abs(q)
+        assert gain.max() == pytest.approx(eta * m - 0.8 * abs(m), abs=1e-12)
+        assert (abs(gain.max()) < 1e-12) == (abs(eta) < 0.8)
+
+
 def test_the_table_of_the_dead_zone() -> None:
     head, *said = lines_of(containing(PATH, "def settled("))
     pulls = numbers(head)
@@ -910,7 +985,7 @@ def test_the_table_of_the_dead_zone() -> None:
         expected = [q[np.argmin(-g * q + penalty)] for g in pulls]
         assert numbers(line)[-6:] == pytest.approx(expected, abs=6e-3)
         assert numbers(line)[0] == r
-    assert pytest.approx(0.2) == 0.5 * (0.5 - 0.1)
+    assert math.isclose(0.5 * (0.5 - 0.1), 0.2)
     says(r"With narrow noise all weights whose gradient is below $\lambda d=.2$ are zero")
 
 
@@ -929,7 +1004,7 @@ def nearest(eta: Array, gamma: float) -> Array:
     $|\eta|\le\gamma$ and constant beyond: the slope is 1 inside and 0 outside. No noise has the
     slope 1 everywhere. (b) For $0<|\eta|<\gamma$, $|\eta|\ne\frac\gamma2$, the slope 1 has,
     against the exact gradient of (a), the bias {eq-21-bitnet} (c) Let $A>0$, let $-l/A$ lie
-    strictly between two neighbouring levels, and $\varepsilon\le1/2A$. Rounded to the nearest,
+    strictly between two neighbouring levels, and $\varepsilon\le1/(2A)$. Rounded to the nearest,
     $\eta$ comes within $\varepsilon A\gamma$ of the threshold between the two levels in a finite
     number of steps and stays there, and {eq-21-average}
     """,
@@ -1000,7 +1075,7 @@ def test_eq_21_average() -> None:
     "eq-21-scale",
     r"""
     dw_i=d\eta_i+\Bigl(\frac{w_i}\gamma-\frac{\eta_i}\gamma\Bigr)\,d\gamma,\qquad
-    d\gamma=\frac1n\sum_j\operatorname{sign}(\eta_j)\,d\eta_j,
+    d\gamma=\frac1n\sum_j\operatorname{sign}(\eta_j)\,d\eta_j .
     """,
 )
 def test_eq_21_scale() -> None:
@@ -1036,30 +1111,64 @@ def test_fig_bitnet_figure() -> None:
 
 def test_the_table_of_trained_ternary_weights() -> None:
     _, *said = lines_of(containing(PATH, "def train_ternary("))
-    space = chapters.define(PATH, "round_clip", "train_ternary")
     g = torch.Generator().manual_seed(0)
     goal = (2 * torch.rand(400, generator=g) - 1).numpy()
     begin = (torch.rand(400, generator=g) - 0.5).numpy()
-    assert callable(space["train_ternary"])
-    for line, (rule, moving) in zip(
-        said, (("nearest", True), ("nearest", False), ("exact", False)), strict=True
-    ):
-        eta, flips, old = begin.copy(), 0.0, None
+    rows = {}
+    for line, rule in zip(said, ("fixed", "exact", "moving", "whole"), strict=True):
+        eta, flips, old, late = begin.copy(), 0.0, None, np.zeros(400)
         for t in range(4000):
-            gamma = abs(eta).mean() if moving else 0.8
+            gamma = abs(eta).mean() if rule in ("moving", "whole") else 0.8
             w = nearest(eta, gamma)
             if t >= 3000:
                 flips += (np.sign(w) != np.sign(old)).mean() / 1000
-            old = w
-            eta = eta - 0.01 * ((w if rule == "nearest" else gamma * np.sign(eta) / 2) - goal)
-        loss = ((w - goal) ** 2).mean() / ((nearest(goal, gamma) - goal) ** 2).mean()
+                late += w / 1000
+            push = (gamma * np.sign(eta) / 2 if rule == "exact" else w) - goal
+            if rule == "whole":
+                push = push + np.sign(eta) / gamma * (push * (w - eta)).mean()
+            old, eta = w, eta - 0.01 * push
         near = (abs(abs(eta) - gamma / 2) < 0.02).mean()
-        assert numbers(line) == pytest.approx([gamma, near, flips, loss], abs=0.011)
-        if rule == "nearest":
-            assert near > 0.8 and 0.4 < flips < 0.5 and 1.8 < loss < 2
-        else:  # goals within .01 of the middle of two levels have not arrived yet
-            assert 1 <= loss < 1.01 and flips < 0.005
-    says("More than eight weights in ten sit within .02 of a threshold")
+        if rule == "fixed":  # "those whose goals lie between two levels"
+            at = abs(abs(eta) - gamma / 2) < 0.02
+            assert (abs(goal[at]) < 0.8).all() and at.sum() > 0.97 * (abs(goal) < 0.8).sum()
+        rows[rule] = [gamma, near, flips, ((w - goal) ** 2).mean(), ((late - goal) ** 2).mean()]
+        assert numbers(line) == pytest.approx(rows[rule], abs=0.0051)
+        assert numbers(line)[3:] == pytest.approx(rows[rule][3:], abs=6e-5)
+    assert 0.45 < rows["fixed"][2] / rows["fixed"][1] < 0.55
+    says("At the fixed scale eight in ten sit within .02 of a threshold")
+    best = ((nearest(goal, 0.8) - goal) ** 2).mean()
+    assert 1 <= rows["exact"][3] / best < 1.01 and 1.8 < rows["fixed"][3] / best < 2
+    assert rows["fixed"][4] < 0.01 * 0.5 and rows["exact"][2] < 0.005
+    assert rows["whole"][0] < rows["moving"][0] and rows["whole"][3] < rows["moving"][3]
+    says("ends with a smaller scale and a smaller loss")
+
+
+def test_the_whole_rule_keeps_the_part_through_the_scale() -> None:
+    """The notebook's one step of *whole* beside automatic differentiation."""
+    eta = torch.tensor(G.normal(size=9), requires_grad=True)
+    goal = torch.tensor(G.normal(size=9))
+    gamma = eta.abs().mean()
+    r = eta / gamma
+    w = gamma * (r + (r.round().clamp(-1, 1) - r).detach())
+    ((w - goal) ** 2).sum().div(2).backward()
+    e, gam = eta.detach(), gamma.detach()
+    push = gam * (e / gam).round().clamp(-1, 1) - goal
+    error = (gam * (e / gam).round().clamp(-1, 1) - e) / gam
+    assert (push + e.sign() * (push * error).mean()).numpy() == pytest.approx(eta.grad.numpy())
+
+
+def test_the_table_of_levels_on_the_digits() -> None:
+    """Read against the errors of the five seeds that it prints."""
+    _, *said = lines_of(containing(PATH, "def percent_right("))
+    two, four, bare = (numbers(line.split("noise")[-1].replace("+-", "")) for line in said)
+    assert all(len(v) == 4 for v in (two, four, bare))
+    for column in (0, 2):
+        assert four[column] - two[column] > 1
+        assert abs(four[column] - bare[column]) < 3 * math.hypot(
+            four[column + 1], bare[column + 1])  # fmt: skip
+    assert min(v[2] - v[0] for v in (two, four, bare)) > 0
+    says("Four levels are worth a good point of accuracy here")
+    says("in these networks the accuracy is not lower for it")
 
 
 def test_the_shares_of_zeros() -> None:
@@ -1143,6 +1252,7 @@ def test_ex_21_dither_and_its_wrong_answers() -> None:
     two, four = (d[0] @ k**2 - (d[0] @ k) ** 2 for d in (dithered(2, 0.37, 9), dithered(4, 0.3, 9)))
     says_to(checker("check_dither"), {two: "noise alone", four: "enough", 1 / 12: "rounding"})
     says_to(checker("check_dither"), {4 / 6 + 1 / 12: "two steps"})
+    says("is not empty from four levels on")
     said = lines_of(next(c for c in tagged(PATH, "solution") if "check_dither" in c.source))[0]
     assert numbers(said) == pytest.approx([1.0, *[1 / 3] * 7], abs=6e-5)
 
@@ -1166,6 +1276,7 @@ def test_ex_21_middle_and_its_wrong_answers() -> None:
         assert given == pytest.approx(q, abs=6e-4)
         assert both == pytest.approx([found["trapezoid"]] * 2, abs=6e-5)
     assert 1 / 0.5 + 1 / 0.5 == 4  # equality at q = 1/4
+    says_to(checker("check_middle"), {"f^2*(2/q + 4/(1 - 2*q))": "half of the two"})
 
 
 def test_ex_21_rate_and_its_wrong_answers() -> None:
@@ -1201,7 +1312,7 @@ def test_ex_21_ratio_and_its_wrong_answers() -> None:
     third = zero_at(0.5, np.full(3, 1 / 3))
     assert checker("check_ratio")(value) and value < 0.5
     says_to(checker("check_ratio"), {0.5: "largest", 0.9: "conserved", 0.45: "proportion"})
-    says(f"from $p_0=\\tfrac13$ the same mean has $p_0={third:.4f}$".replace("=0.", "=."))
+    says(f"From the uniform law the same mean has $p_0={third:.4f}$".replace("=0.", "=."))
     said = lines_of(next(c for c in tagged(PATH, "solution") if "check_ratio" in c.source))[0]
     assert numbers(said.split("=", 1)[1]) == pytest.approx([value, third], abs=6e-5)
 
@@ -1218,3 +1329,8 @@ def test_ex_21_laplace_and_its_wrong_answers() -> None:
     assert abs(drawn - value) < 4.5 * math.sqrt(value * (1 - value) / 1e5) + 6e-4
     assert formula == pytest.approx(value, abs=6e-4)
     assert re.search(r"=\.393\$", chapters.prose(PATH))
+    over = [1 / math.log(2), math.sqrt(2 / math.pi) / stats.norm.ppf(0.75)]
+    assert [f"{v:.2f}" for v in over] == ["1.44", "1.18"]
+    says("to 1.44 medians, where normal weights have 1.18")
+    sizes = stats.pareto(3)
+    assert sizes.mean() / 2 < sizes.support()[0]  # no zeros at all
