@@ -139,7 +139,7 @@ def shares(noise: Noise | str, layers: int) -> list[float]:
     :math:`\Omega(r) = \mathbb{E}\, \mu(a)\mu(a')`, :math:`\mu = 2F - 1`, over normal a, a' of
     correlation r. A share is the part of a gradient's mean square that the draws of the units agree
     about; the mean of :math:`(1-q)/q` draws is half signal and half noise. The assumptions are
-    those of :func:`gain`: wide layers at their start.
+    those of :func:`sbnlib.gain`: wide layers at their start.
 
     Args:
         noise: the law of the units, or its name for scale 1.

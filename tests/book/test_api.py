@@ -45,8 +45,9 @@ def public_names() -> list[str]:
     """The names of all modules; what is there by a shorter name too has one entry."""
     modules = {m: importlib.import_module(m) for m in MODULES}
     top = [id(getattr(sbnlib, name)) for name in sbnlib.__all__]
+    shorter = ("sbnlib.depth", "sbnlib.diagnose")
     return [f"{m}.{name}" for m, module in modules.items() for name in module.__all__
-            if m not in ("sbnlib.depth", "sbnlib.diagnose") or id(getattr(module, name)) not in top]  # fmt: skip
+            if m not in shorter or id(getattr(module, name)) not in top]  # fmt: skip
 
 
 def resolve(name: str) -> object:

@@ -44,6 +44,7 @@ from pins import pin
 from scipy import integrate, optimize, special, stats
 
 import sbnlib
+import sbnlib.map
 from sbnlib.experiments import measurement
 
 Array = np.ndarray
