@@ -1027,7 +1027,7 @@ def test_concrete_has_the_temperature_of_the_table() -> None:
 
 def test_twenty_questions_of_five_lines_each_with_a_link() -> None:
     parts = re.split(r"^\(ask-[\w-]+\)=\n## ", QUESTIONS, flags=re.M)[1:]
-    assert [part.split(".")[0] for part in parts] == [str(k + 1) for k in range(20)]
+    assert [part.split(" · ")[0] for part in parts] == [str(k + 1) for k in range(20)]
     for part in parts:
         lines_ = [line for line in part.strip().split("\n")[1:] if line]
         assert len(lines_) == 5, part.split("\n")[0]
