@@ -892,7 +892,7 @@ class TernaryLinear(_Marking):
         Args:
             mode: ``"sample"``, ``"sign"`` or ``"mean"``; default the layer's own.
             generator, u: the randomness of ``"sample"``; ``u`` ``(out_features, in_features)`` on
-                [0, 1): +1 where u < :math:`p_+`, -1 where 1 - u <= :math:`p_-`.
+                [0, 1): +1 where ``u < p_+``, -1 where ``1 - u <= p_-``.
 
         Raises:
             ValueError: unknown ``mode``, ``u`` in one that draws nothing, or a theta that is no

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from functools import cache, partial
+from statistics import fmean, stdev
 from typing import Any
 
 import chapters
@@ -39,6 +40,7 @@ from scipy import integrate, optimize, stats
 
 import sbnlib
 from sbnlib import levels
+from sbnlib.experiments import measurement
 
 Array = np.ndarray
 PATH = chapter(21)
@@ -912,9 +914,10 @@ def test_the_table_of_sampled_ternary_weights() -> None:
     "prop-21-zone",
     r"""
     Let the mean of the weight be $m(\eta)=m_0\bigl(\operatorname{sign}\eta\,(|\eta|-d)_+\bigr)$,
-    with $d\ge0$, an odd $m_0$ and $m_0(t)\in\operatorname{arg\,max}_{|q|\le1}\,[tq-\Phi_0(q)]$
-    for a convex even $\Phi_0$. Then {eq-21-zone} (a) Steps $\eta\leftarrow\eta-\varepsilon g$
-    from 0 are dual averaging with an $\ell_1$ term: $m$ minimizes $q\sum\varepsilon
+    a soft threshold $d\ge0$ before an odd $m_0$ with
+    $m_0(t)\in\operatorname{arg\,max}_{|q|\le1}\,[tq-\Phi_0(q)]$ for a convex even $\Phi_0$. Then
+    {eq-21-zone} (a) Steps $\eta\leftarrow\eta-\varepsilon g$ from 0 are [dual
+    averaging](gloss-dual-averaging) with an $\ell_1$ term: $m$ minimizes $q\sum\varepsilon
     g+\Phi_0(q)+d\,|q|$, and 0 is a minimum as long as $|\sum\varepsilon g|\le d$. (b) With decay,
     $\eta\leftarrow(1-\varepsilon\lambda)\,\eta-\varepsilon g$ with $0<\varepsilon\lambda<2$, and
     a constant $g$, $\eta\to-g/\lambda$, where $m$ minimizes $g\,q+\lambda\,\Phi_0(q)+\lambda
@@ -1186,6 +1189,82 @@ def test_the_shares_of_zeros() -> None:
     for factor in (0.9, 0.3):
         q = [np.round(v / abs(v).mean()) for v in (eta, factor * eta)]
         assert (q[0] == q[1]).all()
+
+
+# ------------------------------------------------------------------------------- characters
+
+
+@cache
+def characters() -> list[dict[str, Any]]:
+    file = PATH.parents[1] / "measurements" / "characters.json"
+    return measurement.read(file)["rows"]
+
+
+def test_the_table_of_characters() -> None:
+    _, *said = lines_of(containing(PATH, "FOUND = measurement.stored"))
+    finals: dict[str, list[dict[str, Any]]] = {}
+    for row in characters():
+        if row["part"] == "final":
+            finals.setdefault(row["name"], []).append(row)
+    assert [line.split()[0] for line in said] == list(finals)
+    twin = [r["test"] for r in finals["real"]]
+    for line, own in zip(said, finals.values(), strict=True):
+        values = [r["test"] for r in own]
+        assert len(values) == 8
+        expected = [fmean(values), stdev(values) / math.sqrt(len(values))]
+        expected += [fmean(r[k] for r in own) for k in ("drawn", "mean", "zeros", "moved")
+                     if own[0][k] is not None]  # fmt: skip
+        expected += [fmean(values) - fmean(twin)] if own[0]["name"] != "real" else []
+        found = [float(v) for v in re.findall(r"-?\d+\.\d+", line)]
+        assert found == pytest.approx(expected, abs=6e-4)
+
+
+def test_what_is_said_of_the_characters() -> None:
+    finals = {n: [r for r in characters() if r["part"] == "final" and r["name"] == n]
+              for n in ("real", "absmean", "fixed", "uniform", "triangular", "simplex",
+                        "simplex_st")}  # fmt: skip
+    test = {n: [r["test"] for r in own] for n, own in finals.items()}
+    behind = {n: fmean(v) - fmean(test["real"]) for n, v in test.items() if n != "real"}
+    assert [f"{v:.2f}" for v in (min(behind.values()), max(behind.values()))] == ["0.38", "0.76"]
+
+    def error(values: list[float]) -> float:
+        return stdev(values) / math.sqrt(len(values))
+
+    def by_block(name: str) -> Array:
+        return np.mean([r["blocks"] for r in finals[name]], axis=0)
+
+    for name in behind:
+        assert math.hypot(error(test[name]), error(test["real"])) < 0.01
+        assert error(list(by_block(name) - by_block("real"))) < 0.0115
+    assert max(behind["absmean"], behind["fixed"]) < min(
+        v for n, v in behind.items() if n not in ("absmean", "fixed"))  # fmt: skip
+    assert behind["absmean"] - behind["fixed"] == pytest.approx(0.012, abs=5e-4)
+    p = stats.ttest_ind(test["absmean"], test["fixed"], equal_var=False).pvalue
+    assert round(float(p), 2) == 0.03
+    assert behind["uniform"] - behind["absmean"] == pytest.approx(0.2, abs=0.05)
+    assert fmean(r["mean"] for r in finals["uniform"]) == pytest.approx(2.56, abs=5e-3)
+    assert behind["triangular"] - behind["uniform"] == pytest.approx(0.05, abs=5e-3)
+    zeros = {n: fmean(r["zeros"] for r in own) for n, own in finals.items() if n != "real"}
+    assert min(zeros, key=lambda n: zeros[n]) == "simplex_st"
+    assert zeros["simplex_st"] == pytest.approx(0.004, abs=5e-4)
+    assert zeros["simplex"] == pytest.approx(0.21, abs=5e-3)
+    says("*simplex_st* has .4 percent zeros and $s=0$ has 21")
+    (text,) = (r for r in characters() if r["part"] == "text")
+    assert round(1200 * 256 / text["characters"]["train"], 1) == 0.7
+    layer = sbnlib.nn.TernaryLinear(40, 30, bias=False)  # the start
+    p_minus, p_zero, p_plus = layer.p.detach().reshape(-1, 3).T
+    assert (p_zero - 1 / 3).abs().max() < 1e-6
+    assert (1 / (1 + 2 * (p_minus * p_plus).sqrt() / p_zero)).max() < 0.37
+
+
+def test_the_codes_of_the_doctor() -> None:
+    said = lines_of(containing(PATH, 'found("doctor")'))
+    own = [r for r in characters() if r["part"] == "doctor"]
+    for line, row in zip(said, own, strict=True):
+        assert line.split()[0] == row["name"] and line.endswith(", ".join(row["codes"]))
+    codes = {r["name"]: r["codes"] for r in own}
+    assert "infinite" in codes["fixed"] and codes["absmean"] == ["not-elementwise"]
+    assert codes["simplex"] == ["no-units"] and "levels" in codes["uniform"]
 
 
 # -------------------------------------------------------------------------------- exercises
