@@ -34,6 +34,9 @@ FORMULA = re.compile(r"\\\((.*?)\\\)", re.S)
 LINKED = re.compile(
     rb'<a class="sbn-download" href="[^"]*">(.*?)</a><span class="sbn-size">[^<]*</span>', re.S
 )
+#: What Sphinx puts behind the name of a script whose file is in the site already: a first build
+#: makes some files only after the pages, and the same pages come out without it.
+VERSION = re.compile(rb"\?v=[0-9a-f]+")
 CHAPTER = re.compile(r"/(\d\d)-[^/]+$")
 #: Only of use on a screen: links to a heading itself, sliders, fields for an answer, ways to fold.
 FOR_THE_SCREEN = (
@@ -286,6 +289,7 @@ def digest(site: Path = SITE, root: Path = ROOT) -> str:
     found += [*copies, *tools]
     for path in sorted(p for p in found if p.is_file()):
         data = path.read_bytes()
+        data = VERSION.sub(b"", data) if path.suffix == ".html" else data
         made.update(f"{path.name}\0".encode())
         made.update(LINKED.sub(rb"\1", data) if path.name == "index.html" else data)
     return made.hexdigest()
