@@ -177,7 +177,7 @@ def unit(tab, k, j):
 
 def address(tab):
     """The address when it has followed the model: it waits for the hand to rest."""
-    tab.wait_for_timeout(400)
+    tab.wait_for_function("location.hash === `#${SBN.page.code()}`")
     return tab.evaluate("location.hash")
 
 
@@ -447,12 +447,11 @@ def test_a_drawing_that_is_made_anew_keeps_the_focus_and_fits(tab):
     slider(tab, FIRST_WEIGHT).focus()
     for width in (700, 1280):
         tab.set_viewport_size({"width": width, "height": 900})
-        tab.wait_for_timeout(100)
-        settle(tab)
+        tab.wait_for_function("""width => innerWidth === width
+            && [...document.querySelectorAll(".sbn-lab svg")].every((svg) =>
+                Math.abs(svg.getAttribute("width") - svg.parentElement.clientWidth) <= 2)""",
+                              arg=width)  # fmt: skip
         assert tab.evaluate(STOP)["name"] == FIRST_WEIGHT
-        for picture in tab.locator(".sbn-lab svg").all():
-            inside = picture.evaluate("svg => svg.parentElement.clientWidth")
-            assert abs(int(float(picture.get_attribute("width"))) - inside) <= 2
 
 
 # ----------------------------------------------------------------------------------- the address
@@ -485,8 +484,9 @@ def test_an_example_opens(tab, site, k):
     turn_to(tab, site, f"#{EXAMPLES[k][0]}")
     opened = as_formula(tab, k)
     assert_is_example(tab, k, opened)
-    tab.wait_for_timeout(100)
-    assert abs(tab.locator("#sbn-lab").bounding_box()["y"]) < 200
+    tab.wait_for_function(
+        "Math.abs(document.getElementById('sbn-lab').getBoundingClientRect().y) < 200"
+    )
     press(tab, "Begin anew")
     tab.locator("article a", has_text=re.compile(f"^{re.escape(EXAMPLES[k][1])}$")).click()
     settle(tab)

@@ -500,7 +500,7 @@
       if (document.readyState === "complete") toBox();
       else addEventListener("load", toBox);
     }
-    return { model: () => model, found: () => found, file: () => fileOf(all) };
+    return { model: () => model, found: () => found, file: () => fileOf(all), code };
   }
 
   document.addEventListener("DOMContentLoaded", () => {
