@@ -1,5 +1,6 @@
 """The copies for JupyterLab and for download, as files: nothing raw, nothing lost, nothing dead."""
 
+import functools
 import re
 from collections import Counter
 from html import unescape
@@ -29,6 +30,7 @@ MYST = re.compile(
 CODE = re.compile(r"^ *```.*?^ *```$|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", re.S | re.M)
 
 
+@functools.cache
 def read(path):
     return nbformat.read(path, as_version=4).cells
 

@@ -5,6 +5,7 @@ What `make formats` checks itself before it publishes is not asked again: here t
 the sources, by other means.
 """
 
+import functools
 import io
 import json
 import os
@@ -46,11 +47,13 @@ def made():
         pytest.fail(what) if os.environ.get("SBN_REQUIRE_FORMATS") == "1" else pytest.skip(what)
 
 
+@functools.cache
 def title(page):
     """The heading of a page as words."""
     return re.sub(r"<[^>]+>", "", HEADING.search(html(page))[1]).replace("&#39;", "’").strip()
 
 
+@functools.cache
 def labels(page):
     """The labels of theorems and exercises in the source of a page."""
     path = ROOT / f"{page}.ipynb"
@@ -60,6 +63,7 @@ def labels(page):
     return [label for c in cells if c.cell_type == "markdown" for label in LABEL.findall(c.source)]
 
 
+@functools.cache
 def archive(name):
     opened = zipfile.ZipFile(FOLDER / name)
     assert opened.testzip() is None

@@ -1,5 +1,6 @@
 """A reader of the built site: what was opened, and what went wrong there."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -25,6 +26,7 @@ CHAPTERS = [p for p in PAGES if re.search(r"/\d\d-[^/]*$", p)]
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
+@functools.cache
 def html(page):
     return (SITE / f"{page}.html").read_text("utf-8")
 
