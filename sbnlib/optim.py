@@ -293,8 +293,8 @@ class MirrorDescent(_Latent):
     ``OneCycleLR`` and ``CyclicLR`` move ``momentum`` as well, as in torch's SGD also from 0, or the
     first of ``betas``; pass them ``cycle_momentum=False`` if that is not meant.
 
-    Source: Ajanthan et al. 2021 (AISTATS); Shekhovtsov & Yanush 2021 (arXiv 2006.06880);
-    chapter 14.
+    Source: Nemirovsky & Yudin 1983, Beck & Teboulle 2003 for mirror descent; Ajanthan et al. 2021
+    (AISTATS); Shekhovtsov & Yanush 2021 (arXiv 2006.06880); chapter 14.
     """
 
     noise: Noise
