@@ -739,7 +739,7 @@ def proxquant(eta: Tensor, strength: float) -> None:
     Raises:
         ValueError: ``strength`` out of its range.
 
-    Source: Bai, Wang & Liberty 2019, equation for binary weights with the W-shaped regularizer.
+    Source: Bai, Wang & Liberty 2019 (ICLR), the W-shaped regularizer of binary weights.
     """
     check_number("strength", strength, "a finite number >= 0", lambda v: 0 <= v < math.inf)
     s = torch.where(eta < 0, -1.0, 1.0).to(eta.dtype)
