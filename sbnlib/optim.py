@@ -293,8 +293,8 @@ class MirrorDescent(_Latent):
     ``OneCycleLR`` and ``CyclicLR`` move ``momentum`` as well, as in torch's SGD also from 0, or the
     first of ``betas``; pass them ``cycle_momentum=False`` if that is not meant.
 
-    Source: Ajanthan et al. 2021 (AISTATS); Shekhovtsov & Yanush 2021 (arXiv 2006.06880);
-    chapter 14.
+    Source: Nemirovsky & Yudin 1983, Beck & Teboulle 2003 for mirror descent; Ajanthan et al. 2021
+    (AISTATS); Shekhovtsov & Yanush 2021 (arXiv 2006.06880); chapter 14.
     """
 
     noise: Noise
@@ -739,7 +739,7 @@ def proxquant(eta: Tensor, strength: float) -> None:
     Raises:
         ValueError: ``strength`` out of its range.
 
-    Source: Bai, Wang & Liberty 2019, equation for binary weights with the W-shaped regularizer.
+    Source: Bai, Wang & Liberty 2019 (ICLR), the W-shaped regularizer of binary weights.
     """
     check_number("strength", strength, "a finite number >= 0", lambda v: 0 <= v < math.inf)
     s = torch.where(eta < 0, -1.0, 1.0).to(eta.dtype)

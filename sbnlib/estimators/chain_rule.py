@@ -69,7 +69,7 @@ def straight_through(a: Tensor, x: Tensor, noise: Noise | str) -> Tensor:
     Raises:
         TypeError, ValueError: as :func:`sbnlib.sample_sign`.
 
-    Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880), section 3; this book, chapter 6.
+    Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880); this book, chapter 6.
     """
     noise = check_unit(a, noise)
     check_ends_with("x", x, a)

@@ -51,7 +51,8 @@ def reinforce(
     Raises:
         ValueError: ``num_samples`` too small, unknown baseline, a loss of the wrong shape.
 
-    Source: Williams 1992; leave-one-out: Kool, van Hoof & Welling 2019; chapter 4.
+    Source: Williams 1992; leave-one-out: Salimans & Knowles 2014, Kool, van Hoof & Welling 2019;
+    chapter 4.
     """
     noise = check_loss_based(a, noise, num_samples)
     _check_baseline(baseline, a, num_samples)

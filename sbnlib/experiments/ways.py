@@ -267,7 +267,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
         ValueError: ``bins`` is below 1; probabilities that are not (N, classes) with N >= 1, or
             labels that are not (N,).
 
-    Source: Guo, Pleiss, Sun and Weinberger 2017 (ICML, arXiv 1706.04599), equation 3.
+    Source: Naeini, Cooper and Hauskrecht 2015 (AAAI); Guo, Pleiss, Sun and Weinberger 2017 (ICML,
+    arXiv 1706.04599).
     """
     check_count("bins", bins)
     if probabilities.dim() != 2 or not len(probabilities):

@@ -33,7 +33,7 @@ def philox4x32(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor
     Returns:
         Four such tensors. A product overflows int64, which keeps all of its 64 bits.
 
-    Source: Salmon et al. 2011 (SC), section 3; known answers in the Random123 library.
+    Source: Salmon et al. 2011 (SC); known answers in the Random123 library.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

@@ -122,7 +122,7 @@ def straight_through(
         TypeError, ValueError, ModuleNotFoundError: as :func:`sample`.
         RuntimeError: in a backward pass with ``create_graph=True``: the factor is a constant.
 
-    Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880), section 3; chapter 6.
+    Source: Shekhovtsov & Yanush 2021 (arXiv 2006.06880); chapter 6.
     """
     noise, settings = _settings(a, noise, offset, bits, backend)
     key = _key(seed, generator, a)
