@@ -41,6 +41,7 @@ SCRIPT = re.compile(r"<script.*?</script>", re.S)
 REPEATED_IDS = re.compile(r' id="(?:proof|exercise|solution)-content"')
 PUNCTUATED = re.compile(r'(<span class="math notranslate nohighlight">[^<]*</span>[,.;:!?)’”]+)')
 PROOF = re.compile(r'<div class="proof admonition" id="proof">\s*<p>Proof\. ?')
+SOLUTION = re.compile(r"(Solution to)(<a [^>]*>) ")  # the space would be underlined
 
 
 def chapter_of(docname: str) -> int | None:
@@ -159,6 +160,7 @@ def mend_boxes(app: Sphinx, page: str, template: str, context: dict, doctree: ob
     body = REPEATED_IDS.sub("", context.get("body", ""))
     word = '<span class="sbn-proof-word">Proof.</span> '
     body = PROOF.sub('<div class="proof admonition sbn-proof"><p>' + word, body)
+    body = SOLUTION.sub(r"\1 \2", body)
     context["body"] = PUNCTUATED.sub(r'<span class="sbn-together">\1</span>', body)
 
 

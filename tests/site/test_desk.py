@@ -70,6 +70,30 @@ def cut(tab):
         .map(e => e.closest("div.math").id || e.textContent)""")
 
 
+def test_no_link_begins_with_a_space_and_no_box_is_tight(tab):
+    """A space in a link is underlined; words that end at the edge of a box look cut off."""
+    tab.evaluate(TOGGLE)
+    assert begins_with_a_space(tab) == []
+    assert tight(tab) == []
+    tab.evaluate(TOGGLE)
+
+
+def begins_with_a_space(tab):
+    return tab.evaluate("""() => [...document.querySelectorAll("article a.reference")]
+        .map(a => a.textContent).filter(words => words !== words.trim())""")
+
+
+def tight(tab):
+    """Boxes whose last line lies nearer than 8 px to their lower edge."""
+    return tab.evaluate("""() => {
+        const bottom = e => e.getBoundingClientRect().bottom;
+        return [...document.querySelectorAll("article div.admonition:not(.sbn-proof)")]
+            .filter(box => box.clientHeight && !box.matches(".toggle-hidden"))
+            .filter(box => bottom(box) - Math.max(...[...box.children].map(bottom)) < 8)
+            .map(box => box.textContent.trim().slice(0, 60));
+    }""")
+
+
 def test_page_is_whole(tab, colors):
     assert tab.problems == []
     assert {"Literata", "Inter"} <= loaded(tab), "the fonts of the book"

@@ -35,6 +35,20 @@ def test_page_opens_on_a_phone_in_the_dark(tab):
     assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
+def test_paper_in_a_picture_is_the_page(tab):
+    """In the dark the estimators' colours are made brighter, and nothing else is."""
+    assert brightened(tab) - {True} == set()
+
+
+def brightened(tab):
+    """Whether what is brighter than drawn has a colour of its own; empty where nothing is."""
+    return set(
+        tab.evaluate("""() => [...document.querySelectorAll(".sbn-figure svg [style]")]
+        .filter(e => getComputedStyle(e).filter !== "none")
+        .map(e => /(fill|stroke): ?#/.test(e.getAttribute("style")))""")
+    )
+
+
 @pytest.mark.parametrize("width", [PHONE, 320, 1280])
 def test_page_does_not_scroll_sideways(tab, width):
     tab.set_viewport_size({"width": width, "height": 900})
