@@ -167,7 +167,8 @@ class KeepThousands(SphinxTransform):
     def apply(self) -> None:
         verbatim = nodes.FixedTextElement, nodes.literal, nodes.math
         for text in list(self.document.findall(nodes.Text)):
-            if THOUSANDS.search(text) and not isinstance(text.parent, verbatim):
+            answer = isinstance(text.parent.parent, nodes.legend)  # of a figure, in HTML
+            if THOUSANDS.search(text) and (answer or not isinstance(text.parent, verbatim)):
                 text.parent.replace(text, nodes.Text(thousands(text)))
 
 
