@@ -8,7 +8,8 @@
 4. Buttons that lead to the repository are there only when SBN_REPOSITORY_URL is set.
 5. The word that opens a proof can be styled, and ids that sphinx-proof and sphinx-exercise give
    to every box alike are dropped: an id must be unique on its page. A formula keeps the
-   punctuation after it. Thebe, which would need a server, is not loaded.
+   punctuation after it, a number its thousands, and the link in the title of a solution begins
+   with a word. Thebe, which would need a server, is not loaded.
 6. The map on the front page links the chapters that exist, from the list and from its circles.
 7. The search finds the chapter on a thing first and shows no TeX (search.js).
 8. Two files that the themes ship among their scripts look like pages but are only pieces of
@@ -29,6 +30,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.environment.collectors.toctree import TocTreeCollector
+from sphinx.transforms import SphinxTransform
 
 MATHJAX_FILES = ["tex-chtml.js", "output/chtml/fonts/woff-v2"]
 TEMPLATE_PIECES = ["webpack-macros.html", "sbt-webpack-macros.html"]
@@ -40,6 +42,7 @@ TIPS_NAME = "tips"
 SCRIPT = re.compile(r"<script.*?</script>", re.S)
 REPEATED_IDS = re.compile(r' id="(?:proof|exercise|solution)-content"')
 PUNCTUATED = re.compile(r'(<span class="math notranslate nohighlight">[^<]*</span>[,.;:!?)’”]+)')
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
 PROOF = re.compile(r'<div class="proof admonition" id="proof">\s*<p>Proof\. ?')
 SOLUTION = re.compile(r"(Solution to)(<a [^>]*>) ")  # the space would be underlined
 
@@ -156,11 +159,29 @@ def tidy_tips(app: Sphinx, exception: Exception | None) -> None:
         cache.unlink()
 
 
+class KeepThousands(SphinxTransform):
+    """10 000 is one number: no line ends in it."""
+
+    default_priority = 800  # after figures have their captions
+
+    def apply(self) -> None:
+        verbatim = nodes.FixedTextElement, nodes.literal, nodes.math
+        for text in list(self.document.findall(nodes.Text)):
+            answer = isinstance(text.parent.parent, nodes.legend)  # of a figure, in HTML
+            if THOUSANDS.search(text) and (answer or not isinstance(text.parent, verbatim)):
+                text.parent.replace(text, nodes.Text(thousands(text)))
+
+
+def thousands(text: str) -> str:
+    """The text with a narrow space that does not break in each number such as 10 000."""
+    return THOUSANDS.sub(lambda number: number[0].replace(" ", "\u202f"), text)
+
+
 def mend_boxes(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
     body = REPEATED_IDS.sub("", context.get("body", ""))
     word = '<span class="sbn-proof-word">Proof.</span> '
-    body = PROOF.sub('<div class="proof admonition sbn-proof"><p>' + word, body)
     body = SOLUTION.sub(r"\1 \2", body)
+    body = PROOF.sub('<div class="proof admonition sbn-proof"><p>' + word, body)
     context["body"] = PUNCTUATED.sub(r'<span class="sbn-together">\1</span>', body)
 
 
@@ -200,6 +221,7 @@ def unload_thebe(app: Sphinx, config: Config) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     sphinx_tippy.uuid4 = lambda: TIPS_NAME
     number_chapters_by_name()
+    app.add_transform(KeepThousands)
     app.connect("config-inited", set_theme_options)
     app.connect("config-inited", set_search)
     app.connect("config-inited", unload_thebe)

@@ -205,8 +205,9 @@ def test_fig_fold_figure_answer() -> None:
     found = under(figures(PATH)["fig-19-fold"])
     caption, answer = lean(found["caption"]), lean(found["answer"])
     sums = np.arange(-16, 17, 2)
-    assert f"from the sum {min(sums[(sums - 3) / 4 + 1 >= 0])} on" in caption
-    assert f"up to the sum {max(sums[-(sums - 3) / 4 + 1 >= 0])}." in caption
+    assert f"from the sum {min(sums[(sums - 3) / 4 + 1 >= 0])} on" in answer
+    assert f"up to the sum {max(sums[-(sums - 3) / 4 + 1 >= 0])}." in answer
+    assert "sum " not in caption, "it would answer the prompt above the figure"
     scales = drawing(PATH, "fold_figure").__globals__["SCALES"]
     star = {C: 3 - 4 / C for C in scales if C}
     falling = [star[C] for C in sorted((C for C in scales if C > 0), reverse=True)]
@@ -389,8 +390,8 @@ def test_what_is_said_of_the_large_matrix() -> None:
     says(f"and {min(over):.0f} to {max(over):.0f} times with 4096 × 4096; but the network")
     plain = [factor(r, "numpy") > factor(r, "int8") for r in own.values()]
     assert plain == [b <= 4 for b in own]
-    caption = lean(under(figures(PATH)["fig-19-time"])["caption"])
-    assert f"is {bits[1]:.0f} times as fast in bits; at 1024, {bits[1024]:.0f} times" in caption
+    answer = lean(under(figures(PATH)["fig-19-time"])["answer"])
+    assert f"is {bits[1]:.0f} times as fast in bits; at 1024, {bits[1024]:.0f} times" in answer
 
 
 def test_what_is_said_of_the_small_matrix() -> None:

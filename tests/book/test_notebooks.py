@@ -25,6 +25,8 @@ from places import ROOT
 from sbnlib.experiments import measurement
 
 BOOK = sorted(p for p in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+PHONE = 362  # px, the text on a phone of 390 px and a hair more
+SIDE_BY_SIDE = ("01", "02", "03", "04", "05", "06", "07", "09")
 each = pytest.mark.parametrize("path", BOOK, ids=lambda p: str(p.relative_to(ROOT)))
 
 
@@ -80,6 +82,15 @@ def test_every_picture_has_words(path):
             found = re.search(r'<div class="sbn-frame" role="img" aria-label="([^"]*)">', html)
             assert found, f"show it with figures.show or figures.explore: {list(data)}"
             assert len(found[1].split()) >= 4, f"not a sentence: {found[1]!r}"
+
+
+@each
+def test_pictures_fit_a_phone(path):
+    """Words of nine pixels are the least, and they decide how narrow a picture gets."""
+    if path.name[:2] in SIDE_BY_SIDE:
+        pytest.skip("panels side by side, which scroll on a phone")
+    html = "".join("".join(data.get("text/html", "")) for data in bundles(path))
+    assert [px for px in map(int, re.findall(r"min-width:(\d+)px", html)) if px > PHONE] == []
 
 
 @each

@@ -98,6 +98,24 @@ def small_words(tab):
     }""")
 
 
+def test_colours_that_are_numbers_stay_in_the_dark(tab):
+    """A map has many; brighter, they would no longer be those that its words were chosen for."""
+    changed = tab.evaluate("""() => [...document.querySelectorAll("article svg")].filter(svg => {
+        const fills = [...svg.querySelectorAll("path[style^='fill:#']")];
+        const many = new Set(fills.map(path => path.style.fill)).size > 8;
+        return many && fills.some(path => getComputedStyle(path).filter !== "none");
+    }).map(svg => svg.closest("figure")?.id)""")
+    assert changed == []
+
+
+def test_boxes_have_as_much_room_below_as_above(tab):
+    """The theme takes the margin of what comes last."""
+    room = tab.evaluate("""() => [...document.querySelectorAll(
+            "article div.admonition:not(.sbn-proof, .toggle-hidden)")].filter(e => e.offsetHeight)
+        .map(getComputedStyle).filter(s => s.paddingTop !== s.paddingBottom).length""")
+    assert room == 0
+
+
 def test_what_goes_on_at_the_side_shows_it(tab):
     """A box that scrolls sideways has a shadow where it goes on."""
     tab.set_viewport_size({"width": PHONE, "height": 900})

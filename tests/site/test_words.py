@@ -1,0 +1,45 @@
+"""How words are set on the built pages, read from their HTML: no browser."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from visit import every_page, html
+
+pytestmark = pytest.mark.site
+
+BROKEN_NUMBER = re.compile(r"(?<![\d.,])\d{1,3} \d{3}(?!\d)")
+VERBATIM = {"pre", "code", "script", "style", "svg", "template"}
+
+
+class Prose(HTMLParser):
+    """The text of a page, less what stands for itself, and the titles of solutions."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.inside, self.text = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        verbatim = tag in VERBATIM or (dict(attrs).get("class") or "").startswith("math")
+        if verbatim or (self.inside and tag == self.inside[-1]):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and tag == self.inside[-1]:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.text.append(data)
+
+
+@every_page
+def test_no_line_ends_in_a_number(site, page):
+    assert BROKEN_NUMBER.findall("".join(Prose(html(page)).text)) == []
+
+
+@every_page
+def test_the_link_of_a_solution_begins_with_a_word(site, page):
+    links = re.findall(r"Solution to ?<a [^>]*>(.)", html(page))
+    assert [first for first in links if first.isspace()] == []
