@@ -137,12 +137,12 @@ class Built:
         """The cells of a table, a list of texts a row."""
         found = self.soup.find("table", id=sbn_id(f"{Path(name).stem}-{part}"))
         assert found is not None, f"{name}: no table {part}"
-        return [[words(cell) for cell in row.find_all("td")] for row in found.tbody.find_all("tr")]
+        return [[words(cell) for cell in row.find_all(["th", "td"])] for row in found.tbody.find_all("tr")]
 
     def tables(self, name):
         """The cells of all tables of a file, one after the other."""
         return [
-            [[words(cell) for cell in row.find_all("td")] for row in table.tbody.find_all("tr")]
+            [[words(cell) for cell in row.find_all(["th", "td"])] for row in table.tbody.find_all("tr")]
             for table in self.drawn(name).find_all("table")
         ]
 
@@ -1310,7 +1310,7 @@ def overview(built):
     """What the table of experiments says of each: (its command, where it was measured)."""
     found = {}
     for name in EXPERIMENTS:
-        what, where = built.soup.find("tr", id=f"experiment-{name}").find_all("td")
+        what, where = built.soup.find("tr", id=f"experiment-{name}").find_all(["th", "td"])
         found[name] = what.code.get_text(), words(where)
     return found
 
