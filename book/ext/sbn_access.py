@@ -2,7 +2,8 @@
 
 1. Tables: the cells of the head and the first cell of each row are headers and say of what; a table
    without a caption has the name of its section and of its columns.
-2. Lists: an entry of the bibliography is an item of the list that it stands in.
+2. An entry of the bibliography is an item of the list that it stands in, and what opens folded code
+   is called what it shows.
 3. Templates: a button that sends the search off, names that hold the words that are shown, the logo
    within a landmark, the two indices as lists and not as tables (templates/).
 """
@@ -19,6 +20,10 @@ from sphinx.config import Config
 
 # Templates that a theme asks for beside its own pages lie beside ours.
 TEMPLATES = Path(__file__).with_name("templates") / "pages"
+REPLACED = {
+    'role="doc-biblioentry"': 'role="listitem"',
+    '<summary aria-label="Toggle hidden content">': "<summary>",
+}
 HEAD_CELL = re.compile(r'<th(?= class="(?P<classes>[^"]*)")')
 TITLE_OR_TABLE = re.compile(
     r"<h[1-6][^>]*>(?P<title>.*?)</h[1-6]>"
@@ -52,7 +57,9 @@ def mend_lists_and_tables(
 ) -> None:
     # The frame prints a title, and an index that Sphinx makes has none yet.
     context.setdefault("pagetitle", context.get("indextitle", "Index"))
-    body = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    body = context.get("body", "")
+    for theirs, ours in REPLACED.items():
+        body = body.replace(theirs, ours)
     context["body"] = name_tables(HEAD_CELL.sub(scoped, body))
 
 
