@@ -137,11 +137,14 @@ class Built:
         """The cells of a table, a list of texts a row."""
         found = self.soup.find("table", id=sbn_id(f"{Path(name).stem}-{part}"))
         assert found is not None, f"{name}: no table {part}"
-        return cells(found)
+        return [[words(cell) for cell in row.find_all("td")] for row in found.tbody.find_all("tr")]
 
     def tables(self, name):
         """The cells of all tables of a file, one after the other."""
-        return [cells(table) for table in self.drawn(name).find_all("table")]
+        return [
+            [[words(cell) for cell in row.find_all("td")] for row in table.tbody.find_all("tr")]
+            for table in self.drawn(name).find_all("table")
+        ]
 
     def facts(self, name):
         box = self.drawn(name).find("dl", class_="sbn-facts")
@@ -159,11 +162,6 @@ def sbn_id(text):
 def words(tag):
     """The text of a tag, its parts apart; a narrow or fixed space is a space."""
     return re.sub(r"[\s\u00a0\u202f]+", " ", tag.get_text(" ", strip=True))
-
-
-def cells(table):
-    """The texts of a table's rows, without its head."""
-    return [[words(c) for c in row.find_all(["th", "td"])] for row in table.tbody.find_all("tr")]
 
 
 def contents(paths):
@@ -1312,7 +1310,7 @@ def overview(built):
     """What the table of experiments says of each: (its command, where it was measured)."""
     found = {}
     for name in EXPERIMENTS:
-        what, where = built.soup.find("tr", id=f"experiment-{name}").find_all(["th", "td"])
+        what, where = built.soup.find("tr", id=f"experiment-{name}").find_all("td")
         found[name] = what.code.get_text(), words(where)
     return found
 
