@@ -66,6 +66,49 @@ def cut(tab):
         .map(e => e.closest("div.math").id || e.textContent)""")
 
 
+def test_tables_pictures_and_sliders_speak(tab):
+    assert unclear(tab) == []
+    assert mute(tab) == []
+    assert unnamed(tab) == []
+
+
+def unclear(tab):
+    """Tables without a name of their own, or with cells that do not say of what they are.
+
+    The first cell of a row names it, except where a table has a row without one.
+    """
+    return tab.evaluate("""() => {
+        const tables = [...document.querySelectorAll("article table")];
+        const name = table => (table.caption?.textContent ?? table.ariaLabel ?? "").trim();
+        const names = tables.map(name);
+        const heads = (cells, scope) => cells.every(c => c.localName === "th" && c.scope === scope);
+        const clear = (table, at) => {
+            const firsts = [...table.tBodies].flatMap(b => [...b.rows]).map(r => r.cells[0]);
+            const tops = [...table.tHead?.rows ?? []].flatMap(r => [...r.cells]);
+            return names[at] && names.indexOf(names[at]) === at && tops.length && heads(tops, "col")
+                && (heads(firsts, "row") || firsts.some(c => !c.textContent.trim()))
+                && [...table.querySelectorAll("th")].every(c => c.textContent.trim());
+        };
+        return tables.filter((table, at) => !clear(table, at)).map(t => t.outerHTML.slice(0, 300));
+    }""")
+
+
+def mute(tab):
+    """Pictures whose words do not say what they show: too few for that, a file, or TeX."""
+    return tab.evaluate(r"""() =>
+        [...document.querySelectorAll("article :is([role=img][aria-label], img)")]
+            .filter(e => !e.closest("[aria-hidden=true]") && !e.parentElement.closest("[role=img]"))
+            .map(e => e.ariaLabel || e.alt || e.outerHTML.slice(0, 100))
+            .filter(words => words.split(/\s+/).length < 6 || /\.(png|svg)\b|[\$]/.test(words))""")
+
+
+def unnamed(tab):
+    """Sliders that say neither what they set nor where they stand."""
+    return tab.evaluate("""() =>
+        [...document.querySelectorAll("article :is(input[type=range], [role=slider])")]
+            .filter(e => !(e.ariaLabel && e.ariaValueText)).map(e => e.outerHTML)""")
+
+
 def test_page_is_whole(tab, colors):
     assert tab.problems == []
     assert {"Literata", "Inter"} <= loaded(tab), "the fonts of the book"
