@@ -15,6 +15,7 @@
 #   make execute   run the notebooks again and store their outputs
 #   make bench     the speed of exact gradients and measurements, as ratios
 #   make serve     serve the built book at http://localhost:8000
+#   make sniffer   a script from npm with which the site tests judge accessibility a second time
 #   make release   the formats, and then what a release has to pass beside the tests: epubcheck,
 #                  and every notebook of the archives from its first cell to its last
 #   make lint      check the style, the form and the types of the code
@@ -39,7 +40,7 @@ PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST      := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
                --dist loadfile --no-loadscope-reorder
 
-.PHONY: book test formats release quick lab execute bench serve lint format clean
+.PHONY: book test formats release quick lab execute bench serve sniffer lint format clean
 
 book: $(INSTALLED)
 	@$(BIN)/jupyter-book build . -W -n --keep-going -q
@@ -72,6 +73,9 @@ bench: $(INSTALLED)
 serve: book
 	@echo "The book: http://localhost:8000 (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+sniffer:
+	@$(PYTHON) tests/site/sniffer.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

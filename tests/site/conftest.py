@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import sniffer
 import visit
 from places import SITE
 
@@ -77,6 +78,14 @@ def site():
 def serve():
     """serve(folder): a context in which a folder is at the address that it gives."""
     return serving
+
+
+@pytest.fixture(scope="session")
+def codesniffer():
+    """The script of HTML_CodeSniffer."""
+    if not sniffer.SCRIPT.exists():
+        missing(f"no build/{sniffer.SCRIPT.name}: run `make sniffer`, which takes it from npm")
+    return sniffer.SCRIPT.read_text("utf-8")
 
 
 @pytest.fixture(scope="session")

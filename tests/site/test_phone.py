@@ -108,14 +108,6 @@ def test_colours_that_are_numbers_stay_in_the_dark(tab):
     assert changed == []
 
 
-def test_boxes_have_as_much_room_below_as_above(tab):
-    """The theme takes the margin of what comes last."""
-    room = tab.evaluate("""() => [...document.querySelectorAll(
-            "article div.admonition:not(.sbn-proof, .toggle-hidden)")].filter(e => e.offsetHeight)
-        .map(getComputedStyle).filter(s => s.paddingTop !== s.paddingBottom).length""")
-    assert room == 0
-
-
 def test_what_goes_on_at_the_side_shows_it(tab):
     """A box that scrolls sideways has a shadow where it goes on."""
     tab.set_viewport_size({"width": PHONE, "height": 900})

@@ -13,7 +13,7 @@ VERBATIM = {"pre", "code", "script", "style", "svg", "template"}
 
 
 class Prose(HTMLParser):
-    """The text of a page, less what stands for itself, and the titles of solutions."""
+    """The text of a page, less what stands for itself."""
 
     def __init__(self, page):
         super().__init__()
@@ -37,9 +37,3 @@ class Prose(HTMLParser):
 @every_page
 def test_no_line_ends_in_a_number(site, page):
     assert BROKEN_NUMBER.findall("".join(Prose(html(page)).text)) == []
-
-
-@every_page
-def test_the_link_of_a_solution_begins_with_a_word(site, page):
-    links = re.findall(r"Solution to ?<a [^>]*>(.)", html(page))
-    assert [first for first in links if first.isspace()] == []

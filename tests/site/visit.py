@@ -22,6 +22,7 @@ def toc_pages():
 
 
 PAGES = toc_pages()
+MADE = ["genindex", "py-modindex", "search"]  # by Sphinx
 CHAPTERS = [p for p in PAGES if re.search(r"/\d\d-[^/]*$", p)]
 every_page = pytest.mark.parametrize("page", PAGES)
 
