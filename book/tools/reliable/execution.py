@@ -25,9 +25,14 @@ def steps(paths: Iterable[Path], root: Path = ROOT) -> Iterator[Step]:
 
 
 def compare(path: Path, root: Path = ROOT) -> Found:
-    """Execute a copy of a notebook, and say where it differs from the file."""
-    name = path.relative_to(root).as_posix()
-    with tempfile.TemporaryDirectory() as folder:
+    """Execute a copy of a notebook, and say where it differs from the file.
+
+    The copy stands inside the book's own folder: a notebook looks for measurements from where it
+    stands upwards.
+    """
+    name, made = path.relative_to(root).as_posix(), root / "_build"
+    made.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="executed-", dir=made) as folder:
         copy = Path(folder, path.name)
         shutil.copy(path, copy)
         try:
@@ -48,8 +53,9 @@ def difference(stored: bytes, now: bytes) -> str:
             return (
                 f"cell {k} ({old.get('id') or new.get('id')}): {_first(_lines(old), _lines(new))}"
             )
-    texts = (data.decode("utf-8").splitlines() for data in (stored, now))
-    return f"no cell, but the file: {_first(*texts)}"
+    old_lines, new_lines = (data.decode("utf-8").splitlines() for data in (stored, now))
+    told = _first(old_lines, new_lines) if old_lines != new_lines else "it ends otherwise"
+    return f"no cell, but the file: {told}"
 
 
 def _lines(cell: dict[str, Any]) -> list[str]:
