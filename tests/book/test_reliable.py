@@ -118,9 +118,10 @@ def test_a_file_of_which_no_cell_ran_is_a_fault(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_nbval_that_does_not_run_is_a_fault(tmp_path):
+def test_nbval_that_does_not_run_is_a_fault(tmp_path, capfd):
     found = printing.compare([tmp_path / "no-such.ipynb"], {}, 1, tmp_path)
-    assert re.match("nbval did not run: .*no-such", found.faults[0], re.S)
+    assert found.faults == ["nbval did not run: pytest ended with 4"]
+    assert "no-such.ipynb" in capfd.readouterr().err
 
 
 # ---- executed again ----------------------------------------------------------------------------

@@ -66,17 +66,16 @@ def compare(paths: Sequence[Path], given: dict[str, str], jobs: int, root: Path 
         root: where the paths that are told begin.
     """
     names = [p.relative_to(root).as_posix() for p in paths]
+    told = ["the order: " + ", ".join(Path(name).stem for name in names)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        done = subprocess.run(
-            [*_command(report, jobs, root), *names],
-            cwd=root, env=environment(given), capture_output=True, text=True,
-        )  # fmt: skip
-        if done.returncode not in (0, 1) or not report.exists():
-            return Found([f"nbval did not run: {(done.stdout + done.stderr).strip()[-800:]}"])
+        # What pytest says of its progress is not kept: a run takes minutes, and shows where it is.
+        call = [*_command(report, jobs, root), *names]
+        status = subprocess.run(call, cwd=root, env=environment(given)).returncode
+        if status not in (0, 1) or not report.exists():
+            return Found([f"nbval did not run: pytest ended with {status}"], told)
         ran, faults = read(report)
     faults += [f"{name}: none of its cells has run" for name in names if name not in ran]
-    told = ["the order: " + ", ".join(Path(name).stem for name in names)]
     return Found(faults, [*told, f"{sum(ran.values())} cells, each once more from the last"])
 
 
@@ -91,10 +90,10 @@ def environment(given: dict[str, str]) -> dict[str, str]:
 
 def _command(report: Path, jobs: int, root: Path) -> list[str]:
     """pytest as the project's settings call it, but without the conftest, which sets one thread."""
-    call = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest"]
+    call = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--noconftest"]
     call += ["-c", os.devnull, "--rootdir", str(root), "-p", "again", "--nbval"]
     call += ["--nbval-current-env", "--nbval-sanitize-with", str(SUPPORT / "nbval.cfg")]
-    call += ["--junitxml", str(report), "--tb=no", "-o", "junit_family=xunit1"]
+    call += ["--junitxml", str(report), "--tb=no", "-rN", "-o", "junit_family=xunit1"]
     if jobs > 1:  # a notebook stays with its process, and the files keep their order
         call += ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"]
     return call
