@@ -82,10 +82,10 @@ def compared(five, names, run, jobs=1):
 def test_nbval_names_the_stale_cell_and_the_one_that_depends_on_threads(five):
     found = compared(five, "leaves stale leans run good", "two threads")
     assert found.faults == [
-        "stale.ipynb, Cell 0: stored '0.26', now '0.25'",
-        "stale.ipynb, Cell 0, again: stored '0.26', now '0.25'",
-        "run.ipynb, Cell 0: stored '1 None', now '2 None'",
-        "run.ipynb, Cell 0, again: stored '1 None', now '2 None'",
+        "stale.ipynb, code cell 0 (c0): stored '0.26', now '0.25'",
+        "stale.ipynb, code cell 0, again (c0): stored '0.26', now '0.25'",
+        "run.ipynb, code cell 0 (c0): stored '1 None', now '2 None'",
+        "run.ipynb, code cell 0, again (c0): stored '1 None', now '2 None'",
     ]
     assert found.notes == [
         "the order: leaves, stale, leans, run, good",
@@ -96,8 +96,8 @@ def test_nbval_names_the_stale_cell_and_the_one_that_depends_on_threads(five):
 @pytest.mark.slow
 def test_nbval_finds_what_leans_on_another_file_and_on_the_instructions(five):
     found = compared(five, "leans leaves run", "plain instructions")
-    assert "leans.ipynb, Cell 0: stored 'True', now 'False'" in found.faults
-    assert "run.ipynb, Cell 0: stored '1 None', now '1 default'" in found.faults
+    assert "leans.ipynb, code cell 0 (c0): stored 'True', now 'False'" in found.faults
+    assert "run.ipynb, code cell 0 (c0): stored '1 None', now '1 default'" in found.faults
 
 
 def test_a_file_of_which_no_cell_ran_is_a_fault(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def compare(paths: Sequence[Path], given: dict[str, str], jobs: int, root: Path 
         status = subprocess.run(call, cwd=root, env=environment(given)).returncode
         if status not in (0, 1) or not report.exists():
             return Found([f"nbval did not run: pytest ended with {status}"], told)
-        ran, faults = read(report)
+        ran, faults = read(report, root)
     faults += [f"{name}: none of its cells has run" for name in names if name not in ran]
     return Found(faults, [*told, f"{sum(ran.values())} cells, each once more from the last"])
 
@@ -99,8 +99,8 @@ def _command(report: Path, jobs: int, root: Path) -> list[str]:
     return call
 
 
-def read(report: Path) -> tuple[dict[str, int], list[str]]:
-    """How many cells of each file have run, and which of them are at fault."""
+def read(report: Path, root: Path) -> tuple[dict[str, int], list[str]]:
+    """How many cells of each file have run, and which of them are at fault, by number and id."""
     ran: dict[str, int] = {}
     faults = []
     for case in ET.parse(report).iter("testcase"):
@@ -108,8 +108,18 @@ def read(report: Path) -> tuple[dict[str, int], list[str]]:
         ran[name] = ran.get(name, 0) + (not case.get("name", "").endswith(", again"))
         problem = next((tag for tag in case if tag.tag in ("failure", "error")), None)
         if problem is not None:
-            faults.append(f"{name}, {case.get('name')}: {_told(problem)}")
+            cell = _named(case.get("name", ""), root / name)
+            faults.append(f"{name}, {cell}: {_told(problem)}")
     return ran, faults
+
+
+def _named(cell: str, path: Path) -> str:
+    """A cell as nbval calls it, "Cell 3, again", with its id: nbval counts cells of code alone."""
+    number = re.match(r"Cell (\d+)", cell)
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    if not number or int(number[1]) >= len(cells):
+        return cell
+    return f"code {cell[:1].lower()}{cell[1:]} ({cells[int(number[1])].id})"
 
 
 def _told(problem: ET.Element) -> str:
