@@ -158,6 +158,8 @@ def test_the_first_difference_of_two_files_is_told():
         return json.dumps({"cells": cells, "nbformat": level} | more, indent=1).encode()
 
     assert execution.difference(file("a", "b"), file("a", "b")) == ""
+    measured = [file("a", f"on this machine: {speed} GB") for speed in (19, 4)]
+    assert execution.difference(*measured) == ""
     long = "x" * 500
     told = execution.difference(file("a", long + "1" + long), file("a", long + "2" + long))
     assert told.startswith("cell 1 (c1): stored 'xxx") and "x1x" in told and "x2x" in told

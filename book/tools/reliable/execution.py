@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from reliable.record import ROOT, Found, Step, clipped
 
 #: How much of a line is told before and after the place where it differs.
 BEFORE, AFTER = 30, 60
+MEASURED = re.compile(rb'"on this machine: [^"]*')
 
 
 def steps(paths: Iterable[Path], root: Path = ROOT) -> Iterator[Step]:
@@ -44,7 +46,12 @@ def compare(path: Path, root: Path = ROOT) -> Found:
 
 
 def difference(stored: bytes, now: bytes) -> str:
-    """The first place where two files of a notebook differ; "" if they are the same."""
+    """The first place where two files of a notebook differ; "" if they are the same.
+
+    What a cell measures of its machine, lines that begin so, is not compared: nbval.cfg has the
+    same rule.
+    """
+    stored, now = (MEASURED.sub(b'"', data) for data in (stored, now))
     if stored == now:
         return ""
     cells = (json.loads(data)["cells"] for data in (stored, now))
