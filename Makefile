@@ -18,6 +18,9 @@
 #   make sniffer   a script from npm with which the site tests judge accessibility a second time
 #   make release   the formats, and then what a release has to pass beside the tests: epubcheck,
 #                  and every notebook of the archives from its first cell to its last
+#   make reliable  what a release promises of the whole: outputs that no order of the files, thread
+#                  or processor decides, executions that give the stored bytes, links that lead
+#                  somewhere; and its times, beside those to reach
 #   make lint      check the style, the form and the types of the code
 #   make format    bring the code into its form
 #   make clean     remove what was built (not the environment)
@@ -25,12 +28,14 @@
 # Variables:  PYTHON=python3.12   the Python that makes the environment (3.11 or newer)
 #             TORCH_INDEX=https://download.pytorch.org/whl/cpu   where PyTorch comes from
 #             TESTS="-m 'not site'"   what pytest is given
+#             RELIABLE="--part links"   what `make reliable` is given; --help has more
 #             JOBS=2   test processes, a file to each; one for each core if not given
 
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH_INDEX ?=
 TESTS       ?=
+RELIABLE    ?=
 JOBS        ?= auto
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
@@ -40,7 +45,7 @@ PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST      := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
                --dist loadfile --no-loadscope-reorder
 
-.PHONY: book test formats release quick lab execute bench serve sniffer lint format clean
+.PHONY: book test formats release reliable quick lab execute bench serve sniffer lint format clean
 
 book: $(INSTALLED)
 	@$(BIN)/jupyter-book build . -W -n --keep-going -q
@@ -55,6 +60,9 @@ formats: book
 
 release: book
 	$(BIN)/python book/tools/formats --release
+
+reliable: book
+	$(BIN)/python book/tools/reliable $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) $(RELIABLE)
 
 quick: lint
 	$(PYTEST) tests/library tests/book tests/support -m "not site and not slow" $(TESTS)

@@ -160,10 +160,11 @@ def test_eq_19_threshold() -> None:
 def test_torch_and_the_formula_differ_where_the_page_says() -> None:
     cell = containing(PATH, "def compared")
     space = run(PATH, cell)
-    said = [line.split(":")[1].split()[0] for line in printed(cell).splitlines()]
-    assert said == ["0%", "2%"]
-    says("for two units in a hundred rounding decides one of them "
-         "the other way (for fewer, if only sums of one parity occur)")  # fmt: skip
+    said = [re.findall("True|False", line) for line in printed(cell).splitlines()]
+    assert said == [["False", "False"], ["True", "False"]]
+    # the order of torch's own rounding decides: 2.3 in a hundred with AVX2, 0.9 without
+    says("for one or two units in a hundred rounding decides one of them the other way")
+    assert 0.005 < space["compared"](True) < 0.03
     assert "running_var.fill_(9)" in cell.source
     # the units that differ are those at which z is 0 but for rounding
     norm = torch.nn.BatchNorm1d(3, eps=0).eval()

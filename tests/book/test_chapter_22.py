@@ -581,7 +581,7 @@ def test_the_cures_of_units() -> None:
     assert abs(ends("def one_draw", "after") - eighth) < 5 * eighth / math.sqrt(1000) + 5e-3
     mode = lines_of(containing(PATH, "class OnlyWhenTraining"))
     assert (
-        mode[-2] == "before codes: eval, deterministic" and mode[-1] == "after codes: deterministic"
+        mode[-2] == "before codes: deterministic, eval" and mode[-1] == "after codes: deterministic"
     )
 
 

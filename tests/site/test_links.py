@@ -2,13 +2,15 @@
 
 import gzip
 import re
-from html.parser import HTMLParser
-from pathlib import Path
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+import sys
 
 import pytest
-from places import SITE
+from places import ROOT, SITE
 from visit import CHAPTERS, MADE, PAGES, every_page, html
+
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+
+from reliable import links  # noqa: E402
 
 pytestmark = [pytest.mark.site, pytest.mark.usefixtures("site")]
 
@@ -56,33 +58,9 @@ def test_a_formula_keeps_the_punctuation_after_it(page):
     assert all(found[1] for found in FORMULA.finditer(html(page)))
 
 
-class Anchors(HTMLParser):
-    """The ids of one page, and what it links to or loads."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.ids, self.targets = set(), []
-        self.feed(path.read_text("utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.ids |= {given[k] for k in ("id", "name") if given.get(k)}
-        self.targets += [given[k] for k in ("href", "src") if given.get(k)]
-
-
-def test_links_and_anchors_resolve():
-    parsed = {path: Anchors(path) for path in SITE.rglob("*.html")}
-    dead = []
-    for path, page in parsed.items():
-        for target in page.targets:
-            url, fragment = urldefrag(urljoin(path.as_uri(), target))
-            if urlsplit(url).scheme != "file":
-                continue
-            file = Path(unquote(urlsplit(url).path))
-            anchors = parsed[file].ids if file in parsed else {fragment}
-            if not file.exists() or fragment and unquote(fragment) not in anchors:
-                dead.append(f"{path.relative_to(SITE)}: {target}")
-    assert not dead
+def test_links_and_anchors_resolve_and_nothing_is_loaded_from_another_host():
+    pages = links.read(SITE)
+    assert [*links.dead(SITE, pages), *links.loads_of_other_hosts(pages, SITE)] == []
 
 
 # ------------------------------------------------------------------------------ in the browser

@@ -1,0 +1,1 @@
+"""What a release is beside correct: the same everywhere, whole, quick; see ``command``."""
