@@ -16,7 +16,8 @@
 #   make bench     the speed of exact gradients and measurements, as ratios
 #   make serve     serve the built book at http://localhost:8000
 #   make release   the formats, and then what a release has to pass beside the tests: epubcheck,
-#                  and every notebook of the archives from its first cell to its last
+#                  every notebook of the archives, wheel and sdist in environments that have nothing
+#                  else, and the road without make
 #   make lint      check the style, the form and the types of the code
 #   make format    bring the code into its form
 #   make clean     remove what was built (not the environment)
@@ -25,12 +26,15 @@
 #             TORCH_INDEX=https://download.pytorch.org/whl/cpu   where PyTorch comes from
 #             TESTS="-m 'not site'"   what pytest is given
 #             JOBS=2   test processes, a file to each; one for each core if not given
+#             CHECKS="package road"   of `make release`, these alone; --cuda among them tries builds
+#                                     of PyTorch that bring CUDA, too
 
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH_INDEX ?=
 TESTS       ?=
 JOBS        ?= auto
+CHECKS      ?=
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -53,7 +57,7 @@ formats: book
 	$(BIN)/python book/tools/formats
 
 release: book
-	$(BIN)/python book/tools/formats --release
+	$(BIN)/python book/tools/release $(CHECKS)
 
 quick: lint
 	$(PYTEST) tests/library tests/book tests/support -m "not site and not slow" $(TESTS)
@@ -85,7 +89,7 @@ format: $(INSTALLED)
 clean:
 	rm -rf _build build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-# PyTorch first and from its own index if one is given; then everything that is pinned; then sbnlib
+# PyTorch first and from its own index if one is given; then everything that is pinned, and sbnlib
 # itself, editable. A change of either file makes this run again.
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -94,5 +98,4 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@echo "Installing what requirements.txt pins (a few minutes the first time)"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
 	@$(PIP) -r requirements.txt
-	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@

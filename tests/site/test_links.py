@@ -26,7 +26,8 @@ MADE = ["index", "genindex", "py-modindex", "search"]
 
 def test_site_has_no_stray_page():
     found = {p.relative_to(SITE).with_suffix("").as_posix() for p in SITE.rglob("*.html")}
-    assert found == {*PAGES, *MADE}
+    lost = {"404"} if (SITE / "sitemap.xml").exists() else set()  # where the address is known
+    assert found == {*PAGES, *MADE, *lost}
 
 
 @every_page
