@@ -22,7 +22,8 @@ from sphinx.config import Config
 
 GITHUB = "https://github.com/"
 LOST = "404"
-FILES = (f"{LOST}.html", "sitemap.xml", "robots.txt")
+ROBOTS = "robots.txt"
+FILES = (f"{LOST}.html", "sitemap.xml", ROBOTS)
 SITEMAP = """<?xml version="1.0" encoding="utf-8"?>
 <urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">
 {}
@@ -77,19 +78,23 @@ def base_of_lost_page(
 
 
 def write_lists(app: Sphinx, exception: Exception | None) -> None:
-    """The sitemap and the way to it; without an address, nothing of an earlier build either."""
+    """The sitemap and the way to it; nothing of an earlier build with another address, or none."""
     if exception or app.builder.format != "html":
         return
     base, out = app.config.html_baseurl, Path(app.outdir)
-    if not base:
-        for name in FILES:
+    for name in FILES:
+        if not base or name == ROBOTS:
             (out / name).unlink(missing_ok=True)
-        return
+    if base:
+        write_sitemap(app, base, out)
+
+
+def write_sitemap(app: Sphinx, base: str, out: Path) -> None:
     pages = (base + app.builder.get_target_uri(name) for name in sorted(app.env.found_docs))
     lines = (f"<url><loc>{escape(page)}</loc></url>" for page in pages)
     (out / "sitemap.xml").write_text(SITEMAP.format("\n".join(lines)), "utf-8")
     if urlsplit(base).path == "/":
-        (out / "robots.txt").write_text(f"Sitemap: {base}sitemap.xml\n", "utf-8")
+        (out / ROBOTS).write_text(f"Sitemap: {base}sitemap.xml\n", "utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -132,6 +132,7 @@ def test_epubcheck_that_is_not_there_is_a_fault(tmp_path, monkeypatch):
     assert list(downloads.epubcheck(tmp_path)) == [tools.EPUBCHECK]
 
 
+@pytest.mark.slow
 def test_a_notebook_that_fails_says_where(tmp_path):
     path = tmp_path / "n.ipynb"
     cell = nbformat.v4.new_code_cell("raise ValueError('at the end')")
@@ -247,11 +248,21 @@ def test_what_cannot_be_had_is_said_and_the_others_are_tried(monkeypatch):
     assert "build for CUDA" in lines[1] and "TORCH_INDEX=" in lines[1]
 
 
-def test_an_environment_has_a_python_of_its_own_and_its_faults_have_words(tmp_path):
+@pytest.mark.slow
+def test_an_environment_has_a_python_of_its_own(tmp_path):
     made = Environment(tmp_path / "env")
     assert made.run("-c", "import sys; print(sys.prefix)").strip() == str(tmp_path / "env")
+    assert "torch" not in made.packages()
+
+
+def test_what_a_python_says_when_it_fails_is_the_reason(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "of-this-checkout")
+    assert environments.run(sys.executable, "-c", "import os; print(os.getenv('PYTHONPATH'))") == (
+        "None\n"
+    )
     with pytest.raises(Missing, match="at the end"):
-        made.run("-c", "raise ValueError('at the end')")
+        environments.run(sys.executable, "-c", "raise ValueError('at the end')")
+    assert environments._last("x\nERROR: no torch\ny") == "ERROR: no torch"
 
 
 # ---- what is tried -----------------------------------------------------------------------------
