@@ -289,7 +289,9 @@ def test_a_module_that_cannot_be_imported_has_to_name_its_extra(monkeypatch):
                "sbnlib.noise": ModuleNotFoundError("it comes with an extra: pip install "
                                                    "'sbnlib[nothing]'")}[name]  # fmt: skip
 
-    monkeypatch.setattr(trial, "modules", lambda: ["sbnlib.nn", "sbnlib.noise", "sbnlib.optim"])
+    monkeypatch.setattr(
+        trial, "modules", lambda: dict.fromkeys(("sbnlib.nn", "sbnlib.noise", "sbnlib.optim"))
+    )
     monkeypatch.setattr(trial.importlib, "import_module", load)
     *faults, said = trial.imports()
     assert [fault.split()[1] for fault in faults] == ["sbnlib.noise", "sbnlib.optim"]

@@ -82,6 +82,6 @@ def run(path: Path, library: Path | None = None, python: str = sys.executable) -
     if not any(c["cell_type"] == "code" for c in json.loads(path.read_text("utf-8"))["cells"]):
         return ""
     call = [python, "-m", "jupyter", "execute", "--timeout=900", str(path)]
-    env = {**os.environ, **NO_NETWORK} | ({"PYTHONPATH": str(library)} if library else {})
+    env = {**os.environ, **NO_NETWORK, "PYTHONPATH": str(library or "")}
     done = subprocess.run(call, capture_output=True, text=True, cwd=path.parent, env=env)
     return "" if done.returncode == 0 else done.stderr.strip()[-800:]

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from importlib.metadata import metadata
 from pathlib import Path
 
+STARTS = 'if __name__ == "__main__":'
 SECTION = re.compile(r"^#+ ", re.M)
 EXAMPLE = re.compile(r"```python\n(.*?)```", re.S)
 NEEDS = re.compile(r"\(extras? (`\w+`(?:(?:, | and )`\w+`)*)\)")
@@ -25,14 +26,14 @@ COMMAND = re.compile(r"python -m (sbnlib[\w.]*)")
 EXTRA = re.compile(r"comes with an extra: pip install 'sbnlib\[(\w+)\]'")
 
 
-def modules() -> list[str]:
-    """The name of every module of the installed package; none is imported for it."""
+def modules() -> dict[str, Path]:
+    """The file of every module of the installed package; none is imported for it."""
     import sbnlib
 
     (folder,) = map(Path, sbnlib.__path__)
-    files = (p.relative_to(folder.parent).with_suffix("") for p in folder.rglob("*.py"))
-    names = (".".join(p.parts) for p in files if "templates" not in p.parts)
-    return sorted(name.removesuffix(".__init__") for name in names)
+    files = sorted(p for p in folder.rglob("*.py") if "templates" not in p.parts)
+    names = (".".join(p.relative_to(folder.parent).with_suffix("").parts) for p in files)
+    return {n.removesuffix(".__init__"): p for n, p in zip(names, files, strict=True)}
 
 
 def extra_of(text: str) -> str:
@@ -44,7 +45,7 @@ def extra_of(text: str) -> str:
 
 def imports() -> Iterator[str]:
     """Every module can be imported, or says which extra it needs."""
-    names, waiting = modules(), {}
+    names, waiting = list(modules()), {}
     for name in names:
         try:
             importlib.import_module(name)
@@ -61,7 +62,8 @@ def _listed(waiting: dict[str, str]) -> str:
 
 def commands(readme: str) -> Iterator[str]:
     """Every command of the package, and every one that the README shows, has a help."""
-    here = {n.removesuffix(".__main__") for n in modules() if n.endswith(".__main__")}
+    here = {name.removesuffix(".__main__") for name, file in modules().items()
+            if name.endswith(".__main__") or STARTS in file.read_text("utf-8")}  # fmt: skip
     shown = {name.rstrip(".") for name in COMMAND.findall(readme)}
     waiting = {}
     for name in sorted(here | shown):
@@ -75,7 +77,7 @@ def commands(readme: str) -> Iterator[str]:
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
-        call = [sys.executable, "-P", *arguments]
+        call = [sys.executable, "-I", *arguments]
         return subprocess.run(call, capture_output=True, text=True, cwd=folder)
 
 
