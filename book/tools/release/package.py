@@ -93,9 +93,9 @@ def contents(tree: Path, wheel: Path, sdist: Path) -> Iterator[str]:
 
 
 def differ(name: str, has: Iterable[str], wants: Iterable[str]) -> Iterator[str]:
-    has, wants = set(has), set(wants)
-    yield from (f"{name} lacks {file}" for file in sorted(wants - has))
-    yield from (f"{name} has {file}, which does not belong there" for file in sorted(has - wants))
+    there, due = set(has), set(wants)
+    yield from (f"{name} lacks {file}" for file in sorted(due - there))
+    yield from (f"{name} has {file}, which does not belong there" for file in sorted(there - due))
 
 
 def described_as(metadata: str, tree: Path) -> Iterator[str]:
