@@ -17,7 +17,8 @@
 #   make serve     serve the built book at http://localhost:8000
 #   make sniffer   a script from npm with which the site tests judge accessibility a second time
 #   make release   the formats, and then what a release has to pass beside the tests: epubcheck,
-#                  and every notebook of the archives from its first cell to its last
+#                  every notebook of the archives, wheel and sdist in environments that have nothing
+#                  else, and the road without make
 #   make reliable  what a release promises of the whole: outputs that no order of the files, thread
 #                  or processor decides, executions that give the stored bytes, links that lead
 #                  somewhere; and its times, beside those to reach
@@ -30,6 +31,8 @@
 #             TESTS="-m 'not site'"   what pytest is given
 #             RELIABLE="--part links"   what `make reliable` is given; --help has more
 #             JOBS=2   test processes, a file to each; one for each core if not given
+#             CHECKS="package road"   of `make release`, these alone; --cuda among them tries builds
+#                                     of PyTorch that bring CUDA, too
 
 PYTHON      ?= python3
 VENV        ?= .venv
@@ -37,6 +40,7 @@ TORCH_INDEX ?=
 TESTS       ?=
 RELIABLE    ?=
 JOBS        ?= auto
+CHECKS      ?=
 BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -59,7 +63,7 @@ formats: book
 	$(BIN)/python book/tools/formats
 
 release: book
-	$(BIN)/python book/tools/formats --release
+	$(BIN)/python book/tools/release $(CHECKS)
 
 reliable: book
 	$(BIN)/python book/tools/reliable $(if $(filter-out auto,$(JOBS)),--jobs $(JOBS)) $(RELIABLE)
@@ -97,7 +101,7 @@ format: $(INSTALLED)
 clean:
 	rm -rf _build build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-# PyTorch first and from its own index if one is given; then everything that is pinned; then sbnlib
+# PyTorch first and from its own index if one is given; then everything that is pinned, and sbnlib
 # itself, editable. A change of either file makes this run again.
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -106,5 +110,4 @@ $(INSTALLED): requirements.txt pyproject.toml
 	@echo "Installing what requirements.txt pins (a few minutes the first time)"
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
 	@$(PIP) -r requirements.txt
-	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@

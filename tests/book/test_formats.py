@@ -1,7 +1,6 @@
 """The tools of `make formats`, on small pages: what they write, refuse and publish."""
 
 import io
-import json
 import re
 import shutil
 import sys
@@ -25,7 +24,6 @@ from formats import (  # noqa: E402
     pages,
     pdf,
     publish,
-    release,
 )
 from formats.pages import FormatError  # noqa: E402
 
@@ -370,8 +368,6 @@ def test_a_format_whose_program_is_missing_names_it(root, make, monkeypatch):
     (fault,) = make()
     assert "pdf and epub: no browser" in fault and "apt-get install chromium" in fault
     assert downloads(root) == {}
-    (fault,) = release.epubcheck(root)
-    assert "epubcheck is not there" in fault and "apt-get install epubcheck" in fault
 
 
 @pytest.mark.parametrize("end", [OSError("no space left"), KeyboardInterrupt()])
@@ -442,26 +438,6 @@ def test_checks_of_notebooks_find_a_solution_and_a_missing_exercise(root):
         "1 solutions in the notebooks without solutions"]  # fmt: skip
     assert list(checks.notebooks(both, archive("nothing"), contents)) == [
         "0 exercises without solutions, the book has 1"]  # fmt: skip
-
-
-def test_versions_that_differ_are_named(tmp_path):
-    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.1"\n', "utf-8")
-    (tmp_path / "CITATION.cff").write_text("version: 1.0\n", "utf-8")
-    (tmp_path / "CHANGELOG.md").write_text("# Changes\n\n## 0.9\n", "utf-8")
-    assert list(release.versions(tmp_path)) == [
-        "CITATION.cff names version 1.0, pyproject.toml 1.1",
-        "CHANGELOG.md begins with 0.9, not with 1.1",
-    ]
-
-
-def test_the_sources_name_one_version():
-    assert list(release.versions(ROOT)) == []
-
-
-def test_a_notebook_that_fails_says_where(tmp_path):
-    path = tmp_path / "n.ipynb"
-    path.write_text(json.dumps(notebook(">raise ValueError('at the end')")), "utf-8")
-    assert "at the end" in release.run(path)
 
 
 def test_beautiful_soup_closes_what_xml_wants_closed():

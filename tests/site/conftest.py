@@ -33,8 +33,8 @@ SWITCHES = [
 ]
 
 
-def missing(what):
-    if os.environ.get("SBN_REQUIRE_BROWSER") == "1":
+def missing(what, kind="BROWSER"):
+    if os.environ.get(f"SBN_REQUIRE_{kind}") == "1":
         pytest.fail(what)
     pytest.skip(what)
 
@@ -84,7 +84,7 @@ def serve():
 def codesniffer():
     """The script of HTML_CodeSniffer."""
     if not sniffer.SCRIPT.exists():
-        missing(f"no build/{sniffer.SCRIPT.name}: run `make sniffer`, which takes it from npm")
+        missing(f"no build/{sniffer.SCRIPT.name}: run `make sniffer`, npm has it", "SNIFFER")
     return sniffer.SCRIPT.read_text("utf-8")
 
 

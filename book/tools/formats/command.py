@@ -1,7 +1,6 @@
 """Make every format, check it, publish it under the site.
 
     python book/tools/formats              after `make book`; `make formats` does both
-    python book/tools/formats --release    and then the checks that take minutes; `make release`
     python book/tools/formats --link       only link what is there and is of these pages
 
 Nothing is published if one format cannot be made: what is wrong is said, with the format and the
@@ -17,10 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from formats import browser, checks, copies, epub, markdown, notebooks, pages, pdf, publish, release
+from formats import browser, checks, copies, epub, markdown, notebooks, pages, pdf, publish
 from formats.pages import Book, FormatError
 
 NAME = notebooks.FOLDER
+#: What only a site on a host has use for: also of ``book/ext/sbn_address.py``.
+NOT_KEPT = ("llms.txt", "llms-full.txt", "404.html", "sitemap.xml", "robots.txt")
 
 
 class Making:
@@ -63,7 +64,7 @@ class Making:
 
     def html(self) -> bytes:
         """The site as it was built, to be read without a connection."""
-        left_out = {publish.FOLDER, "llms.txt", "llms-full.txt"}
+        left_out = {publish.FOLDER, *NOT_KEPT}
         found = {}
         for path in sorted(p for p in self.site.rglob("*") if p.is_file()):
             name = path.relative_to(self.site).as_posix()
@@ -134,7 +135,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="formats", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--again", action="store_true", help="also if the pages have not changed")
     parser.add_argument("--link", action="store_true", help="make nothing; link what there is")
-    parser.add_argument("--release", action="store_true", help="and then check in full")
     given = parser.parse_args(arguments)
     if given.link:
         return link()
@@ -142,8 +142,6 @@ def main(arguments: list[str] | None = None) -> int:
     if faults:
         print("\n".join([*faults, "Nothing was published."]), file=sys.stderr)
         return 1
-    if given.release:
-        return check()
     print(f"The downloads: {pages.SITE / publish.FOLDER}")
     return 0
 
@@ -153,14 +151,4 @@ def link(site: Path = pages.SITE, root: Path = pages.ROOT) -> int:
     made = publish.made_from(site)
     if made and made == pages.digest(site, root):
         publish.link(site)
-    return 0
-
-
-def check() -> int:
-    """The checks of a release."""
-    faults = release.check(pages.SITE, pages.ROOT, lambda line: print(line, flush=True))
-    if faults:
-        print("\n".join(faults), file=sys.stderr)
-        return 1
-    print("Everything is in order.")
     return 0
