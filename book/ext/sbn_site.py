@@ -166,10 +166,12 @@ class KeepThousands(SphinxTransform):
 
     def apply(self) -> None:
         verbatim = nodes.FixedTextElement, nodes.literal, nodes.math
-        for text in list(self.document.findall(nodes.Text)):
-            answer = isinstance(text.parent.parent, nodes.legend)  # of a figure, in HTML
-            if THOUSANDS.search(text) and (answer or not isinstance(text.parent, verbatim)):
-                text.parent.replace(text, nodes.Text(thousands(text)))
+        for owner in self.document.findall(nodes.Element):  # some texts do not know theirs
+            answer = isinstance(owner.parent, nodes.legend)  # of a figure, in HTML
+            if answer or not isinstance(owner, verbatim):
+                for at, text in enumerate(owner.children):
+                    if isinstance(text, nodes.Text) and THOUSANDS.search(text):
+                        owner[at] = nodes.Text(thousands(text))
 
 
 def thousands(text: str) -> str:
