@@ -698,8 +698,9 @@ def test_what_is_said_of_the_order() -> None:
     ]
     assert [round(test[n]) for n in names[10:13]] == [177, 178, 178]
     assert less(ways, "reinforce_loo", "darn")[1] > 0.05
-    says("on test not local expectation and straight-through, Concrete and ST-Gumbel, ZGR and "
-         "hardtanh, RELAX and REBAR, the three at 177 and 178, and the last two pairs.")  # fmt: skip
+    says("on test not local expectation and straight-through, Concrete and ST-Gumbel, ZGR "
+         "and hardtanh, RELAX and REBAR, the three at 177 and 178, and the last two "
+         "pairs.")  # fmt: skip
     flips, st = (less(ways, "gumbel_rao", n)[1] for n in ("local_expectation", "straight_through"))
     says(f"Gumbel-Rao's lead has p = {short(flips)} over local expectation, which is little in a "
          f"table of this size, and p = {short(st, 3)} over straight-through.")  # fmt: skip
