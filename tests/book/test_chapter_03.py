@@ -474,7 +474,7 @@ def test_the_factors_of_the_page() -> None:
     text = prose(PATH)
     for words in (
         "* **ST**, straight-through: $c=2f(a)$.",
-        "* **ZGR** (zero-temperature Gumbel–Rao): $c=f(a)/P(x\\mid a)$.",
+        "* **[ZGR](gloss-zgr)** (zero-temperature Gumbel-Rao): $c=f(a)/P(x\\mid a)$.",
         "* **Identity**: $c=1$,",
     ):
         assert words in text

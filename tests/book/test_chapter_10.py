@@ -1270,7 +1270,7 @@ def test_ex_10_probe() -> None:
     text = printed(containing(PATH, "def squared_probe"))
     ten, hundred = (float(w) for w in re.findall(r"([\d.]+) % more", text))
     assert (round(ten), round(hundred)) == (7, 2)
-    assert "about seven per cent at $M=10$, and two at $M=100$" in prose(PATH)
+    assert "about seven percent at $M=10$, and two at $M=100$" in prose(PATH)
 
 
 def test_ex_10_probe_mistakes() -> None:

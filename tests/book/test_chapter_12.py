@@ -953,7 +953,7 @@ def test_words_that_carry_a_claim() -> None:
     says("the mean of straight-through $2f(c+A\\mu)$, negative")
     says("whose relative variance is a hundred asks for steps a hundred times smaller")
     says("$(k_j\\mathrm{Var}_j-k_l\\mathrm{Var}_l)(1/C-1/C')\\le0$ is left")
-    says("in proportion to $n$ ({prf:ref}`prop-04-width`), local expectation's cost as $n+1$")
+    says("local expectation's cost grows as $n+1$")
     says("at widths from 4 to 64 with exponents between $-\\frac12$ and $-1$")
     says("a flip moves $F$ along a piece that a quadratic follows well, at scale ½ over most")
     when = {row[0]: row[1:] for row in table("tab-12-when")}

@@ -444,7 +444,7 @@ def test_the_table_of_two_layers_is_exact() -> None:
     assert (st - exact).round(4).tolist() == [-0.0027, 0.0003, 0.0223, -0.0037, 0.0069, 0.0019]
     share = np.abs(st / exact - 1)
     assert (round(100 * share.min()), round(100 * share.max())) == (4, 17)
-    assert "between 4 and 17 per cent" in prose(PAGE)
+    assert "between 4 and 17 percent" in prose(PAGE)
     assert np.all(np.abs(st) < np.abs(exact)) and np.all(st * exact > 0)
 
 

@@ -1025,7 +1025,7 @@ def test_what_the_words_say_of_the_table(summaries: dict[str, dict]) -> None:
     assert f"map is at {shown(prox['gap'], prox['gap_se'])}" in words
     assert f"$p={prox['p']:.2f}$ and among seven has ${adjusted['adam_prox']:.2f}$" in words
     rest = s.keys() - {"bc_stochastic", "adam_prox"}
-    assert all(abs(s[m]["gap"]) < 0.005 for m in rest)  # "within a half per cent"
+    assert all(abs(s[m]["gap"]) < 0.005 for m in rest)  # "within half a percent"
     gap, se = s["mirror"]["mean"] - bc["mean"], np.hypot(s["mirror"]["se"], bc["se"])
     assert f"is worse by {shown(gap, se)}" in words
     errors = [np.sqrt(r["mean"] * (1 - r["mean"]) / 359) for r in s.values()]

@@ -633,7 +633,7 @@ def test_the_protocol() -> None:
     given = {n: registry[n].function.keywords for n in ("concrete", "st_gumbel", "gumbel_rao")}
     assert given == {"concrete": {"tau": 0.5}, "st_gumbel": {"tau": 0.5},
                      "gumbel_rao": {"tau": 0.5, "num_inner": 10}}  # fmt: skip
-    says("have the temperature .5, and Gumbel–Rao ten inner draws")
+    says("have the temperature .5, and Gumbel-Rao ten inner draws")
     assert "psa" in registry and "psa" not in names_of("train")
     says("(PSA is left out: with one layer it is local expectation.")
 
@@ -673,7 +673,7 @@ def test_what_is_said_of_the_order() -> None:
     says("are level, at {:.1f} and {:.1f} nats, and straight-through follows at "
          "{:.1f}.".format(*(train[n] for n in on_train[:3])))  # fmt: skip
     assert less(ways, *on_train[:2], split="train")[1] > 0.5
-    says(f"On the test pictures Gumbel–Rao is first, at {test['gumbel_rao']:.1f};")
+    says(f"On the test pictures Gumbel-Rao is first, at {test['gumbel_rao']:.1f};")
     for name in ("local_expectation", "straight_through"):
         assert round(less(ways, "gumbel_rao", name)[0]) == 1
     assert less(ways, "local_expectation", "straight_through")[1] > 0.5
@@ -698,11 +698,11 @@ def test_what_is_said_of_the_order() -> None:
     ]
     assert [round(test[n]) for n in names[10:13]] == [177, 178, 178]
     assert less(ways, "reinforce_loo", "darn")[1] > 0.05
-    says("on test not local expectation and straight-through, Concrete and Gumbel's "
-         "straight-through, ZGR and hardtanh, RELAX and REBAR, the three at 177 and 178, and the "
-         "last two pairs.")  # fmt: skip
+    says("on test not local expectation and straight-through, Concrete and ST-Gumbel, ZGR "
+         "and hardtanh, RELAX and REBAR, the three at 177 and 178, and the last two "
+         "pairs.")  # fmt: skip
     flips, st = (less(ways, "gumbel_rao", n)[1] for n in ("local_expectation", "straight_through"))
-    says(f"Gumbel–Rao's lead has p = {short(flips)} over local expectation, which is little in a "
+    says(f"Gumbel-Rao's lead has p = {short(flips)} over local expectation, which is little in a "
          f"table of this size, and p = {short(st, 3)} over straight-through.")  # fmt: skip
 
 
@@ -726,7 +726,7 @@ def test_what_the_table_takes_apart() -> None:
     p = less(ways, "straight_through", "zgr", number="sign")[1]
     says(f"ZGR's misfit falls by one nat, and straight-through's by {fall['straight_through']:.0f},"
          f" to {own:.1f}, below ZGR's {zgr:.1f} (p = {short(p, 3)})")  # fmt: skip
-    says("Ahead are again local expectation and Gumbel–Rao, at {:.1f} and {:.1f}.".format(
+    says("Ahead are again local expectation and Gumbel-Rao, at {:.1f} and {:.1f}.".format(
         *(fmean(ways(n, "sign")) for n in ("local_expectation", "gumbel_rao"))))  # fmt: skip
     assert less(ways, "local_expectation", "gumbel_rao", number="sign")[1] > 0.5
     by = {key: fmean(ways("straight_through", key)) - fmean(ways("local_expectation", key))
@@ -778,7 +778,7 @@ def test_fig_18_curves() -> None:
     estimators = [n for n in names_of("train") if n != "twin"]
     first = sorted(estimators, key=lambda n: along(n, "test")[0])
     assert first[0] == "local_expectation" and first[2] == "gumbel_rao"
-    says("after one epoch local expectation is first and Gumbel–Rao third ({numref}`fig-18-curves`)"
+    says("after one epoch local expectation is first and Gumbel-Rao third ({numref}`fig-18-curves`)"
          ", and no curve has come to rest.")  # fmt: skip
     assert all(np.diff(along(n, "test"))[-1] < 0 for n in estimators)
     assert min(names, key=lambda n: along(n, "test")[-1]) == "gumbel_rao"
@@ -1271,7 +1271,7 @@ def test_what_is_said_of_retrieval() -> None:
     by = sorted(list(ROUTES)[1:], key=lambda v: -found(nearest, v, 64))
     assert by[:4] == TRAINED
     errors = [se(retrieved(nearest, *ROUTES[label], 64)) for label in TRAINED]
-    says("Of the bits, with 64 of them, ZGR's are first, {}, then Gumbel–Rao's and the twin's "
+    says("Of the bits, with 64 of them, ZGR's are first, {}, then Gumbel-Rao's and the twin's "
          "signs, {} and {}, which are level, and straight-through's, {}, with errors of {} to "
          "{};".format(
              *(short(found(nearest, label, 64), 3) for label in TRAINED),

@@ -134,7 +134,8 @@ NOISE_CELLS = Named(
 NOISE_TABLE_NOTES = (
     "Each is symmetric; the formulas are at scale 1.",
     r"The last column is the function whose derivative is the slope $2f$: the mean "
-    r"$\mu(a)=2F(a)-1$ of the unit, under the name by which it is known as a proxy.",
+    r"$\mu(a)=2F(a)-1$ of the unit. Where it has a name, practice calls the slope by it as a "
+    "proxy: the hardtanh proxy is the derivative of hardtanh.",
     "For $a>0$ the triangular $F(a)$ is $1-F(-a)$, and outside a bounded support $F$ is 0 or 1.",
 )
 
