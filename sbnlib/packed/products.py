@@ -62,6 +62,20 @@ def _numba() -> Product:
                 found[i2, j], found[i3, j] = c2, c3
         return found
 
+    return _on_own_threads(differing)
+
+
+def _on_own_threads(product: Product) -> Product:
+    """The product by numba, whose OpenMP is torch's: after a loop, torch would have its threads."""
+
+    def differing(x: Array, w: Array) -> Array:
+        before = torch.get_num_threads()
+        try:
+            return product(x, w)
+        finally:
+            if torch.get_num_threads() != before:
+                torch.set_num_threads(before)
+
     return differing
 
 

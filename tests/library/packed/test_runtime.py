@@ -205,6 +205,18 @@ def test_without_numba_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     products._numba.cache_clear()
 
 
+@pytest.mark.slow
+def test_torch_keeps_its_number_of_threads_when_numba_first_runs_a_loop() -> None:
+    pytest.importorskip("numba")
+    code = (
+        "import numpy, torch; from sbnlib.packed.products import product; "
+        "torch.set_num_threads(1); words = numpy.ones((8, 4), numpy.uint64); "
+        "product('numba')(words, words); print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
 # The file ----------------------------------------------------------------------------------------
 
 
