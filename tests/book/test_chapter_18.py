@@ -209,7 +209,9 @@ def test_the_table_of_three_networks() -> None:
     assert list(found) == ["exact", "ZGR", "straight-through"]
     for line, (name, expected) in zip(said, found.items(), strict=True):
         assert line.startswith(name)
-        assert [float(v) for v in line[18:].split()] == pytest.approx(expected, abs=0.0051)
+        *losses, variance = (float(v) for v in line[18:].split())
+        assert losses == pytest.approx(expected[:2], abs=0.051)
+        assert variance == pytest.approx(expected[2], abs=0.0051)
     losses = [v[0] for v in found.values()]
     assert losses == sorted(losses)
     says("The order of the bounds is as one would wish: the exact gradient, then ZGR, then "
@@ -465,9 +467,10 @@ def test_the_table_of_two_losses() -> None:
         assert line.startswith(name)
         g = along_both(net)
         found[name] = [cosine(g["st"], g[other]) for other in ("at_mean", "drawn")]
-        assert [float(v) for v in line[18:].split()] == pytest.approx(found[name], abs=0.0051)
-    says("with a cosine of {} in its own net and of {} and {} in the others.".format(
-        *(short(found[n][0]) for n in ("straight-through", "exact", "ZGR"))))  # fmt: skip
+        assert [float(v) for v in line[18:].split()] == pytest.approx(found[name], abs=0.051)
+    says("with a cosine above .95 in its own net and of about .9 in the others.")
+    own, *others = (found[n][0] for n in ("straight-through", "exact", "ZGR"))
+    assert own > 0.95 and others == pytest.approx([0.9, 0.9], abs=0.05)
     assert max(found["exact"][1], found["ZGR"][1]) < 0
     says("the gradient of the misfit points elsewhere altogether")
     g = along_both(trained()["straight-through"])
@@ -1508,9 +1511,10 @@ def test_ex_18_gap() -> None:
     _, once, after_one, _ = settled(trained()["straight-through"], 1)
     expected = [last / first, (first - last) / whole, closed["exact"], closed["ZGR"],
                 1 - after_one / once]  # fmt: skip
-    assert [w for w, _ in check.wrong] == pytest.approx(expected, abs=check.tolerance / 2)
-    for line, (name, (_, *own)) in zip(lines_of(containing(PATH, "def refined("))[1:],
-                                       found.items(), strict=False):  # fmt: skip
+    assert [w for w, _ in check.wrong] == pytest.approx(expected, abs=check.tolerance)
+    _, *lines, verdict = lines_of(containing(PATH, "def refined("))
+    for line, name in zip(lines, ("exact", "straight-through"), strict=True):
+        own = found[name][1:]
         assert line.startswith(name) and numbers(line[16:]) == pytest.approx(own, abs=0.0051)
     losses = short(first - last), short(found["exact"][1] - found["exact"][2])
     says(f"Independent bits cost {short(last)} nats with this decoder, or less if the rounds have "
