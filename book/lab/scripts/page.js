@@ -99,12 +99,14 @@
       html("div", {}, html("dt", {}, words), told[key])));
     const table = html("tbody"), states = html("tbody"), drawn = html("span");
     const says = html("p", { class: "sbn-lab-says" });
-    const tableOf = (body, ...heads) => html("div", {}, html("table", {}, html("thead", {},
-      html("tr", {}, ...heads.map((words) => html("th", { scope: "col" }, words)))), body));
+    const tableOf = (name, body, ...heads) => html("div", {},
+      html("table", { "aria-label": name }, html("thead", {}, html("tr", {},
+        ...heads.map((words) => html("th", { scope: "col" }, words)))), body));
     const details = html("details", { class: "sbn-lab-table" },
       html("summary", {}, "All numbers as tables"),
-      tableOf(table, "parameter", "value", "gradient", "mean", "standard deviation"),
-      tableOf(states, "layer", "state", "probability", "share in the drawn paths"));
+      tableOf("Parameters and gradients", table,
+        "parameter", "value", "gradient", "mean", "standard deviation"),
+      tableOf("States", states, "layer", "state", "probability", "share in the drawn paths"));
     details.addEventListener("toggle", () => found && fillTables());
 
     // ---- fields ------------------------------------------------------------------------------
