@@ -11,26 +11,21 @@ import contextlib
 import functools
 import http.server
 import os
-import shutil
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import sniffer
 import visit
-from places import SITE
+from places import ROOT, SITE
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SWITCHES = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+
+from formats import browser as tools  # noqa: E402
+from formats.pages import FormatError  # noqa: E402
+
+SWITCHES = [*tools.SWITCHES[:-1], f"{tools.SWITCHES[-1]}, EXCLUDE 127.0.0.1"]
 
 
 def missing(what, kind="BROWSER"):
@@ -91,9 +86,10 @@ def codesniffer():
 @pytest.fixture(scope="session")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        missing(f"no browser: none of {', '.join(BROWSERS)} is on the path")
+    try:
+        executable = tools.executable()
+    except FormatError as error:
+        missing(str(error))
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, args=SWITCHES)
         yield chromium
