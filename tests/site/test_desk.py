@@ -128,10 +128,14 @@ def mute(tab):
 
 
 def unnamed(tab):
-    """Sliders that say neither what they set nor where they stand."""
+    """Sliders that say neither what they set nor where they stand.
+
+    The value of a slider of the lab is the number that it sets; elsewhere it counts frames.
+    """
     return tab.evaluate("""() =>
         [...document.querySelectorAll("article :is(input[type=range], [role=slider])")]
-            .filter(e => !(e.ariaLabel && e.ariaValueText)).map(e => e.outerHTML)""")
+            .filter(e => !((e.ariaLabel || e.labels?.length)
+                           && (e.ariaValueText || e.closest("#sbn-lab")))).map(e => e.outerHTML)""")
 
 
 def test_page_is_whole(tab, colors):

@@ -117,10 +117,10 @@ def test_what_goes_on_at_the_side_shows_it(tab):
 def without_edge(tab):
     """Boxes wider inside than outside that scroll, or are cut off, and do not show it.
 
-    A line that is typed in follows its caret.
+    A line that is typed in follows its caret; a box of one pixel is for screen readers.
     """
     return tab.evaluate("""() => [...document.querySelectorAll("article *")]
-        .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+        .filter(e => e.clientWidth > 1 && e.scrollWidth > e.clientWidth + 1)
         .filter(e => !e.closest("svg") && !e.matches("mjx-container *, input"))
         .filter(e => getComputedStyle(e).overflowX !== "visible")
         .filter(e => !getComputedStyle(e).backgroundAttachment.includes("local"))
