@@ -248,6 +248,13 @@ def test_readme_picture_is_small():
     assert (BOOK / "assets" / "readme-figure.png").stat().st_size < 150_000
 
 
+def test_no_two_modules_of_the_tests_have_one_name():
+    # the folders of tests are no packages: of two modules with one name, pytest collects one alone
+    names = [p.stem for p in tracked_files() if p.suffix == ".py"
+             and p.relative_to(ROOT).parts[0] == "tests" and p.name != "conftest.py"]  # fmt: skip
+    assert sorted(names) == sorted(set(names))
+
+
 def test_nothing_names_the_machine_it_was_made_on():
     # written in pieces, so that this file does not find itself
     words = ["/wo" + "rk/", "/ho" + "me/", "/Us" + "ers/", "/tm" + "p/", "art" + "ifactory"]

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 #: The Pythons that are looked for, beside the oldest, which pyproject.toml names.
 MINORS = range(11, 20)
 CUDA = re.compile(r"nvidia|cuda")
-PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input")
+PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
 
 class Missing(Exception):
@@ -116,7 +116,8 @@ def refuse_cuda(environment: Environment, torch: str, index: str) -> None:
     Raises:
         Missing: the build of PyTorch to be had here brings CUDA, or there is none.
     """
-    plan = environment.pip("install", "--dry-run", "--report", "-", torch, *torch_options(index))
+    ask = ("install", "--dry-run", "--quiet", "--report", "-", torch, *torch_options(index))
+    plan = environment.pip(*ask)  # quiet, so that the report stands alone
     parts = {p["metadata"]["name"]: p["metadata"]["version"] for p in json.loads(plan)["install"]}
     if any(CUDA.search(name) for name in parts):
         raise Missing(
