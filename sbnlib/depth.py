@@ -108,20 +108,20 @@ def overlap(noise: Noise | str, thresholds: Thresholds | None = None) -> float:
         thresholds: those of units with more levels, states scaled as in :func:`gain`; then the rate
             is :math:`(\mathbb{E}\,\mu')^2/\operatorname{Var} x`. The state tells of a what a
             quantizer of C levels does, so the rate is at most :math:`1 - d_C`, with :math:`d_C` the
-            least mean square error of C levels for N(0, 1): .6366, .8098, .8825, .9655, .9905 for
-            2, 3, 4, 8, 16.
+            least mean square error of C levels for N(0, 1): 0.6366, 0.8098, 0.8825, 0.9655, 0.9905
+            for 2, 3, 4, 8, 16.
 
     Returns:
         :math:`(\mathbb{E}\,2f)^2`, which is at most :math:`\mathbb{E}\,m^2`, and that at most the
         gain of straight-through. It is below 2/pi for every noise, the value of units without
-        noise; at gain 1 it is at most .5445. So an untrained layer of dense weights always loses
+        noise; at gain 1 it is at most 0.5445. So an untrained layer of dense weights always loses
         overlap, and at gain 1 at least 45 % of a small one.
 
     Raises:
         ValueError, TypeError: as :func:`gain`.
 
     Source: correlation maps of deterministic networks are in Poole et al. 2016 and Schoenholz et
-    al. 2017; the bound .5445 is a statement of this book; the errors of the best quantizers are
+    al. 2017; the bound 0.5445 is a statement of this book; the errors of the best quantizers are
     those of Max 1960 and Lloyd 1982.
     """
     if thresholds is not None:
@@ -151,7 +151,7 @@ def shares(noise: Noise | str, layers: int) -> list[float]:
 
     Raises:
         ValueError: ``layers`` is no integer > 0; ``noise`` is unknown, or so quiet that
-            :math:`\mathbb{E}\,\mu^2` is above .995.
+            :math:`\mathbb{E}\,\mu^2` is above 0.995.
 
     Source: a statement of this book (chapter 16); the series is that of normalized Hermite
     polynomials, :math:`\Omega(r) = \sum_k b_k^2 r^k`.

@@ -421,7 +421,7 @@ def _check_memory(
     check_memory(numbers(widths, batch) * like.element_size(), like.device, what)
 
 
-# The factors were fitted to measured peaks, which are .45 to 1.4 times the estimate.
+# The factors were fitted to measured peaks, which are 0.45 to 1.4 times the estimate.
 
 
 def _numbers_of_sum(widths: list[int], batch: int) -> float:

@@ -146,8 +146,8 @@ class Noise:
         and scale the weights instead there is :func:`sbnlib.nn.init_normal_`.
 
         Args:
-            gain: a number from 1e-6 to 1e6. For 1 the six laws get the scales .2555 (logistic),
-                .7320 (uniform), 1.0130 (triangular), .4306 (Gaussian), .2479 (Cauchy) and .2603
+            gain: a number from 1e-6 to 1e6. For 1 the six laws get the scales 0.2555 (logistic),
+                0.7320 (uniform), 1.0130 (triangular), 0.4306 (Gaussian), 0.2479 (Cauchy) and 0.2603
                 (fast sigmoid).
 
         Returns:
@@ -585,7 +585,7 @@ def _warn_of_overlap(noise: Noise) -> None:
             f"noise {type(noise).__name__} has the overlap (E 2f)^2 = {kept:.3f} at gain 1: by it "
             "a wide layer of random weights multiplies a small overlap of the states of two "
             "inputs, so that a deep network loses its input sooner. Triangular, Gaussian, Uniform "
-            "and Logistic keep .53 to .54 at gain 1, and no law keeps more than .5445",
+            "and Logistic keep 0.53 to 0.54 at gain 1, and no law keeps more than 0.5445",
             stacklevel=4,
         )
 

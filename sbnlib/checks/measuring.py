@@ -65,7 +65,7 @@ def pooled_variance(fn: Callable[[Tensor], object]) -> Finding:
     r"""Whether a variance over groups has the part between the groups; code ``pooled-variance``.
 
     The mean of the groups' variances is the variance within them alone. Of 100 zeros in one group
-    and 100 ones in the other it is 0, and the variance of all 200 is .25.
+    and 100 ones in the other it is 0, and the variance of all 200 is 0.25.
 
     Args:
         fn: numbers ``(groups, members)`` to the variance of all of them, divided by N or N − 1.

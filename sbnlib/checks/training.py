@@ -31,8 +31,8 @@ def noise_level(net: torch.nn.Module, inputs: Tensor | tuple[Any, ...], *, least
 
     By chapter 16 a layer multiplies a small overlap of two inputs by
     :math:`\varrho = (\mathbb{E}\,2f)^2` and the mean square of a gradient by the gain G, so that
-    :math:`\varrho/\max(G, 1)` of the signal is left; at most .5445. The product over the layers is
-    compared with :math:`.5445^K`, what K layers leave at their best.
+    :math:`\varrho/\max(G, 1)` of the signal is left; at most 0.5445. The product over the layers is
+    compared with :math:`0.5445^K`, what K layers leave at their best.
 
     Args:
         net: a network with units of :class:`sbnlib.nn.Sign`, one behind the other; other units are

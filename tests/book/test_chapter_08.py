@@ -282,7 +282,7 @@ def test_the_pairs_of_public_code() -> None:
 
 
 def test_over_several_inputs_even_the_sign_of_a_weight_goes_wrong() -> None:
-    """One unit a = .8 v, losses x at v = 1 and -x at v = 2, by differences in the weight."""
+    """One unit a = 0.8 v, losses x at v = 1 and -x at v = 2, by differences in the weight."""
     exact = sum(
         sign * difference(lambda w, v=v: 2 * float(LOGISTIC.cdf(w * v)) - 1, 0.8)
         for v, sign in ((1.0, 1.0), (2.0, -1.0))

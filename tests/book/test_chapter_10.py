@@ -714,7 +714,7 @@ def test_thm_10_best_needs_a_quadratic() -> None:
     """With a cubic term the error of a large mean is least away from zero."""
     mu = 0.6
     p, q = (1 + mu) / 2, (1 - mu) / 2
-    up, down = 1 + 0.5 + 0.9, 1 - 0.5 + 0.9  # slopes of x + x^2/4 + .3 x^3 at the states
+    up, down = 1 + 0.5 + 0.9, 1 - 0.5 + 0.9  # slopes of x + x^2/4 + 0.3 x^3 at the states
 
     def error(s: float) -> float:
         mean = (1 + s * mu) * up + (1 - s * mu) * down

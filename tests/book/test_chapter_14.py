@@ -1375,4 +1375,4 @@ def test_natural_steps_of_decided_weights_against_those_of_mirror_descent() -> N
     for law, ratio in ((stats.norm, 0.49), (stats.cauchy, 3.7)):
         at = [law.cdf(e) * law.sf(e) / law.pdf(e) for e in (0.0, 3.0)]
         assert float(f"{at[1] / at[0]:.2g}") == ratio
-    assert "has .49 of the length" in prose(PATH) and "3.7 times the length" in prose(PATH)
+    assert "has 0.49 of the length" in prose(PATH) and "3.7 times the length" in prose(PATH)

@@ -986,14 +986,14 @@ def test_what_the_text_says_of_the_cures() -> None:
     cured = [r["estimator"] for r in rows if r["noise"] == "Uniform"][2:]
     assert len(cured) == 6
     at = {e: ten(rows, noise="Uniform", estimator=e) for e in ("straight_through", "zgr", *cured)}
-    assert f"{at['zgr'][0]:.3f}" == "0.842" and "ZGR is at .842" in prose(PATH)
+    assert f"{at['zgr'][0]:.3f}" == "0.842" and "ZGR is at 0.842" in prose(PATH)
     assert round(min(at[e][0] for e in cured), 3) == 0.946
-    says("each of the six cures brings it to .946 or more")
+    says("each of the six cures brings it to 0.946 or more")
     mid = {e: ten(rows, noise="Triangular", estimator=e) for e in ("straight_through", "zgr")}
     assert [f"{v:.3f}" for v in (*mid["zgr"], *mid["straight_through"])] == [
         "0.928", "0.007", "0.960", "0.003"
     ]  # fmt: skip
-    says(".928 against .960 in the table below, with standard errors of .007 and .003")
+    says("0.928 against 0.960 in the table below, with standard errors of 0.007 and 0.003")
     for noise in ("Uniform", "Triangular", "Logistic"):
         st = ten(rows, noise=noise, estimator="straight_through")
         for e in cured:
@@ -1019,7 +1019,8 @@ def test_what_the_text_says_of_the_cures() -> None:
     rest = [a for g, a in exact if g > 1.43]
     assert [f"{v:.3f}" for v in rest] == ["0.842", "0.928"] and max(high) == max(mid)
     says(
-        ".952 to .962 up to a gain of 1.08, .944 to .955 from 1.18 to 1.42, .928 at 1.72, and .842"
+        "0.952 to 0.962 up to a gain of 1.08, 0.944 to 0.955 from 1.18 to 1.42, 0.928 at 1.72, "
+        "and 0.842"
     )
     for noise in ("Uniform", "Triangular"):
         best = max(ten(rows, noise=noise, estimator=e)[0] for e in ("straight_through", *cured))
@@ -1076,13 +1077,14 @@ def test_the_overlaps_after_training() -> None:
     assert gain == pytest.approx([1.0] * 8, abs=0.04)
     assert min(gain_end) > 0.5 and max(gain_end) < 0.75
     share = [v * noise.scale**2 for v in gain_end]
-    says("that share was .54 at the start, and now it is between .30 and .37")
+    says("that share was 0.54 at the start, and now it is between 0.30 and 0.37")
     assert [f"{v:.2f}" for v in (min(share), max(share))] == ["0.30", "0.37"]
     assert f"{math.erf(noise.scale / math.sqrt(2)):.2f}" == "0.54"
     assert [f"{v[k]:.2f}"[-3:] for v in (same_end, same) for k in (7, 1)] == [
-        ".70", ".77", ".00", ".35"
+        "0.70", "0.77", "0.00", "0.35"
     ]  # fmt: skip
-    says("almost as much in the eighth layer as in the second, .70 against .77, where it was .00")
+    says("almost as much in the eighth layer as in the second, 0.70 against 0.77, where it was "
+         "0.00")  # fmt: skip
 
 
 def test_the_table_of_the_grid() -> None:
@@ -1101,14 +1103,14 @@ def test_the_table_of_the_grid() -> None:
         found[depth] = [ten(rows, depth=depth, relative_scale=s, **at)[0] for s in SCALES]
         assert numbers(line) == pytest.approx(found[depth], abs=6e-4)
     assert min(found[2] + found[4]) > 0.95
-    says("over its sixteenfold range all accuracies lie above .95")
+    says("over its sixteenfold range all accuracies lie above 0.95")
     ends = [f(found[d]) for d in (8, 16) for f in (min, max)]
-    assert [f"{v:.2f}"[1:] for v in ends] == [".36", ".95", ".20", ".58"]
-    says("With eight layers it decides between .36 and .95, and with sixteen between .20 and")
+    assert [f"{v:.2f}" for v in ends] == ["0.36", "0.95", "0.20", "0.58"]
+    says("With eight layers it decides between 0.36 and 0.95, and with sixteen between 0.20 and")
     opening = [found[2][0], found[8][0], found[16][0], found[8][3]]
-    assert [f"{v:.3f}"[1:] for v in opening] == [".972", ".356", ".198", ".950"]
-    says("gives an accuracy of .972 with two layers, .356 with eight and .198 with sixteen")
-    says("The same eight layers with a fourth of the noise reach .950.")
+    assert [f"{v:.3f}" for v in opening] == ["0.972", "0.356", "0.198", "0.950"]
+    says("gives an accuracy of 0.972 with two layers, 0.356 with eight and 0.198 with sixteen")
+    says("The same eight layers with a fourth of the noise reach 0.950.")
     scale = 4 * scale_at_one("Logistic")
     assert f"{scale:.2f}" == "1.02"
 
@@ -1130,7 +1132,7 @@ def test_what_the_text_says_of_the_four_tables() -> None:
             errors += [e for _, e in four] if depth == 16 else []
     assert max(spread[2] + spread[4] + spread[8]) < 0.03
     assert f"{max(spread[16]):.2f}" == "0.13" and 0.05 < max(errors) < 0.065
-    says("with sixteen layers they differ by up to .13, with standard errors of up to .06")
+    says("with sixteen layers they differ by up to 0.13, with standard errors of up to 0.06")
     for noise in TRAINABLE[:4]:
         for depth in (8, 16):
             best[noise, depth] = max(
@@ -1146,8 +1148,8 @@ def test_what_the_text_says_of_the_four_tables() -> None:
     assert {v for (_, d), v in best.items() if d == 16} == {0.7, 0.5}
     for scale, gain in ((0.7, 1.5), (0.5, 2.1)):
         assert all(abs(r["gain"] - gain) < 0.05 for r in rows if r["relative_scale"] == scale)
-    says("In the first two lines the best scale is .7 or .5, that is, the gain is 1.5 or 2.1")
-    says("But with eight layers it is the best by .005 at most")
+    says("In the first two lines the best scale is 0.7 or 0.5, that is, the gain is 1.5 or 2.1")
+    says("But with eight layers it is the best by 0.005 at most")
 
 
 def crossing(rows: list[dict[str, Any]], noise: str) -> float:
@@ -1172,24 +1174,25 @@ def test_the_table_of_failure_depths() -> None:
         assert depth == pytest.approx(first[name], abs=0.06)
         assert over == pytest.approx(first[name] / first["Uniform"], abs=6e-3)
         assert law == pytest.approx(math.log(rates["Uniform"]) / math.log(rates[name]), abs=6e-3)
-    says("falls to .55 at .66 of the depth at which that of uniform noise does, and .67 was")
+    says("falls to 0.55 at 0.66 of the depth at which that of uniform noise does, and 0.67 was")
     says(
-        "For Cauchy the rule gives .76 and the runs .73, for Laplace noise, which no trial had seen"
+        "For Cauchy the rule gives 0.76 and the runs 0.73, for Laplace noise, which no trial had "
+        "seen"
     )
-    over = {n: f"{first[n] / first['Uniform']:.2f}"[1:] for n in first}
-    assert [over[n] for n in ("FastSigmoid", "Cauchy", "Laplace")] == [".66", ".73", ".87"]
+    over = {n: f"{first[n] / first['Uniform']:.2f}" for n in first}
+    assert [over[n] for n in ("FastSigmoid", "Cauchy", "Laplace")] == ["0.66", "0.73", "0.87"]
     assert first["FastSigmoid"] < first["Cauchy"] < first["Laplace"] < min(
         first[n] for n in TRAINABLE[:4])  # fmt: skip
     four = [rates[n] for n in TRAINABLE[:4]]
     assert max(four) - min(four) == pytest.approx(0.0134, abs=5e-4)
-    says("rates within .014 of each other and cannot be told apart up to twelve layers, where the")
+    says("rates within 0.014 of each other and cannot be told apart up to twelve layers, where the")
     twelve = [ten(rows, noise=n, depth=12)[1] for n in TRAINABLE[:4]]
     assert min(twelve) > 0.025 and max(twelve) < 0.055
     two = [ten(rows, noise=n, depth=2)[0] for n in first]
     assert max(two) - min(two) == pytest.approx(0.012, abs=5e-4)
     (a, ea), (b, eb) = (ten(rows, noise=n, depth=24) for n in ("Uniform", "Logistic"))
-    assert f"{a - b:.3f} ± {math.hypot(ea, eb):.3f}".replace("0.", ".") == ".092 ± .027"
-    says("uniform noise is ahead of logistic by .092 ± .027")
+    assert f"{a - b:.3f} ± {math.hypot(ea, eb):.3f}" == "0.092 ± 0.027"
+    says("uniform noise is ahead of logistic by 0.092 ± 0.027")
     for depth in (2, 3, 4, 6, 8, 12):
         values = [ten(rows, noise=n, depth=depth) for n in TRAINABLE[:4]]
         spread = max(v for v, _ in values) - min(v for v, _ in values)
@@ -1218,7 +1221,8 @@ def test_the_table_of_widths() -> None:
 
 def test_how_deep_chance_agreement_is_reached() -> None:
     says(
-        "$\\ln n\\,/\\,2\\ln(1/\\varrho)$ layers, which is 3.3 layers for 64 units at a rate of .53"
+        "$\\ln n\\,/\\,2\\ln(1/\\varrho)$ layers, which is 3.3 layers for 64 units at a rate of "
+        "0.53"
     )
     assert math.log(64) / (2 * math.log(1 / 0.53)) == pytest.approx(3.3, abs=0.05)
 
@@ -1269,7 +1273,7 @@ def law_fitted() -> Array:
 
 
 def test_fig_16_grid() -> None:
-    """The tables are the file's means; the line is where the fitted formula gives .55."""
+    """The tables are the file's means; the line is where the fitted formula gives 0.55."""
     rows = rows_of("grid")
     for ax, noise in zip(still(PATH, "fig-16-grid"), TRAINABLE[:4], strict=True):
         assert ax.get_title("left").lower() == noise.lower()
@@ -1318,8 +1322,8 @@ def test_the_table_of_the_best_scales() -> None:
         ]
 
     three, uniform = behind("batch", 16)[:3], behind("batch", 16)[3]
-    assert [f"{v:.2f}"[1:] for v in (min(three), max(three), uniform)] == [".08", ".19", ".31"]
-    says("with sixteen layers by .08 to .19, and with uniform noise by .31")
+    assert [f"{v:.2f}" for v in (min(three), max(three), uniform)] == ["0.08", "0.19", "0.31"]
+    says("with sixteen layers by 0.08 to 0.19, and with uniform noise by 0.31")
     assert min(behind("batch", 8)) > 0
     assert [v > 0 for v in behind("none", 16)] == [False, True, True, True]
     says("neither leads throughout: with logistic noise ZGR is ahead")
@@ -1351,8 +1355,8 @@ def test_the_table_of_what_was_held_out() -> None:
     assert {r["depth"] for r in held} == {2, 4, 8, 16}
     allowed = rows_of("predictions")[-1]["error"]
     assert max(found["Laplace noise"][0], found["width 96"][0]) < allowed == 0.05
-    says("with a mean error of .046 and .045, where .05 was allowed")
-    says("with eight and sixteen the errors are .066 and .078, and single networks are missed by")
+    says("with a mean error of 0.046 and 0.045, where 0.05 was allowed")
+    says("with eight and sixteen the errors are 0.066 and 0.078, and single networks are missed by")
     assert found["grid (fitted)"][0] > max(found["Laplace noise"][0], found["width 96"][0])
     wide = [r for r in fitted if r["depth"] == 16 and r["relative_scale"] == 4.0]
     assert formula(law_fitted(), wide) == pytest.approx([0.1] * 4, abs=0.01)
@@ -1360,8 +1364,8 @@ def test_the_table_of_what_was_held_out() -> None:
     one = [r for r in fitted if r["depth"] == 16 and r["relative_scale"] == 1.0]
     values = formula(law_fitted(), one)
     ends = [min(values), max(values), *(f(np.mean(r["ten"]) for r in one) for f in (min, max))]
-    assert [f"{v:.2f}"[1:] for v in ends] == [".55", ".58", ".39", ".49"]
-    says("at gain 1 it says .55 to .58 where they have .39 to .49")
+    assert [f"{v:.2f}" for v in ends] == ["0.55", "0.58", "0.39", "0.49"]
+    says("at gain 1 it says 0.55 to 0.58 where they have 0.39 to 0.49")
 
 
 def test_the_table_of_fashion() -> None:
@@ -1376,7 +1380,7 @@ def test_the_table_of_fashion() -> None:
     assert {r["data"] for r in rows} == {"fashion-mnist-4000"}
     assert {(r["width"], r["noise"], len(r["ten"])) for r in rows} == {(256, "Logistic", 3)}
     assert max(at[2]) - min(at[2]) < 0.01
-    assert [f"{v:.2f}"[1:] for v in (min(at[8]), max(at[8]))] == [".63", ".82"]
-    says("and decides with eight between .63 and .82")
+    assert [f"{v:.2f}" for v in (min(at[8]), max(at[8]))] == ["0.63", "0.82"]
+    says("and decides with eight between 0.63 and 0.82")
     assert at[8].index(max(at[8])) == 2
     assert min(at[16][1:4]) > 0.5 > 0.35 > max(at[16][0], at[16][4])

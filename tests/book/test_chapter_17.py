@@ -47,7 +47,7 @@ says = partial(chapters.says, PATH)
 
 
 def short(value: float, digits: int = 3) -> str:
-    """This chapter's accuracies have three digits: .884"""
+    """This chapter's accuracies have three digits: 0.884"""
     return chapters.short(value, digits)
 
 
@@ -112,7 +112,7 @@ def expected_loss(count: int) -> float:
 
 
 def two_states(count: int) -> float:
-    """The same of two states, .3 with probability .6 and .8, by the binomial law."""
+    """The same of two states, 0.3 with probability 0.6 and 0.8, by the binomial law."""
     k = np.arange(count + 1)
     return float(stats.binom.pmf(k, count, 0.6) @ -np.log((0.3 * k + 0.8 * (count - k)) / count))
 
@@ -265,7 +265,7 @@ def loss_by_hand(passes: Array, labels: Array, count: int) -> tuple[float, float
 def test_the_samples_of_the_table() -> None:
     """Losses by draws of numpy; within 4.5 deviations, of both: 2 in 100 000 for the three.
 
-    These are .017, .005 and .002 for 1, 10 and 100 samples: a single one is held coarsely.
+    These are 0.017, 0.005 and 0.002 for 1, 10 and 100 samples: a single one is held coarsely.
     """
     said = lines_of(containing(PATH, "def three_numbers"))[1:4]
     y = notebook()["y_test"].numpy()
@@ -387,8 +387,8 @@ def test_fig_samples_figure_answer() -> None:
     says(f"by {short(-one[0.1], 2)} at the smallest noise and by {short(-one[1], 2)} at that of")
     error = math.sqrt(0.69 * 0.31 / 1000)
     assert all(-gap < error for gap in (one[3], one[4]))
-    assert [short(-one[s], 2) for s in (3, 4)] == [".01", ".01"]
-    says("At three and four times the noise the gap of .01 is within its error.")
+    assert [short(-one[s], 2) for s in (3, 4)] == ["0.01", "0.01"]
+    says("At three and four times the noise the gap of 0.01 is within its error.")
     assert "below the diagonal, too sure, and close to it at 3 and 4" in answer
     many = {s: gap_of(s, 200) for s in scales}
     assert max(many[1.25][0], many[1.5][0]) < 0.04 and min(many[3][1], many[4][1]) > 0.15
@@ -398,8 +398,8 @@ def test_fig_samples_figure_answer() -> None:
         *falls
     ) in answer  # fmt: skip
     accuracy = [accuracy_of(s, 200) for s in scales]
-    assert short(min(accuracy), 2) == ".81" and short(max(accuracy), 2) == ".83"
-    says("it stays between .81 and .83 over this fortyfold range of scales")
+    assert short(min(accuracy), 2) == "0.81" and short(max(accuracy), 2) == "0.83"
+    says("it stays between 0.81 and 0.83 over this fortyfold range of scales")
     assert max(scales) / min(scales) == 40
     for s in (1.25, 1.5):
         assert loss_of(s, 200) < loss_of(1, 200) and many[s][0] < many[1][0]
@@ -683,7 +683,7 @@ def test_what_a_search_does_here() -> None:
         "independent"
     )
     says(f"looks better than it is, by {expected_maximum(6):.2f} standard errors if the errors are")
-    says(f"$s=\\sqrt{{.88\\cdot.12/10\\,000}}={short(s, 5)}$")
+    says(f"$s=\\sqrt{{0.88\\cdot0.12/10\\,000}}={short(s, 5)}$")
 
 
 # ------------------------------------------------------------------------------ sixteen ways
@@ -751,7 +751,7 @@ def test_the_protocol_is_as_the_page_has_it() -> None:
         assert min(search) < best["lr"] < max(search) and best["lr"] in search[:6]
     assert more == ["st-uniform", "sign-hardtanh"]
     assert values_tried("st-uniform")[6] == values_tried("sign-hardtanh")[6] == 0.00009
-    says("A seventh trial, at .00009, was run for two ways whose best rate was the smallest, "
+    says("A seventh trial, at 0.00009, was run for two ways whose best rate was the smallest, "
          "straight-through with uniform noise and the rule of binarized networks; it was not "
          "better.")  # fmt: skip
     assert {w["images"] for n, w in ways_.items() if not n.startswith("conv")} == {50_000}
@@ -851,7 +851,7 @@ def test_what_the_text_says_of_the_sixteen_ways() -> None:
     assert rates["zgr-logistic"] == 0.003
     assert [rates[n] for n in REAL].count(0.001) >= 4
     p = of("twin", "tanh")[0]
-    assert short(math.sqrt(p * (1 - p) / 10_000)) == ".003"
+    assert short(math.sqrt(p * (1 - p) / 10_000)) == "0.003"
 
 
 def test_the_round_numbers_of_the_sixteen_ways() -> None:
@@ -880,7 +880,7 @@ def test_the_round_numbers_of_the_sixteen_ways() -> None:
               if (r["part"], r["name"]) == ("search", "twin")}  # fmt: skip
     low, high = trials[0.0003], trials[0.03]
     assert high == max(trials.values()) and abs(high - low - 0.003) < 0.0005
-    says(f"at the rates .0003 and .03 its trials had the validation accuracies {short(low)} and "
+    says(f"at the rates 0.0003 and 0.03 its trials had the validation accuracies {short(low)} and "
          f"{short(high)}")  # fmt: skip
 
 
@@ -1209,7 +1209,7 @@ def test_ex_17_recipe() -> None:
     before, after, normed, constant = (numbers(line) for line in lines_of(cell)[:4])
     assert checker("check_undecided")(after[0])
     assert before[0] == pytest.approx(0.38, abs=0.01)
-    says("Before training it is .38.")
+    says("Before training it is 0.38.")
     assert after[1] < 0.1 and min(normed[:2]) > 0.25 and normed[2] > after[2] + 0.03
     says(f"get {short(after[2], 2)} of the test images right, in place of {short(normed[2], 2)}.")
     says(f"their loss is {short(constant[3], 2)} in place of {short(normed[3], 2)}.")
@@ -1262,7 +1262,7 @@ def test_ex_17_cosine() -> None:
 
 
 def test_ex_17_worse() -> None:
-    """By the law of votes and of averages: at q below .9756 the average of many is wrong."""
+    """By the law of votes and of averages: at q below 0.9756 the average of many is wrong."""
     limit = 0.4 / 0.41
     assert checker("check_q")(limit)
     for q, wrong in ((limit - 0.003, True), (limit + 0.003, False)):
@@ -1303,7 +1303,7 @@ def test_undecided_of_the_solution() -> None:
 def test_the_share_before_training() -> None:
     """E(1 - tanh^2(a / 2s)) of a ~ N(0, 1) by quadrature, at the scale of gain 1.
 
-    Of 24 networks by numpy a layer's share has the deviations .011 and .008; 4.5 of them.
+    Of 24 networks by numpy a layer's share has the deviations 0.011 and 0.008; 4.5 of them.
     """
     s = notebook()["noise"].scale
     share = integrate.quad(lambda a: stats.norm.pdf(a) / np.cosh(a / s / 2) ** 2, -10, 10)[0]
@@ -1348,19 +1348,19 @@ def test_mistakes_with_the_other_numbers_are_named(capsys: pytest.CaptureFixture
         (six * s, "six trials look"),
         (many * s, "24 trials look"),
         (s * (math.sqrt(2 * math.log(24)) - math.sqrt(2 * math.log(6))), "the two bounds"),
-        ((many - six) / 1000, "and not of .001"),
+        ((many - six) / 1000, "and not of 0.001"),
         (0.0, "the true difference"),
     ):
         assert words in named("check_advantage", answer, capsys)
     assert "not of votes" in named("check_q", 0.5, capsys)
-    assert "q .51 + (1 - q) .10" in named("check_q", 0.5 / 0.51, capsys)
+    assert "q 0.51 + (1 - q) 0.10" in named("check_q", 0.5 / 0.51, capsys)
 
 
 def test_the_solutions_print_their_numbers() -> None:
     s = math.sqrt(0.88 * 0.12 / 10_000)
     six, many = expected_maximum(6) * s, expected_maximum(24) * s
     (cell,) = (c for c in tagged(PATH, "solution") if "check_advantage" in c.source)
-    # a maximum deviates by less than s, so 200 000 of them by .0000073: 4.5 of these
+    # a maximum deviates by less than s, so 200 000 of them by 0.0000073: 4.5 of these
     found = [float(v) for v in re.findall(r"0\.\d{5}", lines_of(cell)[0])]
     assert found == pytest.approx([six, many, many - six], abs=4e-5)
     (cell,) = (c for c in tagged(PATH, "solution") if "check_q" in c.source)

@@ -468,7 +468,7 @@ def test_the_table_of_two_losses() -> None:
         g = along_both(net)
         found[name] = [cosine(g["st"], g[other]) for other in ("at_mean", "drawn")]
         assert [float(v) for v in line[18:].split()] == pytest.approx(found[name], abs=0.051)
-    says("with a cosine above .95 in its own net and of about .9 in the others.")
+    says("with a cosine above 0.95 in its own net and of about 0.9 in the others.")
     own, *others = (found[n][0] for n in ("straight-through", "exact", "ZGR"))
     assert own > 0.95 and others == pytest.approx([0.9, 0.9], abs=0.05)
     assert max(found["exact"][1], found["ZGR"][1]) < 0
@@ -525,7 +525,7 @@ def test_eq_18_rate(name: str) -> None:
 def test_the_cell_of_two_extensions() -> None:
     said = lines_of(containing(PATH, "def mean_slope("))
     assert len(said) == 2 and all(line.endswith("True") for line in said)
-    says(r"weaker by $1-\mu^2$: at $\mu=.99$ it is a fiftieth of what the objective asks for.")
+    says(r"weaker by $1-\mu^2$: at $\mu=0.99$ it is a fiftieth of what the objective asks for.")
     assert round(1 / (1 - 0.99**2)) == 50
 
 
@@ -636,7 +636,7 @@ def test_the_protocol() -> None:
     given = {n: registry[n].function.keywords for n in ("concrete", "st_gumbel", "gumbel_rao")}
     assert given == {"concrete": {"tau": 0.5}, "st_gumbel": {"tau": 0.5},
                      "gumbel_rao": {"tau": 0.5, "num_inner": 10}}  # fmt: skip
-    says("have the temperature .5, and Gumbel-Rao ten inner draws")
+    says("have the temperature 0.5, and Gumbel-Rao ten inner draws")
     assert "psa" in registry and "psa" not in names_of("train")
     says("(PSA is left out: with one layer it is local expectation.")
 
@@ -752,8 +752,9 @@ def test_the_table_of_the_search() -> None:
         assert [float(v) for v in found] == pytest.approx(expected, abs=0.051)
     by = [tried["straight_through", lr] - tried["zgr", lr] for lr in rates]
     assert [v > 0 for v in by] == [False, True, True, False, False]
-    says("At the chosen learning rate, .01, and on both ends, straight-through is ahead of ZGR; at "
-         f".003 it is behind, by {by[2]:.1f} nats, and at .001 by {short(by[1], 1)}.")  # fmt: skip
+    says("At the chosen learning rate, 0.01, and on both ends, straight-through is ahead of ZGR; "
+         f"at 0.003 it is behind, by {by[2]:.1f} nats, and at 0.001 by "
+         f"{short(by[1], 1)}.")  # fmt: skip
     for name in ("straight_through", "zgr"):
         assert {r["lr"] for r in rows("train", "final") if r["name"] == name} == {0.01}
 
@@ -835,7 +836,7 @@ def test_what_is_said_of_clothing() -> None:
     spread = [fmean(values(n, "undecided", s)) for n in names for s in ("train", "test")]
     assert max(spread) < 0.03
     rates = [fmean(values(n, "kl", s)) for n in names for s in ("train", "test")]
-    says(f"$1-\\mu^2$ is below .03, and the rate is {min(rates):.1f} to {max(rates):.1f} nats, "
+    says(f"$1-\\mu^2$ is below 0.03, and the rate is {min(rates):.1f} to {max(rates):.1f} nats, "
          f"where a code without chance has $8\\ln2={8 * math.log(2):.2f}$.")  # fmt: skip
     contenders = ("local_expectation", "disarm", "straight_through", "zgr")
     assert {chosen("small", n, CLOTHING) for n in contenders} == {0.09}
@@ -844,7 +845,7 @@ def test_what_is_said_of_clothing() -> None:
     assert all(p < 0.01 for _, p in ahead)
     low, high = (f(by for by, _ in ahead) for f in (min, max))
     by, p = less(values, "local_expectation", "straight_through")
-    says("At one learning rate, .09, local expectation and DisARM train better than "
+    says("At one learning rate, 0.09, local expectation and DisARM train better than "
          f"straight-through and ZGR, by {low:.0f} to {high:.0f} nats, and local expectation is "
          f"ahead on the test pictures too, by {by:.1f} nats (p = {short(p)}).")  # fmt: skip
     by, p = less(values, "local_expectation", "exact", split="train")
@@ -856,8 +857,8 @@ def test_what_is_said_of_clothing() -> None:
     assert min(lr for (n, lr), v in tried.items() if n == "exact"
                and v == min(tried[m] for m in tried if m[0] == "exact")) == 0.27  # fmt: skip
     says(
-        "preferred .27 for the exact gradient, by "
-        f"{short(tried['exact', 0.09] - tried['exact', 0.27], 1)} nats, to .09"
+        "preferred 0.27 for the exact gradient, by "
+        f"{short(tried['exact', 0.09] - tried['exact', 0.27], 1)} nats, to 0.09"
     )
     # with eight bits on clothing the two are level
     assert all(less(values, "zgr", "straight_through", split=s)[1] > 0.3 for s in ("train", "test"))
@@ -870,7 +871,7 @@ def test_what_is_said_of_digits() -> None:
     by, p = less(values, "exact", "straight_through", split="train")
     says("In training the exact gradient is first, level with local expectation, and "
          f"straight-through is {short(by, 1)} nats behind it (p = {short(p, 3)}); all three have "
-         "the learning rate .27.")  # fmt: skip
+         "the learning rate 0.27.")  # fmt: skip
     both = ("exact", "straight_through")
     assert {chosen("small", n, DIGITS) for n in (*both, "local_expectation")} == {0.27}
     assert order(values, names)[0] == "straight_through"
@@ -972,7 +973,7 @@ def test_the_table_of_what_the_nets_draw() -> None:
     bound = {name: judged(net)[0] for name, net in trained().items()}
     assert max(bound, key=lambda n: bound[n]) == "straight-through"
     assert inspect.signature(drawing(PATH, "trained")).parameters["lr"].default == 0.1
-    says("in the first section, at the learning rate .1, with other batches and pictures in black "
+    says("in the first section, at the learning rate 0.1, with other batches and pictures in black "
          "and white, it is last.")  # fmt: skip
 
 
@@ -1015,8 +1016,8 @@ def test_the_table_of_cosines() -> None:
     }  # fmt: skip
     last = looked(8, "exact", "hardtanh")[-1]["many_se"]
     assert 0.002 < errors[64] < 0.003 and 0.01 < errors[8] < 0.02
-    says("The errors of the cosines, by the jackknife, are at most .02 with 8 bits (but "
-         f"{short(last)} for hardtanh's last mean) and .003 with 64.")  # fmt: skip
+    says("The errors of the cosines, by the jackknife, are at most 0.02 with 8 bits (but "
+         f"{short(last)} for hardtanh's last mean) and 0.003 with 64.")  # fmt: skip
     reference = rows("gradients", "reference")
     assert {r["samples"] for r in reference if r["bits"] == 64} == {1000}
     says("against the mean of a thousand samples of local expectation")
@@ -1029,7 +1030,7 @@ def test_what_is_said_of_cosines() -> None:
              *(short(st[bits][-1]["many"]) for bits in (64, 8))))  # fmt: skip
     assert all(own[-1]["many"] == min(r["many"] for r in own) for own in st.values())
     assert min(r["many"] for bits, by in SHOWN for r in looked(bits, by, "zgr")) > 0.975
-    says("ZGR's stays at .98 or more.")
+    says("ZGR's stays at 0.98 or more.")
     for k in (1, 2, 3):
         own = {r["estimator"]: r["one"] for r in rows("gradients", "gradients")
                if (r["bits"], r["trained"], r["epoch"]) == (64, "straight_through", (0, 1, 3, 6)[k])
@@ -1087,7 +1088,7 @@ def test_the_table_of_ranks() -> None:
     p = [v.pvalue for v, _ in found["biased", "many"] if round(v.statistic, 2) == 0.58]
     assert len(p) == 3
     for each in p:
-        says(f"Nine are few: .58 has a p of {short(each, 1)}.")
+        says(f"Nine are few: 0.58 has a p of {short(each, 1)}.")
     names = sorted(
         (n for n in names_of("train") if looked(64, "straight_through", n)),
         key=lambda n: -looked(64, "straight_through", n)[-1]["one"],
@@ -1617,7 +1618,7 @@ def test_ex_18_kl() -> None:
                 assert function(*given).numpy() == pytest.approx(expected, rel=1e-5)
     assert torch.equal(check.cases[0][0], given[0])
     last = mu[-1] / np.arctanh(mu[-1])
-    says(f"At $\\mu=.99$ the factor is {short(last)}, where $\\ln F(xa)$ leaves "
+    says(f"At $\\mu=0.99$ the factor is {short(last)}, where $\\ln F(xa)$ leaves "
          f"{short(1 - mu[-1] ** 2)}.")  # fmt: skip
     first, *said = lines_of(containing(PATH, "def factor(mu):"))
     assert first.endswith("True")

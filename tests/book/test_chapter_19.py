@@ -269,8 +269,8 @@ def test_the_network_of_the_opening() -> None:
     products = [factor(r, "numba") for r in rows("product")]
     says(f"between {min(products):.0f} and {max(products):.0f}, and for the network")
     network = [factor(r, "packed, numba") for r in rows("network")]
-    assert short(min(network), 1) == ".6" and 1.85 < max(network) < 2
-    says("and for the network above between .6 and 2.")
+    assert short(min(network), 1) == "0.6" and 1.85 < max(network) < 2
+    says("and for the network above between 0.6 and 2.")
 
 
 def test_the_model_that_is_printed() -> None:
@@ -529,7 +529,7 @@ def test_the_table_of_energy() -> None:
     says("640 to fetch 32 bits from memory outside the chip ({cite:t}`han2015learning`, Figure 1), "
          "which makes 20 for each bit; and 100 to read 64 bits from a cache of a megabyte, which "
          "makes 1.6.")  # fmt: skip
-    says("adding bytes takes eight: $.03/8=.00375$. This is an estimate")
+    says("adding bytes takes eight: $0.03/8=0.00375$. This is an estimate")
 
 
 @pytest.mark.parametrize(("batch", "per_bit"), [(1, 20), (64, 1.6), (1024, 0.1)])

@@ -379,7 +379,7 @@ def test_the_table_of_dithers() -> None:
     assert found[1] < 1e-12 > found[3] and found[6] > 0.1 < found[5]
     assert found[2] / found[0] == pytest.approx(1 / 5, abs=0.01)
     assert found[4] / found[0] == pytest.approx(1 / 20, abs=0.001)
-    says("at .9 steps a fifth of the bias of stochastic rounding is left, and Gaussian noise of "
+    says("at 0.9 steps a fifth of the bias of stochastic rounding is left, and Gaussian noise of "
          "half a step leaves a twentieth")  # fmt: skip
     for a in (-0.45, 0.0, 0.3):  # three levels: constant between the two thresholds
         assert moments(a, (-0.5, 0.5), LAWS["Triangular"]())[2] == pytest.approx(0.25)
@@ -634,7 +634,7 @@ def over_normal(function: Any) -> float:
 
 @cache
 def numbers_of(name: str, scale: float) -> tuple[float, float, dict[str, float]]:
-    """Var x, the rate and the gains of three levels with thresholds +-.5."""
+    """Var x, the rate and the gains of three levels with thresholds +-0.5."""
     law, marks = LAWS[name](scale), (-0.5, 0.5)
     first = over_normal(lambda a: moments(a, marks, law)[0])
     square = over_normal(lambda a: law_of(a, marks, law)[0] @ np.arange(3) ** 2)
@@ -901,7 +901,7 @@ def test_the_table_of_sampled_ternary_weights() -> None:
     assert one.endswith("the ratio moved: False") and zero.endswith("the ratio moved: True")
     st, st_most = numbers(one)[-2:]
     exact, _ = numbers(zero)[-2:]
-    # on the arc of the uniform law a mean of -.3 has this p_0; samples move around it
+    # on the arc of the uniform law a mean of -0.3 has this p_0; samples move around it
     arc = optimize.brentq(lambda q: ((1 - q) ** 2 - 0.09) / 4 - q**2, 0, 1)
     assert abs(st - arc) < 0.03 and st_most <= 1 / 3 + 5e-4
     assert exact > 0.9
@@ -989,7 +989,7 @@ def test_the_table_of_the_dead_zone() -> None:
         assert numbers(line)[-6:] == pytest.approx(expected, abs=6e-3)
         assert numbers(line)[0] == r
     assert math.isclose(0.5 * (0.5 - 0.1), 0.2)
-    says(r"With narrow noise all weights whose gradient is below $\lambda d=.2$ are zero")
+    says(r"With narrow noise all weights whose gradient is below $\lambda d=0.2$ are zero")
 
 
 # ---------------------------------------------------------------------------------- BitNet
@@ -1138,7 +1138,7 @@ def test_the_table_of_trained_ternary_weights() -> None:
         assert numbers(line) == pytest.approx(rows[rule], abs=0.0051)
         assert numbers(line)[3:] == pytest.approx(rows[rule][3:], abs=6e-5)
     assert 0.45 < rows["fixed"][2] / rows["fixed"][1] < 0.55
-    says("At the fixed scale eight in ten sit within .02 of a threshold")
+    says("At the fixed scale eight in ten sit within 0.02 of a threshold")
     best = ((nearest(goal, 0.8) - goal) ** 2).mean()
     assert 1 <= rows["exact"][3] / best < 1.01 and 1.8 < rows["fixed"][3] / best < 2
     assert rows["fixed"][4] < 0.01 * 0.5 and rows["exact"][2] < 0.005
@@ -1248,7 +1248,7 @@ def test_what_is_said_of_the_characters() -> None:
     assert min(zeros, key=lambda n: zeros[n]) == "simplex_st"
     assert zeros["simplex_st"] == pytest.approx(0.004, abs=5e-4)
     assert zeros["simplex"] == pytest.approx(0.21, abs=5e-3)
-    says("*simplex_st* has .4 percent zeros and $s=0$ has 21")
+    says("*simplex_st* has 0.4 percent zeros and $s=0$ has 21")
     (text,) = (r for r in characters() if r["part"] == "text")
     assert round(1200 * 256 / text["characters"]["train"], 1) == 0.7
     layer = sbnlib.nn.TernaryLinear(40, 30, bias=False)  # the start
@@ -1375,7 +1375,7 @@ def test_ex_21_rate_and_its_wrong_answers() -> None:
     says_to(checker("check_rate"), {first * 1.25: "root", first / 2: "noise scales"})
     said = lines_of(next(c for c in tagged(PATH, "solution") if "check_rate" in c.source))[0]
     assert numbers(said) == pytest.approx([best[1].x, -best[1].fun, lloyd(3) / 1.25], abs=6e-4)
-    says("the rate is divided by $1+\\sigma^2$: .648 at $\\vartheta=.684$")
+    says("the rate is divided by $1+\\sigma^2$: 0.648 at $\\vartheta=0.684$")
 
 
 def test_ex_21_ratio_and_its_wrong_answers() -> None:

@@ -213,9 +213,9 @@ def test_the_table_of_noises() -> None:
     assert set(best[4:]) == {"FastSigmoid", "Cauchy"} and rates[best[3]] - rates[best[4]] > 0.08
     assert max(rates.values()) < 0.5445
     says("Four noises of the six are close to each other; fast sigmoid and Cauchy lose depth")
-    chapters.says(chapter(16), "are within .012 of each other")
-    chapters.says(chapter(16), "uniform noise is ahead of logistic by .092 ± .027")
-    chapters.says(chapter(16), "But with eight layers it is the best by .005 at most, and the "
+    chapters.says(chapter(16), "are within 0.012 of each other")
+    chapters.says(chapter(16), "uniform noise is ahead of logistic by 0.092 ± 0.027")
+    chapters.says(chapter(16), "But with eight layers it is the best by 0.005 at most, and the "
                   "theory, whose best point is gain 1, does not explain it")  # fmt: skip
 
 
@@ -478,7 +478,7 @@ def test_the_evidence_of_the_chart() -> None:
 
     says("it halved the training loss of straight-through")
     says("lowered the training loss to a half with 16 units and to a quarter with 64, and there "
-         "the test loss by a fifth (p = .02)")  # fmt: skip
+         "the test loss by a fifth (p = 0.02)")  # fmt: skip
     one, ten = (of(f"straight_through{k}", 64, "test_loss") for k in ("", "_10"))
     assert fmean(ten) / fmean(one) == pytest.approx(0.8, abs=0.02)
     assert round(stats.ttest_ind(one, ten, equal_var=False).pvalue, 2) == 0.02
@@ -553,7 +553,7 @@ def test_the_cures_of_units() -> None:
     clip = lines_of(containing(PATH, "class ClipsGradient"))
     assert "tensor([1., 1., 1.])" in clip[-2] and "tensor([1., 1., 0.])" in clip[-1]
     zero = math.comb(16, 8) / 2**16
-    says(f"those of 16 fair ones with the probability {zero:.3f}".replace("0.", ".", 1))
+    says(f"those of 16 fair ones with the probability {zero:.3f}")
     before = ends("def three_valued", "before")
     assert abs(before - zero) < 5 * math.sqrt(zero * (1 - zero) / 10_000)
     assert ends("def three_valued", "after") == 0
@@ -649,7 +649,7 @@ def test_the_factors_of_gumbel() -> None:
 def test_the_variance_between_the_two_temperatures() -> None:
     mean, second = (hard_moment(0.1, k) for k in (1, 2))
     assert (
-        f"the factor of item 13 has the variance {second - mean**2:.2f}, against .01" in QUESTIONS
+        f"the factor of item 13 has the variance {second - mean**2:.2f}, against 0.01" in QUESTIONS
     )
 
 
@@ -1121,7 +1121,7 @@ def test_ex_22_seeds_and_its_wrong_answers(capsys: pytest.CaptureFixture) -> Non
     assert "not the deviation of a run" in named("check_seeds", right / 5, capsys)
     assert "both means" in named("check_seeds", 2 * right, capsys)
     assert "every second time" in named("check_seeds", 2 * z[0] ** 2 * s2 / 0.0004**2, capsys)
-    chapters.says(chapter(17), "Ten samples are .0004 ± .0007 above the twin")
+    chapters.says(chapter(17), "Ten samples are 0.0004 ± 0.0007 above the twin")
 
 
 def test_solutions_print_that_they_are_right() -> None:

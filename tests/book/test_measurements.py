@@ -1019,8 +1019,8 @@ def test_the_packed_network_is_the_one_that_the_page_describes():
         assert [file[f"shape{k}"].tolist() for k in (1, 2)] == [[512, 784], [512, 512]]
         assert file["head_weight"].shape == (10, 512)
         about = json.loads(str(file["about"]))
-        assert (about["epochs"], f".{10_000 * about['test']:.0f}") == (15, ".8861")
-    assert "classifies .8861 of the 10 000 test images right" in words_
+        assert (about["epochs"], f"{about['test']:.4f}") == (15, "0.8861")
+    assert "classifies 0.8861 of the 10 000 test images right" in words_
     better = max(
         ("weights-mirror", "weights-bc"),
         key=lambda name: np.mean([

@@ -321,7 +321,7 @@ def test_it_is_decided_where_no_pre_activation_ever_comes_too(law: type[Power]) 
 
 
 class Steps(Noise):
-    """A density with a jump inside its support, and its end unsaid: .7 up to 1/2, .3 up to 1."""
+    """A density with a jump inside its support, and its end unsaid: 0.7 up to 1/2, 0.3 up to 1."""
 
     def _cdf(self, a: torch.Tensor) -> torch.Tensor:
         size = a.abs().clamp(max=1)
@@ -542,14 +542,14 @@ def random_net(noise: Noise, seed: int) -> tuple[float, float]:
 def test_a_wide_random_network_has_the_predicted_gain_and_overlap() -> None:
     """Means over 30 networks of width 400; false-alarm rate 1e-6, for both together.
 
-    Finite width moves them by some 1/400 a layer, and h(r)/r is not constant below r = .2 by 1 %:
+    Finite width moves them by some 1/400 a layer, and h(r)/r is not constant below r = 0.2 by 1 %:
     both less than one standard error.
     """
     noise = sbnlib.Logistic(0.25)
     measured = np.array([random_net(noise, seed) for seed in range(NETS)])
     predicted = [gain(noise, zgr) ** DEPTH, overlap(noise) ** DEPTH * START]
     errors = measured.std(0, ddof=1) / math.sqrt(NETS)
-    assert (errors < [0.1, 0.003]).all()  # the test can tell: ST's gain is 1.07, 2/pi gives .052
+    assert (errors < [0.1, 0.003]).all()  # the test can tell: ST's gain is 1.07, 2/pi gives 0.052
     assert (z_scores(measured, predicted) < z_limit(2)).all()
 
 
@@ -904,7 +904,7 @@ def test_the_gain_of_levels_is_its_definition(
 
 
 def test_the_gains_of_levels_of_the_statements() -> None:
-    """Statement 5.3 gives E c^2, for states 0, 1, 2: .58 .70 .85 1.03, and .50, inf, inf, inf."""
+    """Statement 5.3 gives E c^2, for states 0, 1, 2: 0.58 0.70 0.85 1.03; 0.50, inf, inf, inf."""
     four = ("straight_through", "least_variance", "trapezoid", "half")
     t, found = (-0.5, 0.5), {}
     for name in ("Triangular", "Uniform"):

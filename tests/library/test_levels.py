@@ -155,7 +155,7 @@ def test_both_tails_keep_their_digits(a: float, dtype: torch.dtype) -> None:
         bound = 10 * eps * (1 + abs(a)) * cancels
         np.testing.assert_allclose(got.detach().double().numpy(), expected, rtol=bound, atol=0)
 
-    close(levels.probabilities(at[0], t, Logistic()), "law", 4)  # the step of .25: 1/(1 - e^-.25)
+    close(levels.probabilities(at[0], t, Logistic()), "law", 4)  # the step of 0.25: 1/(1 - e^-0.25)
     close(levels.variance(at[:1], t, Logistic()), "variance")
     for name, function in levels.ESTIMATORS.items():
         (c,) = torch.autograd.grad(function(at, k, t, Logistic()).sum(), at)

@@ -142,8 +142,8 @@ def test_the_script_trains_goes_on_and_saves_a_network_of_torch(tmp_path: Path) 
     first = run(tmp_path, "train.py")
     assert first.returncode == 0, first.stderr
     told = re.search(r"deterministic, test (0\.\d+)", first.stdout)
-    # Other processors round otherwise and train another network: .93 is 4 standard errors of 359
-    # images below the .969 of this one
+    # Other processors round otherwise and train another network: 0.93 is 4 standard errors of 359
+    # images below the 0.969 of this one
     assert float(told[1]) > 0.93
     again = run(tmp_path, "train.py")
     assert "epoch" not in again.stdout  # it was done

@@ -536,8 +536,8 @@ def test_a_law_that_keeps_little_overlap_is_scaled_with_a_warning(name: str, gai
     for w in caught:
         assert w.category is UserWarning and w.filename == __file__
         assert f"noise {name} has the overlap (E 2f)^2 = {OVERLAPS[name]} at gain 1" in messages[0]
-        assert "no law keeps more than .5445" in messages[0]
-        keep = messages[0].partition("sooner. ")[2].partition(" keep .53 to .54")[0]
+        assert "no law keeps more than 0.5445" in messages[0]
+        keep = messages[0].partition("sooner. ")[2].partition(" keep 0.53 to 0.54")[0]
         assert set(keep.replace(" and ", ", ").split(", ")) == {
             law for law, kept in OVERLAPS.items() if 0.525 <= kept <= 0.545
         }
@@ -583,7 +583,7 @@ def test_a_law_that_forbids_assignment_is_scaled_too() -> None:
 
 
 class Spiked(Noise):
-    """f = .2 (1 - |a|)^(-.6) on (-1, 1): not square integrable."""
+    """f = 0.2 (1 - |a|)^(-0.6) on (-1, 1): not square integrable."""
 
     def _cdf(self, a: torch.Tensor) -> torch.Tensor:
         tail = torch.relu(1 - a.abs()) ** 0.4 / 2

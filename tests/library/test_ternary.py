@@ -204,7 +204,7 @@ def test_a_fresh_layer_is_undecided() -> None:
     assert p.shape == (40, 50, 3)
     torch.testing.assert_close(p[..., 1], torch.full((40, 50), 1 / 3))
     assert p[..., [0, 2]].min() > 1 / 6 - 1e-6 and p[..., [0, 2]].max() < 1 / 2 + 1e-6
-    assert p[..., 2].std() > 0.08  # uniform: .096
+    assert p[..., 2].std() > 0.08  # uniform: 0.096
 
 
 def test_modes_and_names() -> None:

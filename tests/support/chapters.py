@@ -86,8 +86,8 @@ def numbers(text: str) -> list[float]:
 
 
 def short(value: float, digits: int = 2) -> str:
-    """As the prose of the later chapters has it: .52"""
-    return f"{value:.{digits}f}".replace("0.", ".", 1)
+    """As the prose has it: 0.52"""
+    return f"{value:.{digits}f}"
 
 
 def states(n: int) -> np.ndarray:

@@ -98,7 +98,7 @@ def test_two_tails_that_differ() -> None:
 
 
 def test_a_coin_that_is_never_sure() -> None:
-    # P from .05 to .95: the mean goes from -.9 to .9, so the whole slope is 2/1.8 too large
+    # P from 0.05 to 0.95: the mean goes from -0.9 to 0.9, so the whole slope is 2/1.8 too large
     report = diagnose_unit(drawn(lambda a: 0.05 + 0.9 * torch.sigmoid(a), bell(1.0)))
     assert report.mismatch == pytest.approx(1 / 0.9, rel=0.01)
     assert report.noise is None and "keep a probability" in report.why

@@ -623,7 +623,7 @@ def test_symmetrized_it_is_less_biased_and_varies_more() -> None:
 
 
 def test_biased_below_two_units_by_the_amount_the_book_says() -> None:
-    # 3-2 with L = x_1 x_2: relative bias of the first layer between .24 and 1.25 over random nets
+    # 3-2 with L = x_1 x_2: relative bias of the first layer between 0.24 and 1.25 over random nets
     gaps = []
     for seed in range(12):
         net = ref.random_net((2, 3, 2), ref.RefNoise("Logistic"), seed=seed, gain=2.0)

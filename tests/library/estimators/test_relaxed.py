@@ -241,7 +241,7 @@ def test_mean_and_second_moment_of_the_factor_given_the_state(noise_name: str, t
 
 def test_a_closed_form_of_the_mean_factor_at_temperature_one() -> None:
     # Logistic noise, tau = 1: c = 2 f(a - Z), so E c is twice the density of the sum of two
-    # logistic variables, 2 e^a ((a - 2) e^a + a + 2)/(e^a - 1)^3: .308 at .9, where ST has .411
+    # logistic variables, 2 e^a ((a - 2) e^a + a + 2)/(e^a - 1)^3: 0.308 at 0.9, where ST has 0.411
     noise, a = ref.RefNoise("Logistic"), 0.9
     sides = np.array([1.0, -1.0])
     mean = sum(noise.prob(x, np.array(a)) * factor_moments(noise, a, x, 1.0)[0] for x in sides)

@@ -18,7 +18,7 @@ from sbnlib.experiments.classify import Config
 
 #: Each experiment, with options that make its work short should a test let it begin.
 SHORT = {
-    "classify": ["--hidden", "4", "--seeds", "1", "--epochs", "1", "--lr", ".1"],
+    "classify": ["--hidden", "4", "--seeds", "1", "--epochs", "1", "--lr", "0.1"],
     "weights": ["--seeds", "1", "--epochs", "1", "--methods", "bop"],
     "bench": ["--quick", "--only", "cost-samples"],
     "exact_cost": ["--most", "16"],

@@ -151,7 +151,7 @@ def test_noise_does_not_shorten_the_cosines() -> None:
     h = torch.nn.functional.normalize(torch.randn(40, generator=g, dtype=torch.float64), dim=0)
     across = torch.randn(40, generator=g, dtype=torch.float64)
     across = torch.nn.functional.normalize(across - across @ h * h, dim=0)
-    mean = 0.8 * h + 0.6 * across  # cosine .8
+    mean = 0.8 * h + 0.6 * across  # cosine 0.8
     found, plain = [], []
     for _ in range(600):
         noise = [

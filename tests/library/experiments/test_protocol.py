@@ -100,7 +100,7 @@ def test_holm_adjusts_for_the_comparisons_that_are_left() -> None:
 @pytest.mark.slow
 def test_holm_and_welch_keep_the_rate_of_false_alarms() -> None:
     # Seven contenders equal to their twin in the mean but not in the spread, 10 runs each: some
-    # p below .05 in at most 5 % of 1000 experiments (upper limit of a test at one in 10^6)
+    # p below 0.05 in at most 5 % of 1000 experiments (upper limit of a test at one in 10^6)
     draw, alarms = random.Random(0), 0
     for _ in range(1000):
         twin = [draw.gauss(0, 1) for _ in range(10)]

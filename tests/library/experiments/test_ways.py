@@ -206,7 +206,7 @@ def test_the_calibration_error_is_the_sum_over_bins(bins: int) -> None:
 
 
 def test_a_confidence_at_the_end_of_a_bin_belongs_to_it() -> None:
-    """In halves: .5 is in the lower bin, 1 in the upper one; by hand."""
+    """In halves: 0.5 is in the lower bin, 1 in the upper one; by hand."""
     p = torch.tensor([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0]], dtype=torch.float64)
     right = torch.tensor([1, 0, 0])  # wrong, right, right
     assert calibration_error(p, right, 2) == pytest.approx((0.5 + abs(2 - 1.75)) / 3)
@@ -373,7 +373,7 @@ def test_two_ways_that_differ_in_name_alone_share_no_random_number(monkeypatch: 
 
 
 def test_training_helps(monkeypatch: Any) -> None:
-    """Eight epochs, against chance (.1): each kind of unit and of weight learns."""
+    """Eight epochs, against chance (0.1): each kind of unit and of weight learns."""
     for name in ("twin", "st-logistic", "zgr-uniform", "sign-hardtanh", "weights-mirror"):
         monkeypatch.setitem(WAYS, name, replace(WAYS[name], hidden=(32, 32)))
         job = {"part": "final", "name": name, "lr": WAYS[name].rates[3], "seed": 0}
