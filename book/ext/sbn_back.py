@@ -35,6 +35,9 @@ NUMBERS = re.compile(r"[Cc]hapters? ((?:\d+(?: to \d+)?(?:, and |, | and |(?=\W|
 ERRATUM = re.compile(
     r"(?P<day>\d{4}-\d\d-\d\d), (?P<page>[^(]+?) \((?P<labels>`[^)]+)\)[,.] (?P<words>.*)"
 )
+#: A name of the library or of a test in a page as it is built, and where it may be broken.
+NAME = re.compile(r'(?<=<span class="pre">)[\w./():]{16,}(?=</span>)')
+JOINT = re.compile(r"[_./](?=\w)")
 #: How the entries begin that list new pages.
 NEW = ("The book: ", "New chapters: ")
 #: Words of a change -> the page that it is about, where that is no chapter.
@@ -115,7 +118,7 @@ def symbols(root: Path) -> list[str]:
         taken |= set(own)
         where = _first(own, root)
         rows.append([symbol, _code(code, names), shape, where, f"[meaning]({label})"])
-    return table(["Symbol", "Code", "Shape", "First in", "Line"], rows, "24 20 16 28 12")
+    return table(["Symbol", "Code", "Shape", "First in", "Line"], rows, "22 20 16 26 16")
 
 
 def _leading(cell: str) -> list[str]:
@@ -431,14 +434,16 @@ def label_solutions(app: Sphinx, doctree: nodes.document) -> None:
         std.labels[label] = app.env.docname, label, "solution"
 
 
-def add_style(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+def fit_page(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+    """The style of the tables; and their long names may go on in a new line after an underscore."""
     if page in STYLED:
         app.add_css_file("back.css")
+        context["body"] = NAME.sub(lambda name: JOINT.sub(r"\g<0><wbr>", name[0]), context["body"])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", expand_page)
     app.connect("env-get-outdated", read_again)
     app.connect("doctree-read", label_solutions)
-    app.connect("html-page-context", add_style, priority=400)
+    app.connect("html-page-context", fit_page, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

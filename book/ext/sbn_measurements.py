@@ -414,11 +414,11 @@ def _reference(experiment: Experiment) -> nodes.Node:
 def _status(found: Sequence[Run]) -> Iterator[nodes.paragraph]:
     if not found:
         yield cell("not measured yet")
-    for run in found:
-        if run.fault:
-            yield cell(f"{run.path.name} cannot be drawn")
-        else:
-            yield cell(Cell(text=run.record["device"], small=run.day))
+    drawn = [run for run in found if not run.fault]
+    for device, day in dict.fromkeys((run.record["device"], run.day) for run in drawn):
+        yield cell(Cell(text=device, small=day))
+    for run in found[len(drawn) :]:
+        yield cell(f"{run.path.name} cannot be drawn")
 
 
 class Measurements(_Directive):

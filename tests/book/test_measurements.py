@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 import sys
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -1336,12 +1337,17 @@ def test_what_has_no_file_is_not_measured_yet(built):
     check_overview(built, [path.name for path in FILES])
 
 
-def test_the_table_names_the_runs(built):
-    for name, (command, where) in overview(built).items():
+def test_the_table_names_the_runs_each_machine_and_day_once(built):
+    for name, (command, _) in overview(built).items():
         assert command == EXPERIMENTS[name].command
+        _, where = built.soup.find("tr", id=f"experiment-{name}").find_all("td")
+        said = [words(line) for line in where.find_all("p")]
+        assert len(set(said)) == len(said)
         for path in FILES:
             if fnmatch(path.name, EXPERIMENTS[name].pattern):
-                assert record(path.name)["device"] in where
+                day = datetime.fromisoformat(record(path.name)["date"])
+                device = record(path.name)["device"]
+                assert any(line == f"{device} {day.day} {day:%B %Y}" for line in said)
 
 
 COMMANDS = sorted({record(path.name)["command"] for path in FILES}

@@ -37,3 +37,16 @@ class Prose(HTMLParser):
 @every_page
 def test_no_line_ends_in_a_number(site, page):
     assert BROKEN_NUMBER.findall("".join(Prose(html(page)).text)) == []
+
+
+CELL = re.compile(r"<t[dh]\b.*?</t[dh]>", re.S)
+NAME = re.compile(r'<span class="pre">([^\s<]*(?:<wbr>[^\s<]*)*)</span>')
+
+
+@pytest.mark.parametrize("page", ["ledger", "paper-map", "symbols"])
+def test_a_name_in_a_table_is_broken_between_its_words(site, page):
+    cells = CELL.findall(html(f"book/back/{page}"))
+    names = [name for cell in cells for name in NAME.findall(cell)]
+    parts = [part for name in names for part in name.split("<wbr>")]
+    assert any("<wbr>" in name for name in names)
+    assert max(map(len, parts)) <= 20, max(parts, key=len)
