@@ -3,12 +3,15 @@
 The packages hold variable TrueType fonts under the SIL Open Font Licence, without reserved names:
 Literata for the text, Inter for headings, boxes and figures, JetBrains Mono for code. Of each the
 letters and weights that the book uses are kept, as WOFF2, about 255 kB in all. They lie beside the
-built site and are made again only when a package or this file changes.
+built site and are made again only when a package or this file changes, by a process of their own
+while the pages are read.
 """
 
 import hashlib
 import io
 import shutil
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from fontTools.subset import Options, Subsetter
 from fontTools.ttLib import TTFont
 from fontTools.varLib.instancer import instantiateVariableFont
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
 FAMILIES = {
     "literata": ("fontpkg_literata", "Literata", {"opsz": 14, "wght": (400, 700)}),
@@ -71,7 +75,9 @@ def make_fonts(folder: Path) -> None:
             data = (source / "files" / f"{family}{suffix}{AXES[name]}.ttf").read_bytes()
             target = folder / f"{name}{style}.woff2"
             if not target.exists():
-                target.write_bytes(small(data, limits))
+                made = target.with_suffix(".part")
+                made.write_bytes(small(data, limits))
+                made.replace(target)
         shutil.copyfile(str(source / "LICENSE"), folder / f"{name}-LICENSE.txt")
 
 
@@ -85,14 +91,29 @@ def cache(build: Path) -> Path:
     return folder
 
 
-def ship_fonts(app: Sphinx, exception: Exception | None) -> None:
-    if exception or app.builder.format != "html":
+def begin(app: Sphinx) -> None:
+    if app.builder.format == "html":
+        folder = cache(Path(app.outdir).parent)
+        app.sbn_fonts = folder, subprocess.Popen([sys.executable, __file__, str(folder)])
+
+
+def ship(app: Sphinx, exception: Exception | None) -> None:
+    if app.builder.format != "html":
         return
-    folder = cache(Path(app.outdir).parent)
-    make_fonts(folder)
+    folder, maker = app.sbn_fonts
+    failed = maker.wait()
+    if exception:
+        return
+    if failed:
+        raise ExtensionError("the fonts could not be made; why stands above")
     shutil.copytree(folder, Path(app.outdir) / "_static" / "fonts", dirs_exist_ok=True)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("build-finished", ship_fonts)
+    app.connect("builder-inited", begin)
+    app.connect("build-finished", ship)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    make_fonts(Path(sys.argv[1]))
