@@ -10,6 +10,7 @@
 #
 # and, for those who work on it:
 #
+#   make check     the tests of `make test`, of the site as it was last built
 #   make quick     style, types and the tests that take no browser and no notebook
 #   make lab       open copies of the chapters in JupyterLab, with live sliders, to write in
 #   make execute   run the notebooks again and store their outputs
@@ -49,7 +50,7 @@ PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST      := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
                --dist loadfile --no-loadscope-reorder
 
-.PHONY: book test formats release reliable quick lab execute bench serve sniffer lint format clean
+.PHONY: book test check formats release reliable quick lab execute bench serve sniffer lint format clean
 
 book: $(INSTALLED)
 	@$(BIN)/jupyter-book build . -W -n --keep-going -q
@@ -57,6 +58,9 @@ book: $(INSTALLED)
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: book
+	$(PYTEST) $(TESTS)
+
+check: $(INSTALLED)
 	$(PYTEST) $(TESTS)
 
 formats: book
