@@ -75,6 +75,7 @@ def base_of_lost_page(
         tags = f'<base href="{base}"/>\n<meta name="robots" content="noindex"/>\n'
         context["metatags"] = tags + context.get("metatags", "")
         context["pageurl"] = None  # it stands for no address of its own
+        context["pagetitle"] = context["title"]  # of the printed page
 
 
 def write_lists(app: Sphinx, exception: Exception | None) -> None:
