@@ -53,7 +53,13 @@ def chapter(number: int) -> Path:
 
 
 def cells(path: Path, kind: str = "code") -> list[Any]:
-    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+    """The cells of a notebook: of one kind, and read again only if the file has changed."""
+    return [c for c in _read(path, path.stat().st_mtime_ns).cells if c.cell_type == kind]
+
+
+@cache
+def _read(path: Path, when: int) -> Any:
+    return nbformat.read(path, as_version=4)
 
 
 def tags(cell: Any) -> list[str]:
@@ -97,6 +103,11 @@ def states(n: int) -> np.ndarray:
 
 def prose(path: Path) -> str:
     """The words of a page of the book, a notebook or Markdown."""
+    return _prose(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _prose(path: Path, when: int) -> str:
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8")
     return "\n\n".join(c.source for c in cells(path, "markdown"))
@@ -269,8 +280,13 @@ def lines(axis: Any) -> list[np.ndarray]:
 
 def directives(text: str, name: str) -> list[str]:
     """The options of every directive whose name begins so, one string each."""
+    return [options for found, options in _directives(text) if found.startswith(name)]
+
+
+@cache
+def _directives(text: str) -> list[tuple[str, str]]:
     found = DIRECTIVE.finditer(text)
-    return [m["argument"] + "\n" + m["options"] for m in found if m["name"].startswith(name)]
+    return [(m["name"], m["argument"] + "\n" + m["options"]) for m in found]
 
 
 def _labelled(text: str, name: str) -> list[str]:
