@@ -700,7 +700,7 @@ def test_the_table_of_trainings() -> None:
             assert numbers(cell) == [pytest.approx(ratio, abs=6e-3)]
             assert cell[8:].strip() == ("" if p < 0.05 / 62 else "*" if p < 0.05 else "?")
     assert compared == 62 and round(0.05 / 62, 4) == 0.0008
-    says("The table makes sixty-two comparisons: those without a mark have $p<.05/62$")
+    says("The table makes sixty-two comparisons: those without a mark have $p<0.05/62$")
 
 
 def test_fig_20_widths() -> None:

@@ -1020,8 +1020,7 @@ def test_the_packed_network_is_the_one_that_the_page_describes():
         assert [file[f"shape{k}"].tolist() for k in (1, 2)] == [[512, 784], [512, 512]]
         assert file["head_weight"].shape == (10, 512)
         about = json.loads(str(file["about"]))
-        assert (about["epochs"], f"{about['test']:.4f}") == (15, "0.8861")
-    assert "classifies 0.8861 of the 10 000 test images right" in words_
+        assert about["epochs"] == 15
     better = max(
         ("weights-mirror", "weights-bc"),
         key=lambda name: np.mean([
@@ -1257,7 +1256,14 @@ CLAIMS = {
     "each one gets fifteen trials":
         lambda: {len([r for r in rows_of("weights-digits.json", "search") if r["method"] == m])
                  for m in {r["method"] for r in rows_of("weights-digits.json")}} == {15},
+    "it classifies 0.8861 of the 10 000 test images right": lambda: trained() == 0.8861,
 }  # fmt: skip
+
+
+def trained():
+    """The accuracy of the packed network, as its file has it."""
+    with np.load(NETWORK, allow_pickle=False) as file:
+        return round(json.loads(str(file["about"]))["test"], 4)
 
 
 @pytest.mark.parametrize("phrase", CLAIMS)
