@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -246,6 +247,22 @@ def test_what_cannot_be_had_is_said_and_the_others_are_tried(monkeypatch):
     assert [line.partition(": ")[0] for line in lines] == ["left out"] * 2
     assert "oldest (torch==2.11, numpy==1.26, Python 3.11): no matching" in lines[0]
     assert "build for CUDA" in lines[1] and "TORCH_INDEX=" in lines[1]
+
+
+def test_a_python_that_is_on_the_path_and_does_not_run_is_none(tmp_path, monkeypatch):
+    shim, kept = (
+        tmp_path / "bin" / "python3.19",
+        tmp_path / "versions" / "3.19.0" / "bin" / "python",
+    )
+    for place, does in ((shim, "exit 127"), (kept, "exit 0")):
+        place.parent.mkdir(parents=True)
+        place.write_text(f"#!/bin/sh\n{does}\n", "utf-8")
+        place.chmod(0o755)
+    monkeypatch.setenv("PATH", str(shim.parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    assert environments.pythons()["3.19"] == str(kept)
+    kept.unlink()
+    assert "3.19" not in environments.pythons()
 
 
 @pytest.mark.slow

@@ -63,9 +63,16 @@ def pythons() -> dict[str, str]:
     kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     for minor in MINORS:
         beside = sorted(str(p) for p in kept.glob(f"3.{minor}.*/bin/python"))
-        if place := next(filter(None, [shutil.which(f"python3.{minor}"), *beside]), None):
-            found[f"3.{minor}"] = place
+        for place in filter(None, [shutil.which(f"python3.{minor}"), *beside]):
+            if _runs(place):
+                found[f"3.{minor}"] = place
+                break
     return found | {"{}.{}".format(*sys.version_info): sys.executable}
+
+
+def _runs(python: str) -> bool:
+    """Not so what pyenv puts on the path for a Python that is installed and not chosen."""
+    return not subprocess.run([python, "-c", ""], capture_output=True).returncode
 
 
 def run(python: str, *arguments: str, folder: Path | None = None) -> str:
