@@ -11,11 +11,14 @@ from __future__ import annotations
 import contextlib
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from sbnlib.extras import extra
 from sbnlib.noise import Noise
+
+with extra("gpu"):
+    import triton
+    import triton.language as tl
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sbnlib.contracts import attach, check_unit, is_traced, refuse_graph
-from sbnlib.extras import extra
 from sbnlib.kernels import reference
 from sbnlib.noise import NOISES, Noise, check_generator, widened
 
@@ -263,8 +262,8 @@ def _parts(count: int, backend: str) -> Iterator[slice]:
 def _module(backend: str, device: torch.device) -> ModuleType:
     if backend == "reference":
         return reference
-    with extra("gpu"):
-        from sbnlib.kernels import compiled
+    from sbnlib.kernels import compiled
+
     if device.type != "cuda" and not compiled.INTERPRETED:
         raise ValueError(f"backend must be 'reference' for a on {device}, got 'triton', which "
                          "needs a CUDA device")  # fmt: skip

@@ -506,8 +506,10 @@ def content_hash(arrays: Mapping[str, Array]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     if len(argv) != 3:
-        print("usage: python runtime.py MODEL.npz INPUTS.npy OUTPUTS.npy", file=sys.stderr)
-        return 2
+        asked = argv in (["-h"], ["--help"])
+        print("usage: python runtime.py MODEL.npz INPUTS.npy OUTPUTS.npy",
+              file=sys.stdout if asked else sys.stderr)  # fmt: skip
+        return 0 if asked else 2
     model, inputs, outputs = argv
     np.save(outputs, load(model)(np.load(inputs, allow_pickle=False)))
     return 0

@@ -13,7 +13,7 @@ import sbnlib
 from sbnlib.extras import extra
 
 EXTRAS = ["matplotlib", "ipywidgets", "sklearn", "scipy", "pooch", "lightning", "lightning_fabric",
-          "triton", "joblib", "distributed"]  # fmt: skip
+          "triton", "joblib", "distributed", "numba", "PIL", "reinmax", "storch"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -66,6 +66,22 @@ def test_a_missing_extra_is_named(
     words = rf"{package} is not installed; it comes with an extra: pip install 'sbnlib\[{brings}\]'"
     with pytest.raises(ModuleNotFoundError, match=words):
         exec(code, {})
+
+
+def test_each_module_can_be_imported_or_names_the_extra_that_it_needs() -> None:
+    code = f"""
+import importlib, pkgutil, sys
+for absent in {EXTRAS}:
+    sys.modules[absent] = None
+import sbnlib
+for found in pkgutil.walk_packages(sbnlib.__path__, "sbnlib."):
+    if not found.name.endswith("__main__"):
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            assert "comes with an extra: pip install 'sbnlib[" in str(error), (found.name, error)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_fault_of_our_own_is_not_an_extra() -> None:

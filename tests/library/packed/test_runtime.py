@@ -329,3 +329,5 @@ def test_the_runtime_runs_alone(tmp_path: Path) -> None:
     assert (alone.load(tmp_path / "m.npz")(x) == own(x)).all()
     usage = subprocess.run([sys.executable, str(copy)], capture_output=True, text=True)
     assert usage.returncode == 2 and "usage: python runtime.py MODEL.npz" in usage.stderr
+    call = [sys.executable, str(copy), "--help"]
+    assert subprocess.run(call, capture_output=True, text=True, check=True).stdout == usage.stderr
