@@ -154,12 +154,14 @@ def test_an_execution_gives_the_stored_bytes_or_is_named(tmp_path):
 
 def test_the_first_difference_of_two_files_is_told():
     def file(*sources, level=4, **more):
-        cells = [{"id": f"c{k}", "source": s} for k, s in enumerate(sources)]
+        cells = [{"id": f"c{k}", "source": [s]} for k, s in enumerate(sources)]
         return json.dumps({"cells": cells, "nbformat": level} | more, indent=1).encode()
 
     assert execution.difference(file("a", "b"), file("a", "b")) == ""
     measured = [file("a", f"on this machine: {speed} GB") for speed in (19, 4)]
     assert execution.difference(*measured) == ""
+    code = [file("a", f'print(f"on this machine: {{{name}}} \\n")') for name in ("a", "b")]
+    assert "stored" in execution.difference(*code) and execution.difference(code[0], code[0]) == ""
     long = "x" * 500
     told = execution.difference(file("a", long + "1" + long), file("a", long + "2" + long))
     assert told.startswith("cell 1 (c1): stored 'xxx") and "x1x" in told and "x2x" in told

@@ -17,7 +17,8 @@ from reliable.record import ROOT, Found, Step, clipped
 
 #: How much of a line is told before and after the place where it differs.
 BEFORE, AFTER = 30, 60
-MEASURED = re.compile(rb'"on this machine: [^"]*')
+#: A line of an output; one of the code is preceded by more than the quotation mark.
+MEASURED = re.compile(rb'^( *")on this machine: (?:[^"\\]|\\.)*', re.M)
 
 
 def steps(paths: Iterable[Path], root: Path = ROOT) -> Iterator[Step]:
@@ -51,7 +52,7 @@ def difference(stored: bytes, now: bytes) -> str:
     What a cell measures of its machine, lines that begin so, is not compared: nbval.cfg has the
     same rule.
     """
-    stored, now = (MEASURED.sub(b'"', data) for data in (stored, now))
+    stored, now = (MEASURED.sub(rb"\1", data) for data in (stored, now))
     if stored == now:
         return ""
     cells = (json.loads(data)["cells"] for data in (stored, now))
