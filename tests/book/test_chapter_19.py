@@ -576,8 +576,8 @@ def test_what_the_machine_is_said_to_do() -> None:
     )
     assert floats == pytest.approx(1e3 * 4096**2 * 4 / (rate * 1e9), rel=0.02)
     assert bits == pytest.approx(floats / 32, rel=0.02)
-    assert product < 1.2 * floats
-    says("The product of floats takes no longer than reading them")
+    assert product < 2 * floats
+    says("The product of floats takes about as long as reading them")
 
 
 # --------------------------------------------------------------------------------- exercises
