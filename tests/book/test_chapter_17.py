@@ -1061,7 +1061,7 @@ AT = tuple(itertools.product("12", EPOCHS))
 def test_the_table_of_directions() -> None:
     _, _, *said = lines_of(containing(PATH, "def cosine_of"))
     labels = {"straight_through": "ST", "zgr": "ZGR", "st_gumbel": "ST-Gumbel",
-              "concrete": "concrete"}  # fmt: skip
+              "concrete": "Concrete"}  # fmt: skip
     expected = [
         (f"{words:5s}{label}", [cosine(number, name, e, layer) for layer, e in AT])
         for number, words in (("many", "mean"), ("one", "one"))

@@ -468,14 +468,14 @@ def test_the_table_of_two_losses() -> None:
         g = along_both(net)
         found[name] = [cosine(g["st"], g[other]) for other in ("at_mean", "drawn")]
         assert [float(v) for v in line[18:].split()] == pytest.approx(found[name], abs=0.051)
-    says("with a cosine above 0.95 in its own net and of about 0.9 in the others.")
+    says("with a cosine above 0.95 in its own network and of about 0.9 in the others.")
     own, *others = (found[n][0] for n in ("straight-through", "exact", "ZGR"))
     assert own > 0.95 and others == pytest.approx([0.9, 0.9], abs=0.05)
     assert max(found["exact"][1], found["ZGR"][1]) < 0
     says("the gradient of the misfit points elsewhere altogether")
     g = along_both(trained()["straight-through"])
     assert min(*found["straight-through"], cosine(g["at_mean"], g["drawn"])) > 0.97
-    says("in straight-through's own net the two losses agree on the direction.")
+    says("in straight-through's own network the two losses agree on the direction.")
 
 
 # ---------------------------------------------------------------------------------- the rate
@@ -969,7 +969,7 @@ def test_the_table_of_what_the_nets_draw() -> None:
     assert head.split()[-2:] == ["|W_i|^2", "A_ii"]
     says("divide the square of a column by four, at least, before you look it up")
     assert squares["straight-through"] < min(squares["exact"], squares["ZGR"])
-    says("in the nets above straight-through's has smaller columns")
+    says("in the networks above straight-through's has smaller columns")
     bound = {name: judged(net)[0] for name, net in trained().items()}
     assert max(bound, key=lambda n: bound[n]) == "straight-through"
     assert inspect.signature(drawing(PATH, "trained")).parameters["lr"].default == 0.1
