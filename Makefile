@@ -46,6 +46,9 @@ BIN         := $(VENV)/bin
 INSTALLED   := $(VENV)/.installed
 PIP         := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# What Python compiles is kept: hundreds of processes of the tests import the same modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 # One thread for each process, and a notebook stays with its process: its cells share a kernel.
 PYTEST      := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
                --dist loadfile --no-loadscope-reorder

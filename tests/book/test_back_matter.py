@@ -102,6 +102,7 @@ def numbers(path: Path) -> int:
 # --------------------------------------------------------------------------------- all pages
 
 
+@pytest.mark.slow
 @made
 def test_every_block_is_made(name: str) -> None:
     assert "```{sbn-" not in page(name) and len(page(name)) > 2000
@@ -113,6 +114,7 @@ def test_every_generator_has_its_place() -> None:
     assert sorted(used) == sorted(sbn_back.GENERATED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MADE, "course"])
 def test_every_reference_leads_somewhere(name: str) -> None:
     text = page(name)
@@ -181,6 +183,7 @@ def test_every_symbol_of_the_notation_page_has_its_row() -> None:
         assert f"* - {symbol}\n" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("symbol", "name"),
     [(r"$\sigma$", "sigma"), (r"$\mu=2p-1$", "mu"), (r"$\tau$", "tau"), (r"$L$", "L"),
@@ -234,6 +237,7 @@ row = pytest.mark.parametrize(("key", "entry"), ROWS, ids=[f"{k}-{i}" for i, (k,
                                                            enumerate(ROWS)])  # fmt: skip
 
 
+@pytest.mark.slow
 @row
 def test_a_row_of_the_paper_map_is_true(key: str, entry: dict[str, Any]) -> None:
     assert key in KEYS
@@ -258,6 +262,7 @@ def test_a_number_is_found_in_whatever_form() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_page_says_what_its_numbers_are_worth() -> None:
     assert "has its number here only if we have seen it" in page("paper-map")
     assert all(paper["seen"] for paper in PAPERS)
@@ -288,6 +293,7 @@ def test_every_slope_is_on_the_paper_map() -> None:
         assert found[0].strip() == f"- ${proxy.formula}$" and found[1].endswith(what)
 
 
+@pytest.mark.slow
 def test_the_test_of_a_label_is_the_first_that_carries_it() -> None:
     found = pins()
     files = sorted((ROOT / "tests" / "book").glob("test_*.py"))
@@ -301,6 +307,7 @@ def test_the_test_of_a_label_is_the_first_that_carries_it() -> None:
 ENTRIES = LEDGER["number"] + LEDGER["other"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e["id"])
 def test_an_entry_of_the_ledger_is_whole(entry: dict[str, str]) -> None:
     """That its number is right is for the test that it names, in test_ledger.py or elsewhere."""

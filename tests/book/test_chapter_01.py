@@ -405,6 +405,7 @@ def test_small_noise_keeps_the_terraces():
         assert abs(up - down) / (2 * h) < 1e-7
 
 
+@pytest.mark.slow
 def test_descent_ends_where_the_table_and_the_words_of_the_picture_say():
     """The starts and steps of the book, with the gradient by central differences."""
 
@@ -646,6 +647,7 @@ def test_shifted_layers_of_the_notebook_agree_with_the_loop():
             assert p[same].sum().item() == pytest.approx(probability, abs=1e-14)
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_notebook_agree_with_the_loops():
     names = "inputs targets loss sign states noise thresholds shifted"
     space = define(CHAPTER, *names.split())
@@ -841,6 +843,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", WRONG, ids=lambda f: f.__name__)
 def test_ex_01_round_checker_fails_wrong_answers(answer, capsys):
     assert not checker(CHAPTER)(answer)
@@ -1020,6 +1023,7 @@ def logistic_slope(mean, a, h=1e-5):
     return np.array([(mean(a + h * e) - mean(a - h * e)) / (2 * h) for e in np.eye(len(a))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "start"), [(0, (-2.0, -2.0)), (7, (-0.6, 2.0))])
 def test_fig_vertices_left_descends_the_expected_loss_in_logits(k, start):
     left, _ = still(CHAPTER, "fig-01-vertices")
@@ -1032,6 +1036,7 @@ def test_fig_vertices_left_descends_the_expected_loss_in_logits(k, start):
     np.testing.assert_allclose(lines(left)[3 * k], np.array(path[::4]).T, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_fig_vertices_right_is_the_gap_in_time():
     _, right = still(CHAPTER, "fig-01-vertices")
     gap, line = lines(right)[:2]
@@ -1048,6 +1053,7 @@ def test_fig_vertices_right_is_the_gap_in_time():
     np.testing.assert_allclose(line[1], 3 / line[0])
 
 
+@pytest.mark.slow
 def test_fig_paths_descends_the_expected_loss_in_the_biases():
     """Two of its starts, at two of its noise scales, with the gradient by differences."""
     for panel, scale, k, start in ((1, 0.3, 0, (3.0, 3.5)), (2, 2.0, 3, (-3.4, -3.0))):

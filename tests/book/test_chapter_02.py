@@ -1093,6 +1093,7 @@ def test_fig_five(by_hand: dict, i: int) -> None:
     assert [tuple(map(float, t.get_position())) for t in first.texts] == [*map(tuple, patterns(2))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", [1, 3])
 def test_fig_matrix(by_hand: dict, i: int) -> None:
     sizes = [ax.collections[0].get_sizes() / 300 for ax in axes(PAGE, "matrix", i=i)]

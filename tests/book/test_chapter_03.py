@@ -212,6 +212,7 @@ def expected(W1: Array, b1: Array, W2: Array, b2: Array) -> float:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rate"), [("ST", 16.0), ("score", 1.0)])
 def test_fig_two_ways(name: str, rate: float) -> None:
     """Four points of each curve against runs of a second program with other draws."""
@@ -227,6 +228,7 @@ def test_fig_two_ways(name: str, rate: float) -> None:
         assert abs(drawn[k] - losses.mean()) < 4 * math.hypot(ours, se[k])
 
 
+@pytest.mark.slow
 def test_the_race_as_printed() -> None:
     """The same step is best at both ends, inside the grid; who is ahead when."""
     space = drawing(PATH, "two_ways").__globals__
@@ -291,6 +293,7 @@ def test_training_on_averages_as_printed(name: str, rate: float) -> None:
     assert "within 0.002 of where it ended" in prose(PATH)
 
 
+@pytest.mark.slow
 def test_straight_through_does_not_rest_in_the_race() -> None:
     """Its exact mean, followed without noise: what it misses tends to all, and goes on falling."""
     net = xor()
@@ -1229,6 +1232,7 @@ def test_the_checker_accepts_what_is_right(space: dict, capsys: pytest.CaptureFi
     assert "right" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_the_checker_names_what_is_wrong(
     space: dict, name: str, capsys: pytest.CaptureFixture
@@ -1306,6 +1310,7 @@ def test_fig_closing_in_with_more_samples_than_are_stored() -> None:
     assert fourth == pytest.approx(stored, rel=0.25, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("B", "scale"), [(8, 1.0), (4000, 0.4)])
 def test_fig_crossing(B: int, scale: float) -> None:
     left, right = curves(PATH, "crossing", B=B, scale=scale)
@@ -1319,6 +1324,7 @@ def test_fig_crossing(B: int, scale: float) -> None:
         assert line[0] == pytest.approx(np.log10([max(bias2, 1e-3), variance / B]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("panel", "name"), [(0, "ST"), (1, "ZGR"), (2, "score")])
 def test_fig_pieces(panel: int, name: str) -> None:
     """The mark is the exact mean: along g, and its full distance from g."""

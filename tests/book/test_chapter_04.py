@@ -1010,6 +1010,7 @@ def test_what_the_words_say_about_the_growth(rows: list[dict]) -> None:
         assert (half > 1.9).all() and (half < 2.4).all()
 
 
+@pytest.mark.slow
 def test_fig_growth(rows: list[dict]) -> None:
     left, right = still(PATH, "fig-04-growth")
     drawn = lines(left)
@@ -1205,6 +1206,7 @@ def test_what_the_answer_under_the_baselines_says() -> None:
 # ---------------------------------------------------------------------- training on errors
 
 
+@pytest.mark.slow
 def test_expected_errors_and_the_estimates_in_training() -> None:
     """The exact expected number of errors, and the mean of a step against its derivative."""
     W, b = running()
@@ -1248,6 +1250,7 @@ def test_training_on_errors_as_printed() -> None:
     assert "with half the errors" in prose(PATH)
 
 
+@pytest.mark.slow
 def test_fig_without_slopes() -> None:
     (axis,) = still(PATH, "fig-04-errors")
     shown = printed(containing(PATH, "def expected")).splitlines()[1:]

@@ -478,6 +478,7 @@ def test_eq_05_pair(noise: object) -> None:
         assert (partner == pair_of(noise, a, 1 - u)[0]).all()
 
 
+@pytest.mark.slow
 @pin(
     "thm-05-arm",
     r"""
@@ -791,6 +792,7 @@ def ensemble(linear: float) -> tuple[Array, Array]:
     return comparisons, np.sort(relative, 0)[199]  # as torch has it
 
 
+@pytest.mark.slow
 def test_the_ensemble() -> None:
     out = printed(containing(PATH, "of 400:")).strip().split("\n")
     counts, middle = ensemble(1.0)
@@ -1013,6 +1015,7 @@ def test_the_answer_under_the_constant() -> None:
         assert all_[name].sum() < 1e-12 < all_["local"].sum()
 
 
+@pytest.mark.slow
 def test_fig_width() -> None:
     (axis,) = still(PATH, "fig-05-width")
     drawn = lines(axis)

@@ -801,6 +801,7 @@ def test_a_gauge_of_the_mean_curvature_removes_the_part_with_mu(noise: object, s
 # ---------------------------------------------------------------------------------- variance
 
 
+@pytest.mark.slow
 @pin(
     "eq-06-variance",
     r"""
@@ -1202,6 +1203,7 @@ def test_the_search_was_as_told(rows: list[dict]) -> None:
 # ------------------------------------------------------------------- what the figures draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("a", "A"), [(1.2, 0.8), (-0.6, -2.0)])
 def test_fig_extension(a: float, A: float) -> None:
     left, right = curves(PATH, "extension", a=a, A=A)
@@ -1244,6 +1246,7 @@ def test_fig_stall(b: float, m: int) -> None:
 # ------------------------------------------------------------------- figures without sliders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("panel", "k", "start"), [(0, 0, (-2.2, -2.2)), (1, 8, (0.7, 2.2))])
 def test_fig_flow(panel: int, k: int, start: tuple[float, float]) -> None:
     """Descent of E L by enumeration and differences, and of L at the mean."""

@@ -1104,6 +1104,7 @@ def tame_again(seed: int, depth: int, scale: float, law: str = "Uniform"):
     return net, start, loss_of(lambda x: 0.5 * ((x @ S) * x).sum(-1) + x @ c, lambda x: x @ S + c)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "scale", "law", "loss"),
     [
@@ -1484,6 +1485,7 @@ def few_layers(K: int, scale: float) -> tuple[list[float], list[float]]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("K", "scale"), [(1, 0.65), (3, 0.65), (3, 1.05)])
 def test_fig_depth_and_noise(K: int, scale: float) -> None:
     """At two scales and two depths, by sums over all paths; zero is drawn at 1e-4."""

@@ -292,6 +292,7 @@ def test_over_several_inputs_even_the_sign_of_a_weight_goes_wrong() -> None:
     assert exact < 0 < mean == 1 and "at the second input, has $1$" in prose(PATH)
 
 
+@pytest.mark.slow
 def test_what_the_words_say_of_the_cosines() -> None:
     cosines = define(PATH, "logistic", "PAIRED", "cosines")["cosines"]
     own, *others = np.mean([cosines(seed) for seed in range(20)], axis=0)

@@ -187,6 +187,7 @@ def test_peaks_at_the_ends_below_temperature_one_only() -> None:
     )
 
 
+@pytest.mark.slow
 @pin(
     "prop-09-pathwise",
     r"""
@@ -1445,6 +1446,7 @@ def test_fig_budget_answers() -> None:
     assert found[0] / found[1] == pytest.approx(4, rel=0.01)  # of the grid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("M", [1, 1024])
 def test_fig_deep(M: int) -> None:
     left, right = curves(PATH, "deep", M=M)
@@ -1463,6 +1465,7 @@ def test_fig_deep(M: int) -> None:
     assert len(left[0][0]) < len(taus)  # what is not told from zero is left out
 
 
+@pytest.mark.slow
 def test_fig_deep_answers() -> None:
     said = under(figures(PATH)["fig-09-deep"])["answer"]
     at = {2**k: curves(PATH, "deep", M=2**k)[1] for k in range(11)}
@@ -1518,6 +1521,7 @@ def test_fig_areas() -> None:
     assert texts == [f"area {v:.2f}" for v in rules]
 
 
+@pytest.mark.slow
 def test_fig_training() -> None:
     """fig-09-train: the printed numbers, on the processor that stored them.
 

@@ -194,6 +194,7 @@ def test_the_notebook_s_moments_and_their_table() -> None:
 # ------------------------------------------------------------------------------------- the line
 
 
+@pytest.mark.slow
 @pin(
     "def-10-line",
     r"""

@@ -1094,6 +1094,7 @@ def spent(name: str, layers: int, width: int, passes: float) -> float:
     return own[1] / passes + cross / (passes * (passes - 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 3])
 def test_fig_budget(layers: int) -> None:
     (ax,) = curves(PATH, "budget", layers=layers)
@@ -1109,6 +1110,7 @@ def test_fig_budget(layers: int) -> None:
             assert y[k] == pytest.approx(spent(name, layers, 4, x[k]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fig_budget_answers() -> None:
     said = under(figures(PATH)["fig-11-budget"])["answer"]
     names = ("st", "muprop", "loo", "rebar", "local")
@@ -1219,6 +1221,7 @@ def test_fig_terms_answers() -> None:
     assert "$\\omega=\\tau=1.5$, with the variance $0.126$ against $0.152$" in said
 
 
+@pytest.mark.slow
 def test_fig_learning() -> None:
     """fig-11-trained: the printed numbers at both ends."""
     left, right = (lines(ax) for ax in still(PATH, "fig-11-trained"))
@@ -1228,6 +1231,7 @@ def test_fig_learning() -> None:
     assert np.all(np.abs(right[0][1] - 1) < 1e-6)
 
 
+@pytest.mark.slow
 def test_fig_deep() -> None:
     """fig-11-depth: exact points by this file's recursion, sampled ones within their errors."""
     left, right = still(PATH, "fig-11-depth")

@@ -633,6 +633,7 @@ def test_what_the_rows_of_the_flips_add() -> None:
         assert [float(k) for k in line.split()[1:]] == pytest.approx(want, abs=6e-4)
 
 
+@pytest.mark.slow
 def test_other_draws_of_a_width() -> None:
     """Straight-through ahead of leave-one-out at a hundred evaluations, by whole paths."""
     text = printed(containing(PATH, "def redrawn")).splitlines()
@@ -1081,6 +1082,7 @@ def test_wrong_answers_to_the_best_at_some_budget() -> None:
     assert set(never.split("never:")[1].split()) == set(NAMES) - won
 
 
+@pytest.mark.slow
 def test_winners_is_the_lower_envelope() -> None:
     space = define(PATH, "winners")
     g = np.random.default_rng(9)

@@ -448,6 +448,7 @@ def test_the_table_of_two_layers_is_exact() -> None:
     assert np.all(np.abs(st) < np.abs(exact)) and np.all(st * exact > 0)
 
 
+@pytest.mark.slow
 def test_the_library_draws_what_the_table_enumerates() -> None:
     p, _, st = two_layers()
     torch.manual_seed(1)

@@ -138,6 +138,7 @@ def test_the_gradient_by_hand() -> None:
     assert np.allclose(value(CORNERS), [0.7, -1.7, -0.3, 1.3])
 
 
+@pytest.mark.slow
 @pin(
     "eq-14-map",
     r"""
@@ -171,6 +172,7 @@ def step(name: str, p: float, push: float, eps: float = 1.0) -> float:
     return float(LAWS[name].cdf(np.clip(icdf(name, p) - eps * push, -rho, rho)))
 
 
+@pytest.mark.slow
 @pin(
     "eq-14-step",
     r"""
@@ -462,6 +464,7 @@ def test_the_table_of_metrics_is_as_printed() -> None:
 # ---------------------------------------------------------------------------- eager and lazy
 
 
+@pytest.mark.slow
 @pin(
     "eq-14-lazy",
     r"""
@@ -515,6 +518,7 @@ def test_eager_and_lazy_as_printed() -> None:
 # -------------------------------------------------------------------------------------- decay
 
 
+@pytest.mark.slow
 @pin("eq-14-decay", r"\eta\leftarrow\Pi\bigl(\eta-\varepsilon\,(g+\lambda\eta)\bigr).")
 @every_law
 def test_eq_14_decay(name: str) -> None:
@@ -531,6 +535,7 @@ def test_eq_14_decay(name: str) -> None:
             assert found == pytest.approx(float(LAWS[name].cdf(moved)), abs=5e-6)
 
 
+@pytest.mark.slow
 @pin(
     "eq-14-proximal",
     r"""
@@ -552,6 +557,7 @@ def test_eq_14_proximal(name: str, push: float) -> None:
     assert found == pytest.approx(float(LAWS[name].cdf(eta)), abs=2e-6)
 
 
+@pytest.mark.slow
 @pin(
     "thm-14-decay",
     r"""
@@ -621,6 +627,7 @@ def test_eq_14_pull(name: str) -> None:
 # ------------------------------------------------------------------------------ the library
 
 
+@pytest.mark.slow
 @every_law
 @pytest.mark.parametrize("proximal", [False, True])
 @pytest.mark.parametrize("lazy", [False, True])
@@ -831,6 +838,7 @@ def regrets(name: str, g: Array, eps: float, start: Array) -> tuple[Array, Array
     return totals[0], totals[1]
 
 
+@pytest.mark.slow
 @pin(
     "eq-14-regret",
     r"""
@@ -934,6 +942,7 @@ def moved(name: str, eta: Array, g: Array, eps: float, lazy: bool) -> Array:
     return eta - eps * g if lazy else np.clip(eta - eps * g, -end(name), end(name))
 
 
+@pytest.mark.slow
 @pin(
     "eq-14-descent",
     r"""
@@ -976,6 +985,7 @@ def test_the_two_lines_of_the_descent_are_attained(part: float) -> None:
     assert d @ d == pytest.approx(f * (e @ d), abs=1e-12)
 
 
+@pytest.mark.slow
 @pin(
     "thm-14-descent",
     r"""
@@ -1037,6 +1047,7 @@ def test_beta_of_the_chapter_s_loss_and_in_the_means() -> None:
         assert np.allclose(numeric, hessian(table, p), atol=1e-7)
 
 
+@pytest.mark.slow
 @every_law
 def test_what_follows_for_the_walk_as_a_whole(name: str) -> None:
     """The smallest step; and below half of the bound a fall of D(p_t, p_{t+1}) / eps."""
@@ -1338,6 +1349,7 @@ def tukey(nu: float) -> stats.rv_continuous:
     return stats.tukeylambda(nu, scale=2.0**nu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.05, 0.4, 0.75])
 @pytest.mark.parametrize("nu", [-1.0, -0.4, 0.0, 0.6, 1.0])
 def test_fig_bregman(p: float, nu: float) -> None:

@@ -600,6 +600,7 @@ def enumerated(eta: float, form: str, tau: float = 1e-10) -> tuple[int, float]:
     return int((above > 0).sum()), mean
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_factor_is_597_and_not_1() -> None:
     """At eta = 0, whatever the logarithm: one draw, of probability 2^-24, with the factor 1e10."""
     for form in ("program", "one", "two"):
@@ -626,6 +627,7 @@ def test_the_uniforms_of_torch_on_a_cpu_are_multiples_of_2_to_the_minus_24() -> 
     assert (counts - 50_000).abs().max() < 6 * 194  # also the odd ones: 6 standard errors
 
 
+@pytest.mark.slow
 def test_the_table_of_the_lottery_is_an_enumeration() -> None:
     """Each row, and that torch's own logarithm differs by a hit or two at most."""
     rows = printed(containing(PATH, "def factors(")).splitlines()[2:]
@@ -646,6 +648,7 @@ def test_the_table_of_the_lottery_is_an_enumeration() -> None:
     assert hits == [1, 1, 0, 0, 1, 0, 0, 1]
 
 
+@pytest.mark.slow
 def test_rare_draws_add_134_on_average() -> None:
     """eta / 2 a real number in [-1, 1], rounded to float32: the mass of the cell of each draw.
 
@@ -1110,6 +1113,7 @@ def test_fig_paths() -> None:
         np.testing.assert_allclose(used[1], walk[:, 1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_the_words_say_of_the_paths() -> None:
     """PARQ's latent weight is the sum, BinaryConnect's has walls, Bop's weight holds on."""
     bc, bop, bayes, _, parq, _ = curves(PATH, "paths")
@@ -1139,6 +1143,7 @@ def test_fig_maps(k: int) -> None:
             assert math.isclose(mapped, np.clip(v / sigma, -1, 1), abs_tol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("power", "eta"), [(-1, 2), (-8, 12), (-10, 0)])
 def test_fig_factor(power: int, eta: float) -> None:
     (plain, constant, rounds, means, disc), (right, seen, _) = curves(

@@ -146,6 +146,7 @@ def ratio(top: Array, bottom: Array) -> tuple[float, float]:
 # ---------------------------------------------------------------------------------- the gain
 
 
+@pytest.mark.slow
 @pin(
     "thm-16-gain",
     r"""
@@ -174,6 +175,7 @@ def test_eq_16_gain(name: str, scale: float, s: float) -> None:
         assert abs(value - G) < 5 * se + 5 * G / 300, (k, value, G, se)
 
 
+@pytest.mark.slow
 @pin(
     "eq-16-line",
     r"\Gamma(s)=\mathbb E\Bigl[4f(a)^2+(1-s)^2\,\frac{\mu(a)^2f(a)^2}{F(a)\,F(-a)}\Bigr],"
@@ -197,6 +199,7 @@ def test_eq_16_line(name: str, s: float) -> None:
     assert library == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pin(
     "eq-16-finite",
     r"""
@@ -302,6 +305,7 @@ def test_prop_16_finite_information(name: str) -> None:
         assert np.nanmax(found) > 1e5
 
 
+@pytest.mark.slow
 def test_the_rarest_state_that_is_drawn() -> None:
     """Its probability goes like N^(-1/2), and the mean of c^2 like half a logarithm."""
     sigma, g = scale_at_one("Uniform"), np.random.default_rng(5)
@@ -426,6 +430,7 @@ def test_the_slopes_of_the_map_are_these(name: str) -> None:
         assert rise == pytest.approx(paired(lambda a: 2 * noise.pdf(a), r), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_the_notebook_s_pairs(name: str) -> None:
     """The trapezoid of the page against scipy's double integral."""
@@ -505,6 +510,7 @@ def test_eq_16_ceiling() -> None:
 # ------------------------------------------------------------------------------------- signal
 
 
+@pytest.mark.slow
 @pin(
     "eq-16-snr",
     r"q_l:=\frac{\mathbb E\langle d_lx_{l-1}^\top,d_l'x_{l-1}'^{\top}\rangle}"
@@ -597,6 +603,7 @@ def test_larger_weights_are_less_noise(kappa: float) -> None:
     assert kappa * one.pdf(kappa * a) == pytest.approx(other.pdf(a))
 
 
+@pytest.mark.slow
 @pin("eq-16-gaussian", r"\Omega(r)=\frac2\pi\arcsin\frac r{1+\sigma^2} .")
 @pytest.mark.parametrize("scale", [0.2, 0.43, 1.5])
 def test_eq_16_gaussian(scale: float) -> None:
@@ -632,6 +639,7 @@ def course(noise: ref.RefNoise, depth: int) -> tuple[list[float], list[float]]:
 # ---------------------------------------------------------------------------------- figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "depth"), [(1.0, 12), (0.2555, 24), (0.06, 6), (0.4, 16)])
 def test_fig_layers(scale: float, depth: int) -> None:
     """The lines are the two integrals; the points lie as near as a net of 256 units lets them."""
@@ -649,6 +657,7 @@ def test_fig_layers(scale: float, depth: int) -> None:
     assert abs(away).max() < 0.15 + 0.05 * depth, away
 
 
+@pytest.mark.slow
 def test_fig_layers_answer() -> None:
     answer = lean(under(figures(PATH)["fig-16-layers"])["answer"])
     G = [
@@ -1272,6 +1281,7 @@ def law_fitted() -> Array:
     return np.array(best.x)
 
 
+@pytest.mark.slow
 def test_fig_16_grid() -> None:
     """The tables are the file's means; the line is where the fitted formula gives 0.55."""
     rows = rows_of("grid")

@@ -75,6 +75,7 @@ def error_of(q: Array, right: Array) -> float:
     return total / len(q)
 
 
+@pytest.mark.slow
 @pin(
     "eq-17-ece",
     r"\mathrm{ECE}=\frac1B\sum_{k=1}^{15}\,"
@@ -161,6 +162,7 @@ def test_eq_17_delta() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_table_of_predictions() -> None:
     """The sentences under it, and its mean and signs computed again in numpy."""
     rows = {line[:12].strip(): numbers(line[12:]) for line in
@@ -204,6 +206,7 @@ def test_the_remainder_of_the_proof() -> None:
         assert np.all(np.abs(-np.log(at) - cubic) <= d**4 / (4 * least**4) + 1e-15)
 
 
+@pytest.mark.slow
 def test_the_images_of_the_chapter() -> None:
     space = notebook()
     sizes = [f"{len(v):,}".replace(",", " ") for v in
@@ -262,6 +265,7 @@ def loss_by_hand(passes: Array, labels: Array, count: int) -> tuple[float, float
     return float(losses.mean()), math.sqrt(float(variance.sum())) / len(labels)
 
 
+@pytest.mark.slow
 def test_the_samples_of_the_table() -> None:
     """Losses by draws of numpy; within 4.5 deviations, of both: 2 in 100 000 for the three.
 
@@ -281,6 +285,7 @@ def test_the_samples_of_the_table() -> None:
         assert abs(right - chance.mean()) < 4.5 * spread + 0.005, count
 
 
+@pytest.mark.slow
 def test_the_noise_that_validation_chooses() -> None:
     """Each loss by draws of numpy; within 4.5 deviations of both: 4 in 100 000 for the six."""
     images = notebook()["fashion"].validation
@@ -327,6 +332,7 @@ def gap_of(relative: float, count: int) -> tuple[float, float]:
     return error_of(q, t), float((t - q).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "relative"), [(1, 1), (10, 0.1), (50, 2), (200, 4)])
 def test_fig_samples_figure(count: int, relative: float) -> None:
     ax, low = axes(PATH, "samples_figure", count=count, relative=relative)
@@ -354,6 +360,7 @@ def notebook_of_samples() -> dict[str, Any]:
     return drawing(PATH, "samples_figure").__globals__
 
 
+@pytest.mark.slow
 def test_the_passes_are_those_of_the_network() -> None:
     """At the smallest noise the mean of 200 passes is close to the signs; the means are laws'."""
     signs = by_hand(notebook_of_samples()["net"], "sign")
@@ -379,6 +386,7 @@ def test_the_passes_are_those_of_the_network() -> None:
     assert abs(z) < 4.5  # 7 in a million
 
 
+@pytest.mark.slow
 def test_fig_samples_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-17-samples"])["answer"])
     scales = notebook_of_samples()["SCALES"]
@@ -566,6 +574,7 @@ def test_the_table_of_statistics_taken_anew() -> None:
     assert float((space["x"].mean(0) < 0).double().mean()) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "images"), [(15, 5), (1, 2400), (8, 100)])
 def test_fig_statistics_figure(epoch: int, images: int) -> None:
     space = notebook()
@@ -596,6 +605,7 @@ def test_fig_statistics_figure(epoch: int, images: int) -> None:
     assert all(low.get_ylim()[0] < k[1].min() for k in (lines(low)[0], lines(low)[2]))
 
 
+@pytest.mark.slow
 def test_fig_statistics_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-17-statistics"])["answer"])
     space = notebook()
@@ -1240,6 +1250,7 @@ def test_ex_17_search() -> None:
     assert numbers(lines_of(cell)[0])[0::2][:1] == [pytest.approx(six, abs=3e-5)]
 
 
+@pytest.mark.slow
 def test_ex_17_cosine() -> None:
     g = np.random.default_rng(2)
     v, w = g.normal(size=(2, 9, 50)) + 1
@@ -1356,6 +1367,7 @@ def test_mistakes_with_the_other_numbers_are_named(capsys: pytest.CaptureFixture
     assert "q 0.51 + (1 - q) 0.10" in named("check_q", 0.5 / 0.51, capsys)
 
 
+@pytest.mark.slow
 def test_the_solutions_print_their_numbers() -> None:
     s = math.sqrt(0.88 * 0.12 / 10_000)
     six, many = expected_maximum(6) * s, expected_maximum(24) * s

@@ -202,6 +202,7 @@ def judged(net: tuple[Array, ...]) -> tuple[float, float, float]:
     return bounds(a, misfit).mean(), exact.mean(), undecided(a)
 
 
+@pytest.mark.slow
 def test_the_table_of_three_networks() -> None:
     head, *said = lines_of(containing(PATH, "NETS = {name: trained("))
     assert head.split()[:3] == ["bound", "-ln", "p(y)"]
@@ -221,6 +222,7 @@ def test_the_table_of_three_networks() -> None:
          f"{short(zgr)}; straight-through leaves {short(st)}.")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_seed_orders_the_likelihoods_otherwise() -> None:
     says("It is one seed, and the middle column changes its order with another.")
     space = chapters.drawing(PATH, "trained").__globals__
@@ -234,6 +236,7 @@ def test_another_seed_orders_the_likelihoods_otherwise() -> None:
     assert all(v["ZGR"][0] < v["straight-through"][0] for v in (first, again))
 
 
+@pytest.mark.slow
 def test_the_exact_gradient_is_that_of_the_bound() -> None:
     """Of the notebook's sum over all codes, against differences of a sum pixel by pixel."""
     space = chapters.define(PATH, "digits", "y", "bits", "CODES", "misfits", "chances", "law")
@@ -459,6 +462,7 @@ def cosine(one: Array, two: Array) -> float:
     return float(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
 
 
+@pytest.mark.slow
 def test_the_table_of_two_losses() -> None:
     _, head, *said = lines_of(containing(PATH, "def two_losses("))
     assert head.split() == ["in", "the", "net", "of", "the", "loss", "at", "mu", "the", "misfit"]
@@ -898,6 +902,7 @@ def drawn_from(net: tuple[Array, ...], codes: Array) -> Array:
     return special.expit(codes @ W.T + b)
 
 
+@pytest.mark.slow
 def test_fig_18_pictures() -> None:
     data = chapters.define(PATH)["data"].load("digits").test
     labels = data.labels.numpy()
@@ -954,6 +959,7 @@ def curvature(net: tuple[Array, ...]) -> float:
     return float((second @ np.mean(own, 0)).mean())
 
 
+@pytest.mark.slow
 def test_the_table_of_what_the_nets_draw() -> None:
     head, *said = lines_of(containing(PATH, "def taken_apart("))
     squares = {}
@@ -1156,6 +1162,7 @@ def band(angle: Any, n: int) -> Any:
     return 2 * np.degrees(np.sqrt(np.radians(angle) * (math.pi - np.radians(angle)) / n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 8, 512])
 def test_fig_lsh_figure(n: int) -> None:
     (ax,) = axes(PATH, "lsh_figure", n=n)
@@ -1183,6 +1190,7 @@ def test_fig_lsh_figure(n: int) -> None:
     assert ax.get_xlim()[0] < angle.min() and angle.max() < ax.get_xlim()[1]
 
 
+@pytest.mark.slow
 def test_fig_lsh_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-18-lsh"])["answer"])
     found = drawing(PATH, "lsh_figure").__globals__
@@ -1365,6 +1373,7 @@ def distances(code: Callable[[Array], Array]) -> Array:
     return (train.shape[1] - test @ train.T).round().astype(int) // 2
 
 
+@pytest.mark.slow
 def test_fig_18_found() -> None:
     (train, test), (y, y_test) = both_digits(), digits()
     queries = [int(np.flatnonzero(test == k)[1]) for k in range(10)]
@@ -1409,6 +1418,7 @@ def first_ten(code: Callable[[Array], Array]) -> float:
     return float((((right & nearer).sum(1) + share * (right & tied).sum(1)) / 10).mean())
 
 
+@pytest.mark.slow
 def test_ex_18_found() -> None:
     check = answer("check_found")
     aim = first_ten(partial(signs_of, "exact"))
@@ -1433,6 +1443,7 @@ def test_ex_18_found() -> None:
     assert round(check.value / 8) == 5 and "five times as many bits" in check.right
 
 
+@pytest.mark.slow
 def test_what_is_left_and_the_summary() -> None:
     bound, drawn, signs = (
         fmean(ways("zgr", key)) - fmean(ways("straight_through", key))
@@ -1503,6 +1514,7 @@ def settled(net: tuple[Array, ...], rounds: int) -> tuple[float, float, float, f
     return float(first.mean()), *gaps, undecided(a)
 
 
+@pytest.mark.slow
 def test_ex_18_gap() -> None:
     check = answer("check_gap")
     found = {name: settled(net, 30) for name, net in trained().items()}

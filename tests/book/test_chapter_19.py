@@ -177,6 +177,7 @@ def test_torch_and_the_formula_differ_where_the_page_says() -> None:
     assert at.tolist() == [-1, 2, 0] and up.tolist() == [True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "shift"), [(1, 1), (-1, 1), (0.125, 1), (0, 1), (0, -1)])
 def test_fig_fold_figure(scale: float, shift: float) -> None:
     top, low = axes(PATH, "fold_figure", scale=scale, shift=shift)

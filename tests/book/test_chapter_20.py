@@ -192,6 +192,7 @@ def test_the_table_of_gains() -> None:
 OMEGAS = [0, 0.3, 1, 2, 4, 9, 20, 50, 100, 300, 1000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("omega", "scale"), [(0, 0.3), (9, 0.732), (1000, 1.5)])
 def test_fig_factors_figure(omega: float, scale: float) -> None:
     top, low = axes(PATH, "factors_figure", omega=omega, scale=scale)

@@ -215,6 +215,7 @@ def test_fig_staircase_figure(count: int, scale: float) -> None:
     assert band.max() == pytest.approx((mean[1] + np.sqrt(np.maximum(variance[1], 0))).max())
 
 
+@pytest.mark.slow
 def test_fig_staircase_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-21-staircase"])["answer"])
     marks = np.arange(1, 11) - 5.5
@@ -365,6 +366,7 @@ ROWS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_table_of_dithers() -> None:
     marks = np.arange(1, 12) - 6.0
     inside = np.linspace(-0.5, 0.5, 402)[:-1] + 1e-4
@@ -658,6 +660,7 @@ def numbers_of(name: str, scale: float) -> tuple[float, float, dict[str, float]]
     return variance, rate, gains
 
 
+@pytest.mark.slow
 @pin(
     "prop-21-rate",
     r"""
@@ -726,6 +729,7 @@ def test_the_table_of_levels() -> None:
     says("From four on the best quantizer has unequal steps between its *values*")
 
 
+@pytest.mark.slow
 def test_the_table_of_gains_with_levels() -> None:
     _, *said = lines_of(containing(PATH, "THREE = "))
     laws = [("Triangular", 1.0), ("Triangular", 0.5), ("Uniform", 1.0)]
@@ -999,6 +1003,7 @@ def nearest(eta: Array, gamma: float) -> Array:
     return gamma * np.clip(np.round(eta / gamma), -1, 1)
 
 
+@pytest.mark.slow
 @pin(
     "prop-21-bitnet",
     r"""

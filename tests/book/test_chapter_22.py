@@ -160,6 +160,7 @@ def test_eq_22_factor() -> None:
     says("With $r$ times this integral, and the shape of the right slope, the gradient of layer")
 
 
+@pytest.mark.slow
 @pin("eq-22-scale", r"\Gamma_{\mathrm{ST}}=\mathbb E\,[2f(a)]^2=1 .")
 def test_eq_22_scale() -> None:
     for name in LAWS:
@@ -167,6 +168,7 @@ def test_eq_22_scale() -> None:
         assert law.scale == pytest.approx(at_one(name), rel=2e-6)
 
 
+@pytest.mark.slow
 @pin(
     "eq-22-share",
     r"q_l=r_{l-1}\prod_{k=l}^{K}\frac{\Omega'(r_{k-1})}{\Gamma_{\mathrm{ST}}},\qquad "
@@ -189,6 +191,7 @@ def test_eq_22_draws() -> None:
         assert (1 - q) / m == pytest.approx(q)
 
 
+@pytest.mark.slow
 def test_the_table_of_noises() -> None:
     head, *said = lines_of(containing(PATH, "M at 8"))
     assert head.split()[-3:] == ["M", "at", "8"]
@@ -219,6 +222,7 @@ def test_the_table_of_noises() -> None:
                   "theory, whose best point is gain 1, does not explain it")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("relative", "depth"), [(1.0, 8), (2.0, 4)])
 def test_fig_depth_figure(relative: float, depth: int) -> None:
     top, low = axes(PATH, "depth_figure", relative=relative, depth=depth)
@@ -234,6 +238,7 @@ def test_fig_depth_figure(relative: float, depth: int) -> None:
         assert lines(low)[k][1] == pytest.approx(shares(name, scale, depth), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_fig_depth_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-22-depth"])["answer"])
     one = at_one("Logistic")
@@ -331,6 +336,7 @@ def test_eq_22_rate() -> None:
     assert said[1].endswith("rate times k: False, times k^2: True")
 
 
+@pytest.mark.slow
 @pin("eq-22-seeds", r"m\ \ge\ 2\,(z_{0.975}+z_{0.8})^2\,\frac{s^2}{t^2}=15.7\,\frac{s^2}{t^2}")
 def test_eq_22_seeds() -> None:
     z = stats.norm.ppf([0.975, 0.8])
@@ -373,6 +379,7 @@ def test_power_is_that_of_drawn_experiments() -> None:
     says("finds a little less with five seeds or fewer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ratio", "seeds"), [(1.0, 5), (0.5, 50), (3.0, 100)])
 def test_fig_seeds_figure(ratio: float, seeds: int) -> None:
     top, low = axes(PATH, "seeds_figure", ratio=ratio, seeds=seeds)
@@ -388,6 +395,7 @@ def test_fig_seeds_figure(ratio: float, seeds: int) -> None:
     assert [left[0][0], right[0][0]] == pytest.approx([-edge, edge])
 
 
+@pytest.mark.slow
 def test_fig_seeds_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-22-seeds"])["answer"])
     assert 0.7 < power(10, 1.25) < 0.8 < 0.87 < power(10, 1.5) < 0.9

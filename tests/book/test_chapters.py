@@ -97,6 +97,7 @@ def test_no_label_is_given_twice() -> None:
     assert [label for label, n in count.items() if n > 1] == []
 
 
+@pytest.mark.slow
 @every_page
 @pytest.mark.parametrize(
     ("role", "kind"),
@@ -165,6 +166,7 @@ def test_there_are_four_labelled_equations(path: Path) -> None:
     assert len(equations(prose(path))) >= 4
 
 
+@pytest.mark.slow
 def test_every_equation_and_statement_is_in_a_test() -> None:
     """A test carries the words of each and fails when the page has others."""
     pins = {label for file in Path(__file__).parent.glob("test_*.py") for label in pinned(file)}
@@ -220,6 +222,7 @@ def test_three_to_five_objectives_each_name_an_exercise(path: Path) -> None:
     assert all(set(roles(o, "ref")) & set(exercises(prose(path))) for o in objectives)
 
 
+@pytest.mark.slow
 @each
 def test_a_code_exercise_has_a_checker_and_its_solution_passes(path: Path) -> None:
     assert tagged(path, "checker")
@@ -259,6 +262,7 @@ def test_what_a_live_figure_answers_is_folded(path: Path) -> None:
             assert not SETTING.search(under(cell)["caption"]), name
 
 
+@pytest.mark.slow
 @each
 def test_the_curves_of_every_live_figure_have_a_test(path: Path) -> None:
     live = [m[1] for c in cells(path) for m in re.finditer(r"figures\.explore\(\s*(\w+)", c.source)]
@@ -270,6 +274,7 @@ def test_the_curves_of_every_live_figure_have_a_test(path: Path) -> None:
 DRAWINGS = {"fig-01-network", "fig-02-network"}
 
 
+@pytest.mark.slow
 @each
 def test_what_every_other_figure_draws_has_a_test(path: Path) -> None:
     """It is compared under the figure's name, or under that of the function that draws it."""

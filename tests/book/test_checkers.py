@@ -65,6 +65,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("check", "k"), MISTAKES)
 def test_every_mistake_gets_its_own_sentence(
     check: Answer, k: int, capsys: pytest.CaptureFixture
@@ -134,6 +135,7 @@ NOT_ANSWERS = {
 }
 
 
+@pytest.mark.slow
 @each
 @pytest.mark.parametrize("given", NOT_ANSWERS)
 def test_what_is_no_answer_is_told_so(
@@ -182,6 +184,7 @@ BAD_FUNCTIONS = {
 }
 
 
+@pytest.mark.slow
 @function
 @pytest.mark.parametrize("name", BAD_FUNCTIONS)
 def test_a_function_that_fails_is_told_how(
@@ -192,6 +195,7 @@ def test_a_function_that_fails_is_told_how(
     assert not right and hint in words and "\n" not in words
 
 
+@pytest.mark.slow
 @function
 def test_numbers_that_are_not_right_are_told_where(
     check: Function, capsys: pytest.CaptureFixture
@@ -216,6 +220,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @function
 @pytest.mark.parametrize("form", FORMS)
 def test_the_form_of_right_numbers_does_not_matter(

@@ -70,6 +70,7 @@ def test_a_snippet_is_what_the_report_says(name: str) -> None:
     assert np.abs(share - p).max() <= 5 * np.sqrt(0.25 / 4000) * ("coin" in name)
 
 
+@pytest.mark.slow
 def test_what_the_words_say_of_the_five() -> None:
     words = prose(PATH)
     assert "*Spike* passes on a fifth of what it should" in words
@@ -179,6 +180,7 @@ def test_how_sure_it_says_it_is() -> None:
         assert ("uneven" in report.codes) == (part > 0.005)
 
 
+@pytest.mark.slow
 def test_fig_doctor_five() -> None:
     shown = still(PATH, "fig-doctor-five")
     assert [ax.get_title(loc="left") for ax in shown[::2]] == list(UNITS)
@@ -224,6 +226,7 @@ def test_every_finding_is_in_the_table_and_on_its_side() -> None:
 # ------------------------------------------------------------------------------------- how sure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "title"), [(1.0, "one law"), (1.03, "one law"),
                                               (1.04, "two laws"), (1.2, "two laws")])  # fmt: skip
 def test_fig_doctor_power(scale: float, title: str) -> None:
@@ -258,6 +261,7 @@ def test_what_the_answer_says_of_the_power() -> None:
         )  # the points are those of one report
 
 
+@pytest.mark.slow
 def test_where_the_state_changes_is_known_to_a_few_percent() -> None:
     """Of the distance between the quartiles, 2 log 3 for logistic noise of scale 1."""
     assert "is known to about 3 % of the distance between the quartiles" in prose(PATH)
@@ -270,6 +274,7 @@ def test_where_the_state_changes_is_known_to_a_few_percent() -> None:
         assert abs(sbnlib.diagnose_unit(unit).threshold - shift) < 0.03 * 2 * np.log(3)
 
 
+@pytest.mark.slow
 def test_errors_of_a_random_slope_count() -> None:
     assert "If the slope is random, the errors of its mean count as well." in prose(PATH)
 
@@ -283,6 +288,7 @@ def test_errors_of_a_random_slope_count() -> None:
     assert chance.mismatch_se > 0 == plain.mismatch_se
 
 
+@pytest.mark.slow
 def test_probabilities_that_stay_are_told_from_one_in_a_thousand_on() -> None:
     assert "both states keep a probability, of more than one in a thousand" in prose(PATH)
 
@@ -357,6 +363,7 @@ def test_the_gains_of_the_model() -> None:
 # ------------------------------------------------------------------------------------- mend one
 
 
+@pytest.mark.slow
 def test_the_checker(capsys: pytest.CaptureFixture[str]) -> None:
     space = run(PATH, containing(PATH, "def check("))
     check, hardtanh = space["check"], torch.nn.functional.hardtanh

@@ -79,6 +79,7 @@ def never(constant):
     raise AssertionError(f"{constant} is not a number of JSON")
 
 
+@pytest.mark.slow
 @every_file
 def test_a_file_has_the_form_of_the_schema(path):
     jsonschema = pytest.importorskip("jsonschema")
@@ -174,6 +175,7 @@ def built(tmp_path_factory):
     return Built(tmp_path_factory.mktemp("page"), contents(FILES))
 
 
+@pytest.mark.slow
 def test_the_page_builds_without_a_warning(built):
     assert (built.status, built.warnings) == (0, "")
 
@@ -184,6 +186,7 @@ def test_the_page_is_in_the_table_of_contents():
     assert order == sorted(order) and order[1] < toc.index("file: book/back/bibliography\n")
 
 
+@pytest.mark.slow
 def test_every_file_is_drawn_and_nothing_else(built):
     boxes = built.soup.find_all("div", class_="sbn-measurement")
     assert sorted(box["id"] for box in boxes) == sorted(sbn_id(path.stem) for path in FILES)
@@ -191,6 +194,7 @@ def test_every_file_is_drawn_and_nothing_else(built):
     assert "cannot be drawn" not in built.soup.get_text()
 
 
+@pytest.mark.slow
 @every_file
 def test_a_drawn_file_can_be_had(built, path):
     (link,) = built.drawn(path.name).find_all("a", class_="download")
@@ -198,6 +202,7 @@ def test_a_drawn_file_can_be_had(built, path):
     assert words(link) == path.name and target.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 @every_file
 def test_the_page_says_where_a_file_comes_from(built, path):
     found, box, facts = record(path.name), built.drawn(path.name), built.facts(path.name)
@@ -1370,6 +1375,7 @@ def help_of(module):
     return said.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_on_the_page_can_be_given(built, command):
     blocks = [b.pre.get_text() for b in built.soup.find_all("div", class_="sbn-command")]
@@ -1530,6 +1536,7 @@ def spoilt(tmp_path_factory):
     return Built(tmp_path_factory.mktemp("spoilt"), good | bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_is_named_and_not_drawn(spoilt, name):
     assert spoilt.status != 0
@@ -1539,11 +1546,13 @@ def test_a_bad_file_is_named_and_not_drawn(spoilt, name):
     assert not spoilt.soup.find_all("a", string=name)
 
 
+@pytest.mark.slow
 def test_bad_files_are_all_that_the_build_warns_of(spoilt):
     warned = re.findall(r"WARNING: (\S+) ", spoilt.warnings)
     assert sorted(warned) == sorted(BAD)
 
 
+@pytest.mark.slow
 @every_file
 def test_the_rest_of_the_page_is_drawn_beside_bad_files(spoilt, built, path):
     if path.name != GONE:
@@ -1638,6 +1647,7 @@ def test_a_field_of_another_type_is_refused(path):
                     sbn_tables.draw(content | {"rows": rows})
 
 
+@pytest.mark.slow
 def test_an_unknown_experiment_is_refused_by_name(tmp_path):
     text = PAGE.read_text("utf-8").replace("{sbn-measurements} gpu", "{sbn-measurements} cpu")
     refused, known = Built(tmp_path, {}, text), ", ".join(EXPERIMENTS)

@@ -66,6 +66,7 @@ def test_code_fits_the_page(path):
     assert not wide
 
 
+@pytest.mark.slow
 @each
 def test_file_is_in_its_stable_form(path):
     notebook = read(path)
@@ -148,6 +149,7 @@ def rebound(sources):
     return {name for name in shared if sum(name in bound for bound, _, _ in cells) > 1}
 
 
+@pytest.mark.slow
 @each
 def test_what_a_cell_takes_from_another_is_bound_in_one_place(path):
     assert rebound([c.source for c in code_cells(path)]) == set()

@@ -21,6 +21,7 @@ def block(language: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_the_example_gives_what_is_printed_and_writes_two_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

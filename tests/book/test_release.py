@@ -249,6 +249,7 @@ def test_what_cannot_be_had_is_said_and_the_others_are_tried(monkeypatch):
     assert "build for CUDA" in lines[1] and "TORCH_INDEX=" in lines[1]
 
 
+@pytest.mark.slow
 def test_a_python_that_is_on_the_path_and_does_not_run_is_none(tmp_path, monkeypatch):
     shim, kept = (
         tmp_path / "bin" / "python3.19",

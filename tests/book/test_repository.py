@@ -239,6 +239,7 @@ def test_requirements_are_pinned():
     assert loose == ["-e ."], "sbnlib itself, so that the file alone makes the environment"
 
 
+@pytest.mark.slow
 def test_documents_and_docstrings_name_what_is_there():
     assert {p.name for p in ROOT.glob("*.md")} >= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
     assert list(links.of_documents(ROOT)) == []

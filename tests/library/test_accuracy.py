@@ -263,6 +263,7 @@ def too_few(count: int, chance: float, false_alarm: float = 1e-6) -> int:
     return int(stats.binom.ppf(false_alarm, count, chance))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("key", REGULAR, ids=str)
 def test_twice_the_error_covers_the_truth(key: tuple, statistic: str, runs: dict) -> None:
@@ -272,6 +273,7 @@ def test_twice_the_error_covers_the_truth(key: tuple, statistic: str, runs: dict
     assert hits >= too_few(count, 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [64, 1024])
 def test_the_cosine_of_the_mean_is_covered_where_it_is_told(num_samples: int, runs: dict) -> None:
     # The rest is NaN: at 64 samples the noise of the mean is three and a half times its length
@@ -288,6 +290,7 @@ def test_the_cosine_of_the_mean_is_covered_where_it_is_told(num_samples: int, ru
         assert count == REPETITIONS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("key", REGULAR, ids=str)
 def test_standard_errors_are_calibrated(key: tuple, statistic: str, runs: dict) -> None:
@@ -399,6 +402,7 @@ def test_groups_are_cut_alike_whatever_the_chunks(monkeypatch: pytest.MonkeyPatc
             assert one == pytest.approx(other, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_mean_that_noise_hides_has_no_direction() -> None:
     # Mean 0: its squared length is by chance more than one error above 0 in one of ten; 200 draws,
     # more than 50 an event of 1e-6
@@ -972,6 +976,7 @@ def test_an_estimator_that_never_touches_a_layer_gives_it_the_gradient_zero() ->
     assert result["layers.1.weight"].variance.value > 0
 
 
+@pytest.mark.slow
 def test_weights_used_without_a_module_call_are_not_lost() -> None:
     # Straight-through by F.linear, half of it: the statistics must not change silently.
     # Fifteen z-values at most, together 1e-4.

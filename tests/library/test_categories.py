@@ -322,6 +322,7 @@ def test_vmap_is_the_loop_and_infinite_logits_are_decided(name: str) -> None:
     assert torch.func.vmap(one)(far, x).tolist() == [[0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_compiled_without_a_break_it_gives_the_same() -> None:
     def run(a: Tensor, u: Tensor) -> Tensor:
         return categories.zgr(a, categories.sample_category(a, u=u))

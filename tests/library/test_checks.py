@@ -374,6 +374,7 @@ def test_an_overflow_is_named_where_it_begins() -> None:
     assert 44.36 <= at <= 44.37 * 10**0.04  # the points are a 25th of a decade apart
 
 
+@pytest.mark.slow
 def test_straight_through_gumbel_softmax_is_no_straight_through_at_temperature_1() -> None:
     """Chapter 9: its mean slope is a convolution, not the density, so a linear loss has a bias."""
     assert "law" in diagnose_unit(gumbel(1.0)).codes
@@ -558,6 +559,7 @@ def test_the_share_of_rare_draws_is_that_of_the_law() -> None:
     assert float(finding.words.split(" is ")[1].split(" %")[0]) > 99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_right_units_have_no_heavy_factor_whatever_the_seed(
     seed: int, monkeypatch: pytest.MonkeyPatch

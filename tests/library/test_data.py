@@ -209,6 +209,7 @@ def test_download_shows_progress_and_is_kept(server, tmp_path, capfd):
     assert torch.equal(data.load("fashion-mnist").train.inputs, first.train.inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, flip])
 def test_damaged_download_is_not_kept(server, fashion, tmp_path, damage):
     path = fashion / f"{IMAGES}.gz"

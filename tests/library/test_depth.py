@@ -101,6 +101,7 @@ def test_the_overlap_is_the_square_of_the_mean_of_2f(name: str, scale: float) ->
     assert overlap(make_noise(name, scale)) == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("s", MEMBERS)
 @names
@@ -134,6 +135,7 @@ FACTORS = ref.Named(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [e.name for e in registry.ESTIMATORS.values() if e.state_only])
 def test_every_entry_of_a_and_x_has_the_gain_of_its_definition(name: str) -> None:
     for law in ("Triangular", "Logistic", "Cauchy"):
@@ -143,6 +145,7 @@ def test_every_entry_of_a_and_x_has_the_gain_of_its_definition(name: str) -> Non
         assert gain(model, registry.get(name).function) == gain(model, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROXIES)
 def test_a_proxy_has_the_mean_square_of_its_slope_whatever_the_noise(name: str) -> None:
     entry = PROXIES[name]
@@ -182,6 +185,7 @@ def least(a: torch.Tensor, x: torch.Tensor, noise: Noise, tau: float) -> torch.T
     return chain_rule(a, x, noise, s=1 / (1 + 4 * tau * p * q))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("omega", [0.3, 1.0, 4.0, 100.0])
 @names
 def test_the_gain_of_shrinkage_is_its_integral_and_below_its_bound(name: str, omega: float) -> None:
@@ -209,6 +213,7 @@ def test_an_s_that_goes_to_1_at_the_end_of_the_support_has_a_finite_gain() -> No
 # ---------------------------------------------------------------------- inequalities, statement 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", SCALES)
 @names
 def test_overlap_mean_square_and_gain_are_in_this_order(name: str, scale: float) -> None:
@@ -243,6 +248,7 @@ def largest_overlap() -> float:
     return optimize.minimize_scalar(bound, (0.5, 0.9, 1.5), tol=1e-10).fun ** 2
 
 
+@pytest.mark.slow
 @names
 def test_no_law_of_gain_1_keeps_more_than_5445(name: str) -> None:
     assert largest_overlap() == pytest.approx(0.5445, abs=5e-5)
@@ -297,6 +303,7 @@ def expected_of_power(alpha: float, scale: float, s: float) -> float:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [Power, Declared])
 @pytest.mark.parametrize("scale", [1e-3, 0.3, 1.0, 5.0])
 @pytest.mark.parametrize("alpha", [0.4, 0.5, 0.6, 0.8, 0.99, 1.0, 1.01, 1.2, 2.0, 5.0])
@@ -367,6 +374,7 @@ def test_halving_ends_where_a_function_is_rough_everywhere() -> None:
     assert max(asked) > 10**4
 
 
+@pytest.mark.slow
 def test_a_jump_is_seen_wherever_it_is() -> None:
     """A slope [|a| < t] has the gain P(|a| < t).
 
@@ -481,6 +489,7 @@ def scaled(noise: Noise, target: float) -> Noise:
         return noise.scaled_to(gain=target)
 
 
+@pytest.mark.slow
 @names
 def test_the_scale_of_gain_1_is_that_of_the_table(name: str) -> None:
     scale, kept = AT_GAIN_1[name]
@@ -491,6 +500,7 @@ def test_the_scale_of_gain_1_is_that_of_the_table(name: str) -> None:
     assert moment(ref.RefNoise(name, found.scale), 2) == pytest.approx(1, rel=1e-10)
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(log=st.floats(math.log(1e-6), math.log(1e6)))
 @names
@@ -499,6 +509,7 @@ def test_a_law_scaled_to_a_gain_has_it(name: str, log: float) -> None:
     assert gain(scaled(make_noise(name), target)) == pytest.approx(target, rel=2e-12)
 
 
+@pytest.mark.slow
 def test_a_law_of_the_users_can_be_scaled() -> None:
     for noise in (Power(0.8, 2.0), Power(3.0, 1e-5), Steps(0.2)):
         for target in (0.1, 1.0, 2.5):
@@ -581,6 +592,7 @@ def deviation(weight: torch.Tensor, generator_seed: int) -> float:
     return float(ratio.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("scale", [0.02, 1.0, 30.0])
 @names
@@ -593,6 +605,7 @@ def test_weights_have_the_variance_of_the_gain(name: str, scale: float, target: 
     assert not net.layers[0].bias.any()
 
 
+@pytest.mark.slow
 def test_weights_are_normal_independent_and_their_generators() -> None:
     """Kolmogorov's test of 10^5 weights, false-alarm rate 1e-6; seeds repeat in each dtype."""
     made = lambda seed, dtype: init_normal_(  # noqa: E731
@@ -610,6 +623,7 @@ def test_weights_are_normal_independent_and_their_generators() -> None:
         assert torch.equal(p.float(), q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.5, 1.0, 3.0])
 @names
 def test_it_is_the_scaled_law_turned_around(name: str, target: float) -> None:
@@ -663,6 +677,7 @@ def layer_by_layer(noise: Noise, target: float, seed: int) -> Array:
                      overlaps])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scale", "target"), [("Logistic", 1.0, 1.0),
                                                        ("Uniform", 3.0, 2.0)])  # fmt: skip
 def test_a_wide_network_with_these_weights_has_the_gain_in_each_layer(
@@ -686,6 +701,7 @@ def test_a_wide_network_with_these_weights_has_the_gain_in_each_layer(
     assert (z_scores(measured, np.array([target] * DEEP + [after])) < z_limit(DEEP + 1)).all()
 
 
+@pytest.mark.slow
 def test_inputs_of_another_size_are_allowed_for_in_the_first_layer_alone() -> None:
     inputs = torch.tensor([[3.0, -1.0], [0.0, 2.0]])  # of mean square 14/4
     made = [
@@ -698,6 +714,7 @@ def test_inputs_of_another_size_are_allowed_for_in_the_first_layer_alone() -> No
     assert all(torch.equal(p, q) for p, q in zip(plain[1:], measured[1:], strict=True))
 
 
+@pytest.mark.slow
 def test_every_layer_below_units_is_drawn_for_its_own_units_and_no_other() -> None:
     read_out, stem = nn.Linear(4, 2), nn.Linear(6, 6)
     net = nn.Sequential(
@@ -888,6 +905,7 @@ def of_levels(noise: ref.RefNoise, t: tuple[float, ...], name: str) -> tuple[flo
 LEVELS = [("Logistic", 0.4), ("Gaussian", 0.8), ("Triangular", 1.0), ("Cauchy", 0.3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [(-0.5, 0.5), (-0.8, 0.1, 0.6)])
 @pytest.mark.parametrize(("name", "scale"), LEVELS)
 def test_the_gain_of_levels_is_its_definition(
@@ -903,6 +921,7 @@ def test_the_gain_of_levels_is_its_definition(
     assert overlap(law, t) == pytest.approx(slope**2 / spread, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_the_gains_of_levels_of_the_statements() -> None:
     """Statement 5.3 gives E c^2, for states 0, 1, 2: 0.58 0.70 0.85 1.03; 0.50, inf, inf, inf."""
     four = ("straight_through", "least_variance", "trapezoid", "half")
@@ -916,6 +935,7 @@ def test_the_gains_of_levels_of_the_statements() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("t", "scale"),
     [((0.0,), 0.05), ((-3.0, 2.0), 3.0), ((-0.5, 0.5), 1.0), ((-0.5, 0.0, 0.5), 0.3)],
@@ -929,6 +949,7 @@ def test_bounded_noise_of_an_exact_estimator_has_a_gain_where_its_power_is_above
     assert gain(sbnlib.Uniform(scale), thresholds=t) < math.inf
 
 
+@pytest.mark.slow
 @names
 def test_one_threshold_at_0_has_the_gain_and_the_overlap_of_the_binary_unit(name: str) -> None:
     law = make_noise(name, 0.7)
@@ -953,6 +974,7 @@ EQUAL_STEPS = {2: (1.596, 0.6366), 3: (1.224, 0.8098), 4: (0.9957, 0.8811), 8: (
                16: (0.3352, 0.9885)}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", EQUAL_STEPS)
 def test_no_unit_of_c_levels_keeps_more_than_the_best_quantizer(count: int) -> None:
     """At most 1 - d_C for any noise; as it vanishes, equal steps reach that of equal steps."""
@@ -1010,6 +1032,7 @@ def pairs(stops: list[float]) -> list[tuple[float, float]]:
     return [(lo, hi) for lo, hi in zip(stops[:-1], stops[1:], strict=True) if lo < hi]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("relative", "layers"), [(0.35, 4), (1.0, 8), (4.0, 6)])
 @names
 def test_shares_are_those_of_sums_over_pairs(name: str, relative: float, layers: int) -> None:

@@ -49,6 +49,7 @@ def run(name: str, steps: int) -> Iterator[Array]:
         yield layer.eta.detach().numpy()[0].copy()
 
 
+@pytest.mark.slow
 @cases
 def test_a_linear_loss_falls_to_its_minimum_over_the_states(name: str) -> None:
     """Without a step up, and where the ends hold, the latent weight comes to rest on it.
@@ -105,6 +106,7 @@ def objective(law: RefNoise, eta: Array, decay: float) -> float:
     return float(D @ (2 * p - 1 - T) ** 2 / 2 + decay * law.divergence(p, 0.5).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_name", NOISES)
 @pytest.mark.parametrize(("kl", "proximal"), [(0.0, False), (0.4, False), (0.4, True)])
 def test_mirror_descent_reaches_the_minimum_of_a_convex_function_of_the_means(

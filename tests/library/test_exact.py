@@ -61,6 +61,7 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 # ----------------------------------------------------------- expectations and gradients
 
 
+@pytest.mark.slow
 @losses
 @nets
 @noises
@@ -379,6 +380,7 @@ MOMENTS: dict[str, tuple[str | Callable, str, float]] = {
 }
 
 
+@pytest.mark.slow
 @nets
 @pytest.mark.parametrize("name", MOMENTS)
 @noises

@@ -70,6 +70,7 @@ def ids(html):
 # ------------------------------------------------------------------------------------ pictures
 
 
+@pytest.mark.slow
 def test_same_figure_gives_the_same_bytes():
     assert figures.show(draw(), ALT).html == figures.show(draw(), ALT).html
     assert figures.show(draw(), ALT, fmt="png").image == figures.show(draw(), ALT, fmt="png").image
@@ -110,6 +111,7 @@ def test_private_letters_of_stix_become_unicode():
     assert not re.search("[\ue000-\uf8ff]", html)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", ["svg", "png"])
 def test_nothing_is_fetched(fmt):
     html = small(fmt=fmt, caption="At $a<0$.").html
@@ -168,6 +170,7 @@ def test_rounding_does_not_add_up():
     assert sum(steps[1::2]) == pytest.approx(3000 / 7, abs=0.006)
 
 
+@pytest.mark.slow
 def test_save_writes_a_page(tmp_path):
     picture = small()
     picture.save(tmp_path / "p.html")
@@ -199,6 +202,7 @@ def test_each_position_of_the_sliders_has_its_own_frame():
         assert f"a is {a}, b is {b}</text>" in frame(picture, i)
 
 
+@pytest.mark.slow
 def test_the_answer_is_folded_under_the_caption():
     words = small(caption="Drawn.", answer="At $a<0$ it falls.").html.partition("<figcaption")[2]
     bare = small(caption="Drawn.").html.partition("<figcaption")[2]
@@ -211,6 +215,7 @@ def test_the_answer_is_folded_under_the_caption():
     assert bare.endswith(">Drawn.</figcaption></figure>")
 
 
+@pytest.mark.slow
 def test_for_the_tests_a_slider_draws_its_ends_and_its_start_only_or_the_start_alone(monkeypatch):
     drawn, grid = [], {"scale": [1, 2, 3, 4], "shift": [0, 1]}
 
@@ -244,6 +249,7 @@ def test_pack_restores_every_frame():
             assert [table[i] for i in got + base[at:]] == want
 
 
+@pytest.mark.slow
 def test_first_frame_note_and_labels_stand_without_a_script():
     s = figures.Slider(np.linspace(-1, 1, 5), label="pre-activation a", format="{:.2f}")
     picture = figures.explore(draw, ALT, scale=[1, 2], shift=s, start={"shift": -0.5})
@@ -336,6 +342,7 @@ def given_to_scripts(**options):
     return picture, stored(picture)[1]["live"]
 
 
+@pytest.mark.slow
 def test_marked_lines_have_their_names_in_every_frame_and_nothing_else_changes():
     picture, _ = given_to_scripts()
     plain = figures.explore(swing, ALT, **SWING)
@@ -350,6 +357,7 @@ def test_marked_lines_have_their_names_in_every_frame_and_nothing_else_changes()
         assert bare[0] == bare[1]
 
 
+@pytest.mark.slow
 def test_scripts_get_the_axes_the_sides_and_the_points_with_marks():
     picture, live = given_to_scripts()
     assert live["sliders"] == {"height": [0.5, 1.0, 2.0], "shift": [0, 1]}
@@ -369,6 +377,7 @@ def test_scripts_get_the_axes_the_sides_and_the_points_with_marks():
         assert (x, y, x + w, y + h) == pytest.approx((x0, y0, x1, y1), abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_points_of_a_frame_are_where_the_axes_say():
     """By hand: along the box as the value is along its side."""
     picture, live = given_to_scripts()
@@ -425,6 +434,7 @@ def also(change):
     return drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "message", "drawn", "options"),
     [

@@ -413,6 +413,7 @@ ACCEPTED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @places
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_any_function_of_one_row_is_taken(name: str, place: int) -> None:

@@ -50,6 +50,7 @@ def test_distances_are_counts_of_coordinates(n: int) -> None:
     assert found.dtype == np.int32 and np.array_equal(found, distances(a, b))
 
 
+@pytest.mark.slow
 def test_a_product_of_ones_own_counts() -> None:
     a, b = pack(signs(4, 70, 0).numpy()), pack(signs(3, 70, 1).numpy())
     for name in hashing.products.BACKENDS:
@@ -173,6 +174,7 @@ def average_precision(ranked: np.ndarray) -> float:
     return np.mean([ranked[: i + 1].mean() for i in places]) if len(places) else 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_precision_and_average_precision_are_means_over_all_orders(seed: int) -> None:
     codes, queries = signs(7, 4, seed), signs(5, 4, seed + 50)
@@ -249,6 +251,7 @@ def test_a_radius_or_a_number_of_items_that_is_none_is_named() -> None:
 # Random hyperplanes ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("angle", [0.1, 1.0, math.pi / 2, 2.8])
 def test_bits_differ_with_the_share_of_the_angle(angle: float) -> None:
     """A million hyperplanes in the plane of two inputs and out of it: the number of bits that

@@ -68,6 +68,7 @@ def test_a_missing_extra_is_named(
         exec(code, {})
 
 
+@pytest.mark.slow
 def test_each_module_can_be_imported_or_names_the_extra_that_it_needs() -> None:
     code = f"""
 import importlib, pkgutil, sys

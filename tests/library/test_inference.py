@@ -79,6 +79,7 @@ def test_the_mode_of_a_network_is_that_of_a_call() -> None:
         assert torch.equal(net(x, mode=mode), expected)
 
 
+@pytest.mark.slow
 def test_estimators_sample_whatever_the_mode() -> None:
     net, x = SBN(nn.Linear(2, 3), nn.Linear(3, 2)), torch.rand(4, 2)
 

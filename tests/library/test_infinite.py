@@ -95,6 +95,7 @@ def test_eager_units_that_are_not_looked_at(noise_name: str, unseen: None) -> No
         assert_certain(out, slopes_of(out, leaf), float(law.pdf(0.4)))
 
 
+@pytest.mark.slow
 @noises
 def test_units_under_vmap(noise_name: str) -> None:
     unit, law = Sign(make_noise(noise_name)), ref.RefNoise(noise_name)

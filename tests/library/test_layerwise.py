@@ -47,6 +47,7 @@ def step_loss(n: int) -> ref.RefLoss:
 # ---------------------------------------------------------------------------- unbiased
 
 
+@pytest.mark.slow
 @entries
 @pytest.mark.parametrize("widths", [(2, 2, 2), (2, 2, 2, 2), (2, 1, 3, 1)])
 @pytest.mark.parametrize("noise_name", ["Logistic", "Gaussian", "Uniform"])
@@ -76,6 +77,7 @@ def test_pathwise_is_not_on_the_same_problem(name: str) -> None:
     assert max(z_scores(grads[key], e).max() for key, e in exact.items()) > 10
 
 
+@pytest.mark.slow
 def test_unbiased_for_a_loss_with_targets_and_several_inputs() -> None:
     # Mean gradient over a batch of three, 400 groups of 50 draws each: z-tests, together 1e-6
     net = ref.random_net((2, 3, 2), ref.RefNoise("Logistic"), seed=2)
@@ -217,6 +219,7 @@ def test_the_rest_of_a_lower_layer_is_sampled_afresh_at_every_evaluation() -> No
 # ------------------------------------------------------------------------------ contract
 
 
+@pytest.mark.slow
 @entries
 def test_the_gradient_in_the_head_is_that_of_the_top_layer_only(entry: registry.Entry) -> None:
     # The head's ordinary gradient: E phi(x_K) for L = head . phi(x); z-tests, together 1e-6

@@ -457,6 +457,7 @@ def test_three_are_exact_for_quadratics(noise_name: str, count: int) -> None:
         np.testing.assert_allclose(mean, expected, rtol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [1.0, 0.4, -1.0])
 @counts
 @noises
@@ -475,6 +476,7 @@ def test_the_bias_of_the_line_is_minus_half_of_s_times_the_curvature_times_the_s
     assert np.abs(bias).max() > 1e-3
 
 
+@pytest.mark.slow
 @counts
 @noises
 def test_all_are_exact_for_losses_that_are_linear_in_each_unit(noise_name: str, count: int) -> None:
@@ -681,6 +683,7 @@ def test_where_nobody_looks_nan_stays_nan_and_infinity_is_decided() -> None:
         assert c[:2].tolist() == [0, 0] and bool(c[2] != 0)
 
 
+@pytest.mark.slow
 def test_compiled_without_a_break_it_gives_the_same() -> None:
     t, noise = (-1.0, 0.2), Triangular(2.0)
 

@@ -326,6 +326,7 @@ def divergence(noise: Noise, a: float) -> tuple[float, float]:
         return float(kl(mpmath.mpf(a))), float((kl(a + h) - kl(a - h)) / (2 * h))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", LAWS, ids=repr)
 @pytest.mark.parametrize("a", [1e-6, 0.003, -0.3, 0.7, 0.999, -2.5, 9.0, 35.0])
 def test_the_divergence_and_its_derivative_in_the_middle_and_in_the_tails(

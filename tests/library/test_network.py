@@ -511,6 +511,7 @@ class Passing(nn.Module):
         return self.inner(*args, **options)
 
 
+@pytest.mark.slow
 def test_a_generator_goes_through_wrappers_to_what_draws() -> None:
     net, x = SBN(Passing(Passing(BernoulliLinear(3, 40)))), torch.rand(1, 3)
     before = torch.get_rng_state()

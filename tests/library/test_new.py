@@ -46,6 +46,7 @@ def test_the_command_writes_the_templates_and_says_what_is_next(
     assert f"cd {folder}; python train.py" in said
 
 
+@pytest.mark.slow
 def test_the_module_runs_from_the_command_line(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "sbnlib.new", "mine")
     assert (done.returncode, done.stderr) == (0, "")
@@ -119,6 +120,7 @@ def test_the_templates_are_in_the_package_that_is_installed() -> None:
     assert there == {f"{name}.txt" for name in FILES}
 
 
+@pytest.mark.slow
 def test_it_is_written_from_a_package_in_an_archive(tmp_path: Path) -> None:
     """The templates are read as package data, not as files beside the source."""
     archive = tmp_path / "all.zip"

@@ -99,6 +99,7 @@ def gradient(layer: nn.Module, x: Array, **options: object) -> Array:
 # ------------------------------------------------------------------------------- gradients
 
 
+@pytest.mark.slow
 @noises
 @layers
 def test_the_gradient_is_the_derivative_in_p_in_exact_expectation(
@@ -114,6 +115,7 @@ def test_the_gradient_is_the_derivative_in_p_in_exact_expectation(
     np.testing.assert_allclose(total, exact_flip(layer, noise_name, x), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 @layers
 def test_the_gradient_is_the_derivative_in_p_on_average(kind: str) -> None:
     """False-alarm rate 1e-6 for each layer."""
@@ -291,6 +293,7 @@ def test_binary_signs_are_plus_or_minus_one_and_plus_at_zero(kind: str) -> None:
     assert not signs.requires_grad and not layer.binary("sample").requires_grad
 
 
+@pytest.mark.slow
 @noises
 def test_binary_samples_and_forward_draws_have_their_probabilities(noise_name: str) -> None:
     """False-alarm rate 2e-6 for each noise."""
@@ -579,6 +582,7 @@ def test_network_estimators_take_networks_with_binary_weights(kind: str) -> None
     assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_the_mean_estimate_over_weights_and_units_is_the_chain_of_both() -> None:
     """One layer, linear loss c'x: E[2 x_in f_j(a_j) 2 c_j] over all W, by enumeration.
 
@@ -621,6 +625,7 @@ def test_exact_sums_refuse_random_weights_by_name(
         function(SBN(layer), torch.ones(2, 3), lambda x: x.sum(-1), *extra)
 
 
+@pytest.mark.slow
 def test_a_network_that_was_run_is_not_kept_alive() -> None:
     net = both_binary()
     net(torch.ones(1, 3).double(), generator=seeded())

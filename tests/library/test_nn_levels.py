@@ -166,6 +166,7 @@ def test_half_precision_keeps_its_dtype() -> None:
             assert x.dtype is dtype and g.dtype is dtype and bool(g.isfinite().all())
 
 
+@pytest.mark.slow
 def test_vmap_and_compile() -> None:
     unit = Levels(T, "gaussian", "trapezoid", values=(-1, 1))
     u = torch.rand(A.shape, generator=seeded(3), dtype=torch.float64)

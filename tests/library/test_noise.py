@@ -182,6 +182,7 @@ def test_far_logits_give_finite_slopes(name: str) -> None:
             assert (value >= 0).all()
 
 
+@pytest.mark.slow
 @names
 def test_samples_are_finite_and_inside_the_support(name: str) -> None:
     # 2^22 float32 uniforms hold a zero with probability 0.22, and -log(0) is infinite
@@ -501,6 +502,7 @@ def gain_by_scipy(noise: ref.RefNoise) -> float:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:noise .* has the overlap:UserWarning")
 @pytest.mark.parametrize("gain", [0.02, 1.0, 40.0])
 @names
@@ -524,6 +526,7 @@ OVERLAPS = ref.Named(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [1.0, 3.0])
 @names
 def test_a_law_that_keeps_little_overlap_is_scaled_with_a_warning(name: str, gain: float) -> None:
@@ -568,6 +571,7 @@ def test_the_parameters_of_a_law_of_the_users_are_kept() -> None:
     assert (noise.double, noise.scale) == (2.0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_law_steeper_in_itself_gets_the_wider_scale() -> None:
     scale = sbnlib.Logistic().scaled_to().scale
     assert Steep(40.0).scaled_to().scale == pytest.approx(40 * scale, rel=1e-11)

@@ -61,6 +61,7 @@ def check_path(case: Case) -> Array:
     return expected
 
 
+@pytest.mark.slow
 @cases
 def test_a_run_is_the_published_update(name: str) -> None:
     path = check_path(CASES[name])

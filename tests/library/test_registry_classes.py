@@ -85,6 +85,7 @@ def in_logits(entry: registry.Entry, noise: ref.RefNoise, a: Array, loss: ref.Re
 class TestUnbiased:
     """z-tests, each with probability 1e-6 of a false alarm."""
 
+    @pytest.mark.slow
     @noises
     def test_one_layer(self, entry: registry.Entry, noise_name: str) -> None:
         noise = ref.RefNoise(noise_name, 1.3)
@@ -98,6 +99,7 @@ class TestUnbiased:
             assert z_scores(g, exact).max() < limit, kind
             assert z_scores(values, prob @ loss.value(ref.states(3), 0)) < limit, kind
 
+    @pytest.mark.slow
     def test_in_depth(self, entry: registry.Entry) -> None:
         # PSA says in its docstring where it is exact in depth; test_path.py has those cases
         if entry.name in ("psa", "psa_symmetric"):
@@ -121,6 +123,7 @@ class TestUnbiased:
 class TestKnownBias:
     """The mean over the law of (x, Z) is exact here; only the drawn ones need a z-test (1e-6)."""
 
+    @pytest.mark.slow
     @noises
     def test_one_layer(self, entry: registry.Entry, noise_name: str) -> None:
         noise = ref.RefNoise(noise_name, 1.3)

@@ -244,6 +244,7 @@ def test_a_generator_decides_the_draw_and_an_sbn_passes_it_on() -> None:
     assert len(draws) == 2
 
 
+@pytest.mark.slow
 def test_half_precision_and_compile() -> None:
     layer = TernaryLinear(3, 2)
     out = layer.bfloat16()(torch.ones(1, 3, dtype=torch.bfloat16))
@@ -305,6 +306,7 @@ def descend(p: Array, s: float, lr: float, steps: int, kl: float = 0.0) -> list[
     return path
 
 
+@pytest.mark.slow
 def test_straight_through_conserves_the_ratio_so_that_p0_is_not_learnt() -> None:
     """log(p_+ p_-/p_0^2) moves only by rounding; from m = 0, L = w^2 leaves p_0 at 1/3."""
     path = descend(np.array([0.2, 0.3, 0.5]), 1.0, 0.1, 300)
@@ -324,6 +326,7 @@ def test_the_exact_gradient_brings_p0_to_1() -> None:
     assert path[-1][2] / path[-1][0] == pytest.approx(2.5, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_kl_pulls_to_the_uniform_law_and_balances_the_loss() -> None:
     """Without a gradient log p shrinks by 1 - lr kl a step; with L = w^2, p is at a Gibbs law."""
     p = np.array([0.1, 0.2, 0.7])

@@ -115,6 +115,7 @@ def test_a_unit_flips_with_exactly_the_probability_of_its_tail(
             assert x.tolist() == [-s if flip else s for flip in flips]
 
 
+@pytest.mark.slow
 @names
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_rare_states_are_as_frequent_as_they_should_be(name: str, sign: int) -> None:
@@ -195,6 +196,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_threads_and_instruction_sets_draw_the_same_states() -> None:
     found = {
         subprocess.run(
@@ -253,6 +255,7 @@ def test_uniforms_handed_in_just_below_and_above_a_tiny_probability(name: str) -
     assert sample_sign(a, make_noise(name), u=u).tolist() == [1, -1]
 
 
+@pytest.mark.slow
 @names
 @settings(max_examples=50, deadline=None)
 @given(

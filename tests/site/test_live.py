@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from places import ROOT, SITE
-from visit import PAGES, html, note_problems
+from visit import PAGES, html, note_problems, without_mathematics
 
 pytestmark = pytest.mark.site
 
@@ -105,7 +105,7 @@ each_figure = pytest.mark.parametrize("figure", LIVE, ids=[f.name for f in LIVE]
 
 @pytest.fixture(scope="module")
 def reader(new_reader):
-    return new_reader()
+    return new_reader(mathematics=False)
 
 
 @pytest.fixture(scope="module", params=LIVE, ids=[f.name for f in LIVE])
@@ -426,7 +426,7 @@ SABOTAGE = {
 
 @pytest.mark.parametrize("missing", SABOTAGE)
 def test_without_the_scripts_the_frames_work(new_reader, missing):
-    reader = new_reader()
+    reader = new_reader(mathematics=False)
     for name, text in SABOTAGE[missing].items():
         reader.context.route(f"**/_static/{name}.js*", answering(text))
     for figure in LIVE:
@@ -441,7 +441,7 @@ def answering(text):
 
 @each_figure
 def test_a_script_that_has_another_line_leaves_the_frames(new_reader, figure):
-    reader = new_reader()
+    reader = new_reader(mathematics=False)
     source = (SITE / "_static" / "figures.js").read_text("utf-8")
     more = f"""(() => {{
         const figure = SBN.figures[{figure.name!r}], {{ lines }} = figure;
@@ -465,6 +465,7 @@ def test_from_a_folder(browser, figure):
         pytest.skip("no built book: run `make book`")
     context = browser.new_context()
     context.set_default_timeout(120_000)
+    without_mathematics(context)
     tab = context.new_page()
     note_problems(tab, "file://")
     tab.goto((SITE / f"{figure.page}.html").as_uri(), wait_until="load")

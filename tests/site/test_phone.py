@@ -164,6 +164,31 @@ def state(slider):
     }""")
 
 
+def test_exercises_hold_their_fields_and_what_is_said(tab):
+    """The longest answers, too, and what one presses is large enough."""
+    tab.set_viewport_size({"width": PHONE, "height": 900})
+    for field in tab.locator(".sbn-ask input[type=text]").all():
+        field.fill("W" * 200)
+        field.press("Enter")
+    for button in tab.locator(".sbn-ask:has(input:not([type=text])) button").all():
+        button.click()
+    assert tab.locator(".sbn-says:empty").count() == 0
+    assert tab.evaluate("document.documentElement.scrollWidth") == PHONE
+    assert beside_the_box_or_small(tab) == []
+    assert tab.problems == []
+
+
+def beside_the_box_or_small(tab):
+    """Parts of the fields that leave their exercise, or that a finger hardly meets."""
+    return tab.evaluate("""() => [...document.querySelectorAll(".sbn-ask *, .sbn-forget button")]
+        .filter(e => {
+            const { left, right, height } = e.getBoundingClientRect();
+            const box = (e.closest(".exercise") ?? e.closest("section")).getBoundingClientRect();
+            const low = e.matches("input[type=text], button, label:has(input)") && height < 28;
+            return left < box.left || right > box.right + 0.5 || low;
+        }).map(e => e.outerHTML)""")
+
+
 @pytest.fixture(scope="module")
 def reader_without_scripts(new_reader):
     return new_reader(width=PHONE, javascript=False)

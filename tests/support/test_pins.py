@@ -35,6 +35,7 @@ def test_a_statement_names_its_equations() -> None:
     assert "{eq-01-round}" in words and "{eq-01-tight}" in words and r"\phi(p{=}1)" not in words
 
 
+@pytest.mark.slow
 def test_every_label_has_words() -> None:
     assert all(printed(label) for page in PAGES for label in to_be_pinned(page))
 

@@ -44,6 +44,7 @@ def ends(probe: Probe) -> tuple[float, float]:
     return x[0, 0].item(), x[0, 1].item()
 
 
+@pytest.mark.slow
 @judged
 def test_states(name: str) -> None:
     probe, (low, high) = PROBES[name], ends(PROBES[name])
@@ -68,6 +69,7 @@ def test_states(name: str) -> None:
         assert (x[0] == x[1]).all()
 
 
+@pytest.mark.slow
 @judged
 def test_slopes(name: str) -> None:
     probe = PROBES[name]

@@ -55,6 +55,7 @@ PLACES = [(1e-6, 0.0), (1e-3, 0.0), (0.01, 1e-4), (30.0, 0.0), (1e4, 0.0), (1.0,
           (0.01, 50.0), (1.0, -50.0), (0.01, 3.0)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "at"), PLACES)
 def test_a_noise_is_found_however_narrow_or_far(scale: float, at: float) -> None:
     report = diagnose_unit(drawn(share(scale, at), bell(scale, at)))
@@ -64,6 +65,7 @@ def test_a_noise_is_found_however_narrow_or_far(scale: float, at: float) -> None
     assert report.integral == pytest.approx(2, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "at"), PLACES)
 def test_a_slope_is_integrated_however_narrow_or_far(scale: float, at: float) -> None:
     report = diagnose_unit(decided(bell(scale, at), at))
@@ -97,6 +99,7 @@ def test_two_tails_that_differ() -> None:
 # -------------------------------------------------------------------------------- odd probabilities
 
 
+@pytest.mark.slow
 def test_a_coin_that_is_never_sure() -> None:
     # P from 0.05 to 0.95: the mean goes from -0.9 to 0.9, so the whole slope is 2/1.8 too large
     report = diagnose_unit(drawn(lambda a: 0.05 + 0.9 * torch.sigmoid(a), bell(1.0)))
@@ -265,6 +268,7 @@ def test_a_unit_used_twice_is_one() -> None:
     assert len(diagnose(Net(between), inputs()).units) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "units"), [(1, 64), (4, 3), (2, 5)])
 def test_small_layers_are_seen(rows: int, units: int) -> None:
     (unit,) = diagnose(Net(Bin.apply, units), inputs(rows)).units

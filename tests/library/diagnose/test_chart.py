@@ -113,6 +113,7 @@ def distance(name: str) -> float:
     return expected["integral"] / expected["mismatch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED + DRAWN)
 def test_the_slope_is_the_published_one(name: str) -> None:
     probe, (a, h) = PROBES[name], drawn_of(name).slope
@@ -123,6 +124,7 @@ def test_the_slope_is_the_published_one(name: str) -> None:
     assert np.abs(h - wanted)[inside].max() < 2e-3 * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED + DRAWN)
 def test_what_is_collected_is_the_integral_of_the_slope(name: str) -> None:
     probe, (a, found) = PROBES[name], drawn_of(name).collected
@@ -144,6 +146,7 @@ def test_an_infinite_integral_is_collected_from_the_left_edge(name: str) -> None
     assert np.abs(found[::20] - np.array(wanted) / wide).max() < 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_dots_are_shares_of_the_law_with_five_standard_errors(name: str) -> None:
     """A right chart fails once in 80 000 (21 dots at 5 standard errors); its seeds are fixed."""
@@ -162,6 +165,7 @@ def test_dots_are_shares_of_the_law_with_five_standard_errors(name: str) -> None
     assert found.span[0][0] <= a.min() + 1 and found.span[0][1] >= a.max() - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED)
 def test_the_step_is_at_the_threshold(name: str) -> None:
     found = drawn_of(name)
@@ -206,6 +210,7 @@ def falling(slope: float, drawn: bool) -> Callable[[Tensor], Tensor]:
     return unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [True, False])
 @pytest.mark.parametrize("slope", [-1.0, 1.0])
 def test_of_a_state_that_falls_the_share_of_the_upper_one_falls(slope: float, drawn: bool) -> None:
@@ -266,6 +271,7 @@ def test_beside_a_pole_the_slope_can_be_seen() -> None:
 # -------------------------------------------------------------------------------------- models
 
 
+@pytest.mark.slow
 def test_a_model_has_a_row_for_each_unit_in_its_order() -> None:
     case = MODELS["own"]
     net, x = case.build()

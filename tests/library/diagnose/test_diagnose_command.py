@@ -102,6 +102,7 @@ def test_what_the_command_writes_is_the_report(here: str, tmp_path: Path, capsys
     assert "steep" in words and "factor 2" in words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "status", "verdict"),
     [
@@ -189,6 +190,7 @@ def test_a_missing_extra_is_told_before_any_work(here, tmp_path, monkeypatch, ca
     assert "pip install 'sbnlib[figures]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_without_files_needs_no_extra(here: str, tmp_path: Path) -> None:
     extras = ["matplotlib", "sklearn", "scipy", "IPython"]
     code = f"""

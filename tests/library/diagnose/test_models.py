@@ -56,12 +56,14 @@ def clipped(slope: Curve, a: Tensor) -> tuple[float, float]:
     return float(small.mean()), float(small.all(0).mean())
 
 
+@pytest.mark.slow
 @models
 def test_units_are_found(name: str) -> None:
     case, units = MODELS[name], seen(name).report.units
     assert len(units) in (case.counts or {len(case.units)}), [unit.where for unit in units]
 
 
+@pytest.mark.slow
 @binary
 def test_places_of_units(name: str) -> None:
     units = seen(name).report.units
@@ -82,6 +84,7 @@ def codes_of(case: Case, index: int) -> frozenset[str]:
     return unit.codes | more
 
 
+@pytest.mark.slow
 @binary
 def test_codes(name: str) -> None:
     case, units = MODELS[name], seen(name).report.units
@@ -192,6 +195,7 @@ def test_looking_leaves_no_trace(name: str) -> None:
     assert seen(name).changed == []
 
 
+@pytest.mark.slow
 @models
 def test_reports_are_the_same_again(name: str) -> None:
     first = seen(name).report.json()
@@ -207,6 +211,7 @@ def diagnosed_again(name: str) -> str:
     return diagnose(net, x, case.loss).json()
 
 
+@pytest.mark.slow
 @models
 def test_units_are_found_without_a_loss(name: str) -> None:
     with_loss, without = seen(name).report, seen(name, with_loss=False).report
@@ -310,6 +315,7 @@ def test_what_is_no_model_is_refused(module: object) -> None:
         diagnose(module, torch.ones(2, 3))
 
 
+@pytest.mark.slow
 def test_a_fused_unit_has_the_name_of_its_kind() -> None:
     unit = Sign(sampler="fused")
     net = nn.Sequential(nn.Linear(8, 16), unit, nn.Linear(16, 2))

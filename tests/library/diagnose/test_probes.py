@@ -21,6 +21,8 @@ from traces import changes, near_law, state, strict
 from sbnlib import diagnose_unit
 from sbnlib.noise import Noise
 
+pytestmark = pytest.mark.slow  # ninety reports, which the tests share
+
 every = pytest.mark.parametrize("name", PROBES)
 judged = pytest.mark.parametrize("name", [p.name for p in PROBES.values() if not p.is_refused()])
 refused = pytest.mark.parametrize("name", [p.name for p in PROBES.values() if p.is_refused()])

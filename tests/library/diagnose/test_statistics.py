@@ -179,6 +179,7 @@ def test_the_gaussian_that_is_nearest_to_the_logistic_is_told_apart() -> None:
 SCALES = (0.1, 1.0, 7.0, 0.137, 23.7)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_cosines")
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("law", CDFS)
@@ -219,6 +220,7 @@ def test_the_standard_error_of_a_scale(law: str) -> None:
     assert 1 / math.sqrt(information) < 7.1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_cosines")
 @pytest.mark.parametrize(("scale", "centre"), [(0.1, 0.0), (0.01, 0.0), (0.01, 0.737)])
 @pytest.mark.parametrize("law", ["Logistic", "Uniform", "Gaussian"])
@@ -252,6 +254,7 @@ FINITE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FINITE)
 def test_integrals_of_probes(name: str) -> None:
     """To a thousandth; a pole that is integrable, |a|^(-2/3), keeps a third of that below 1e-10."""
@@ -301,6 +304,7 @@ def gain(h: Callable[[float], float], kinks: tuple[float, ...]) -> float:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_cosines")
 @pytest.mark.parametrize("law", CDFS)
 @pytest.mark.parametrize("scale", [0.1, 1.0, 7.0])

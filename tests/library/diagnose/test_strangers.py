@@ -97,6 +97,7 @@ VERDICTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VERDICTS)
 def test_verdicts(name: str) -> None:
     unit, codes = VERDICTS[name]
@@ -191,6 +192,7 @@ def test_dropout_is_no_part_of_a_unit(parts: tuple[nn.Module, ...]) -> None:
     assert model_codes(model) == [{"deterministic"}]
 
 
+@pytest.mark.slow
 def test_channels_of_a_model_and_entries_of_a_channel() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 4, 3, padding=1)
@@ -237,6 +239,7 @@ class Spiking(nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_a_unit_that_comes_again_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, runs = Spiking(40), []
@@ -274,6 +277,7 @@ def test_code_that_looks_like_a_custom_layer_is_none() -> None:
     assert model_codes(model) == [{"deterministic"}]
 
 
+@pytest.mark.slow
 def test_a_relaxed_sample_is_a_unit_of_the_logit() -> None:
     """Not of the probability, or of the logit and its noise, which lie between."""
 

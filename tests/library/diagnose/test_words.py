@@ -267,11 +267,13 @@ def test_every_code_is_in_the_table() -> None:
     assert codes_in_the_sources() == CASES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CASES)
 def test_codes(code: str) -> None:
     assert case(code).codes == set(CASES[code][1].split()) and code in case(code).codes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", CASES)
 def test_what_is_wrong_comes_first(code: str) -> None:
     report = case(code)
@@ -289,6 +291,7 @@ def test_what_is_wrong_comes_first(code: str) -> None:
 # ---------------------------------------------------------------------------- numbers in sentences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("x", "m", "integral", "right", "factor", "cube"),
     [
@@ -326,6 +329,7 @@ def test_a_factor_of_a_unit_that_is_never_sure() -> None:
     assert numbers == pytest.approx([2, 1.8, 1 / 0.9, 1 / 0.9**3], rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "spread", "is_told"), [(1.0, 20.0, False), (1.5, 5.0, True)])
 def test_factors_of_slopes_that_are_random(height: float, spread: float, is_told: bool) -> None:
     """Of a box that is 20 times noisier than high the mean's error is 6 %: 1 is not ruled out."""
@@ -446,6 +450,7 @@ def test_what_a_model_does_in_place_before_a_unit_is_no_fault() -> None:
         assert found.codes == {D} and found.mismatch == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(0.05, 0.9), (0.2, 1.0), (0.0, 0.75)])
 def test_what_is_kept_far_out(low: float, high: float) -> None:
     """Of 200 000 draws: a standard error is a tenth of a percent at the most."""
@@ -496,6 +501,7 @@ def test_a_slope_that_depends_on_other_entries() -> None:
     assert words(report, "not-elementwise") == "What it does with one entry depends on others."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [-1.0, 0.5])
 def test_members_of_the_line_in_bits(s: float) -> None:
     """Half of the slope, for half of the distance."""
@@ -504,6 +510,7 @@ def test_members_of_the_line_in_bits(s: float) -> None:
     assert report.mismatch == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("s", "member"),
     [
@@ -520,6 +527,7 @@ def test_members_of_the_line(s: float, member: str) -> None:
     assert report.line == s
 
 
+@pytest.mark.slow
 def test_a_slope_that_is_no_member_of_the_line() -> None:
     """One that passes gradients in the upper state alone."""
     unit = given(lambda a: coin(torch.sigmoid(a)),
@@ -587,6 +595,7 @@ def test_how_far_laws_are_apart_where_nothing_varies() -> None:
     assert z > 50 and report.examination.z == pytest.approx(z, abs=5)
 
 
+@pytest.mark.slow
 def test_how_far_laws_are_apart_in_a_small_layer() -> None:
     """256 runs of 8 times 12 entries at 21 points: 1170 draws a point."""
     report = of_net(lambda a: ste(coin(torch.sigmoid(a)), functional.hardtanh(a)), 8, 12)
@@ -630,6 +639,7 @@ def test_laws_are_named_within_three_thousandths(share: float, kind: type) -> No
     assert ("a law of its own" in report.verdict) == (share == 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
@@ -743,6 +753,7 @@ ADVICE: dict[str, tuple[str, Callable[[], Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ADVICE)
 def test_advice_helps(code: str) -> None:
     """The finding goes away, and no fault comes in its place."""
@@ -751,6 +762,7 @@ def test_advice_helps(code: str) -> None:
     assert mended().codes in ({D}, {S})
 
 
+@pytest.mark.slow
 def test_there_is_advice_for_what_can_be_mended() -> None:
     advised = {f.code for code in CASES for f in case(code).findings if f.advice}
     assert advised == ADVICE.keys()
@@ -833,6 +845,7 @@ def test_verdicts(code: str) -> None:
     assert (case(code).verdict, case(code).why) == VERDICTS[code]
 
 
+@pytest.mark.slow
 def test_verdicts_of_probes() -> None:
     assert report_of("bits-with-2f").verdict == "2 times straight-through for Logistic(scale=1)."
     assert report_of("escape-rate").verdict == "Straight-through for a law of its own."
@@ -856,6 +869,7 @@ def failing(a: Tensor) -> Tensor:
     raise RuntimeError(f"mat1 and mat2 shapes cannot be multiplied {'(7 x 8) ' * 30}")
 
 
+@pytest.mark.slow
 def test_no_line_is_wider_than_a_terminal() -> None:
     assert max(widest(str(report_of(name))) for name in PROBES) <= 80
     assert max(widest(str(case(code))) for code in CASES) <= 80
@@ -938,6 +952,7 @@ def test_json_of_laws_and_of_what_is_infinite() -> None:
     assert found["sign_of_zero"] == [-1.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [S, "law", "state-slope", "factor", "no-gradient", "unseen"])
 def test_json_is_the_same_text_again(code: str) -> None:
     torch.manual_seed(11)

@@ -175,6 +175,7 @@ def test_rows_are_independent(name: str) -> None:
     assert (np.abs(r) * np.sqrt(20_000)).max() < z_limit(3)
 
 
+@pytest.mark.slow
 @every_loss_based
 def test_more_samples_divide_the_variance(name: str) -> None:
     # Means of M=1 (or the least allowed) against M=8: variance ratio within 6 standard errors
@@ -457,6 +458,7 @@ def test_muprop_by_hand() -> None:
 # ---------------------------------------------------------------------- REBAR and RELAX
 
 
+@pytest.mark.slow
 @noises
 @pytest.mark.parametrize("tau", [0.15, 0.7, 3.0])
 def test_rebar_and_relax_are_unbiased_whatever_the_control_variate(
@@ -563,6 +565,7 @@ def test_what_is_trained_is_the_second_moment_of_the_estimate() -> None:
     assert eta.grad.item() == pytest.approx(by_eta, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_trained_relax_lowers_the_variance_fivefold() -> None:
     # E ((x_i + 1)/2 - 0.45)^2 summed over three units and an interaction, as in the toy problem of
     # the REBAR paper. Variances of 40 000 estimates each, so the factor, about 7 against REINFORCE

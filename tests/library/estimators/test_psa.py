@@ -297,6 +297,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("options", OPTIONS)

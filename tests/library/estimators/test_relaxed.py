@@ -228,6 +228,7 @@ def factor_moments(noise: ref.RefNoise, a: float, x: float, tau: float) -> tuple
     return float(w @ c.numpy()), float(w @ c.numpy() ** 2)
 
 
+@pytest.mark.slow
 @noises
 @pytest.mark.parametrize("tau", [0.05, 0.5, 3.0])
 def test_mean_and_second_moment_of_the_factor_given_the_state(noise_name: str, tau: float) -> None:

@@ -112,6 +112,7 @@ def test_the_numbers_of_a_short_code_are_exact(name: str) -> None:
     assert "nll" not in found or found["nll"] < found["loss"]
 
 
+@pytest.mark.slow
 def test_the_misfit_of_a_longer_code_is_a_mean_over_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4000 draws of all pictures: within 4.5 standard errors, a false alarm in 1e5."""
     made, split = model("zgr"), few().train
@@ -245,6 +246,7 @@ def test_another_error_of_a_training_is_one(
         coders.trained(job("search"), **small)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zgr", "exact", "twin", "disarm"])
 def test_the_rows_of_a_final_run(name: str, small: dict[str, Any]) -> None:
     row, *curve = coders.trained(job(name=name), **small)
@@ -389,6 +391,7 @@ def test_the_nearest_by_euclidean_distance(monkeypatch: pytest.MonkeyPatch) -> N
     assert row["within"] is row["empty"] is row["map"] is None
 
 
+@pytest.mark.slow
 def test_the_numbers_of_codes_of_bits() -> None:
     data, draw = labelled(40, 9), torch.Generator().manual_seed(1)
     items, queries = (torch.randint(2, (n, 6), generator=draw) * 2.0 - 1 for n in (40, 9))
@@ -411,6 +414,7 @@ def test_every_code_length_and_seed_is_a_job() -> None:
     assert {j["bits"] for j in found if j["name"] == "lsh"} == {16, 32, 64}
 
 
+@pytest.mark.slow
 def test_each_code_is_retrieved_by(small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = datasets.load("digits")
     monkeypatch.setattr(retrieval, "NEAREST", 10)
@@ -480,6 +484,7 @@ def of(rows: list[dict], part: str, name: str | None = None) -> list[dict]:
     return [r for r in rows if r["part"] == part and name in (None, r["name"])]
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_contender(whole: dict[str, Any]) -> None:
     assert whole["kind"] == "autoencoders" and whole["seeds"] == [0, 1]
     assert set(whole["command"].split()) == {
@@ -500,6 +505,7 @@ def test_the_command_writes_every_contender(whole: dict[str, Any]) -> None:
         assert [r["epoch"] for r in of(whole["rows"], "curve", name)] == [0, 1, 2] * 2
 
 
+@pytest.mark.slow
 def test_the_summary_is_means_with_errors(whole: dict[str, Any]) -> None:
     for row in of(whole["rows"], "summary"):
         final = of(whole["rows"], "final", row["name"])
@@ -540,6 +546,7 @@ def test_a_search_goes_on_beyond_an_end_that_is_the_best(monkeypatch: pytest.Mon
     assert {j["lr"] for j in autoencoders.final_jobs("digits", "zgr", rows)} == {0.03}
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_contenders_that_are_complete(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -594,6 +601,7 @@ def test_what_is_kept_goes_when_all_contenders_are_in_the_file(
     assert not list(Path("runs").glob("autoencoders-train-*"))
 
 
+@pytest.mark.slow
 def test_the_small_part_has_two_data_sets_and_the_exact_sum(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,6 +620,7 @@ def test_the_small_part_has_two_data_sets_and_the_exact_sum(
     assert found["command"].endswith("--only exact") or "--only exact --data" in found["command"]
 
 
+@pytest.mark.slow
 def test_the_rates_of_a_file_are_used_and_its_best_estimator(whole: dict[str, Any]) -> None:
     path = whole["folder"] / "runs" / "autoencoders-train.json"
     final = {r["name"]: r["lr"] for r in of(whole["rows"], "final")}
@@ -646,6 +655,7 @@ def test_the_best_other_is_cheap_and_no_twin(tmp_path: Path) -> None:
         autoencoders.best_other(path)
 
 
+@pytest.mark.slow
 def test_the_other_parts_write_their_rows(
     whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

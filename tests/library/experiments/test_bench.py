@@ -142,6 +142,7 @@ def test_a_table_of_costs_names_what_it_measured(name):
         assert set(ESTIMATORS) < set(row.details)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CHANGES if n not in (*SUBPROCESS, *COSTS)])
 def test_a_row_is_consistent(name):
     row = bench.make(name, quick=True)

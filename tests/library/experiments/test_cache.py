@@ -375,6 +375,7 @@ def test_a_broken_row_is_set_aside_and_made_again(
     assert keep(fabric, tmp_path, {"experiment": "e"}, row=None) == ROW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [halve, empty, scramble, flip_a_bit])
 def test_a_broken_checkpoint_is_set_aside_and_the_run_begins_anew(
     trained: Path, tmp_path: Path, damage: Any

@@ -160,6 +160,7 @@ def test_every_contender_has_the_same_network_around_its_matrices(name: str) -> 
 # Training and what is measured -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_a_contender_learns_and_its_seed_decides_all(name: str, small: datasets.Dataset) -> None:
     lr = CONTENDERS[name].rates[1]
@@ -273,6 +274,7 @@ def test_five_ternary_weights_fit_in_a_byte() -> None:
 # The command -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_file_and_goes_on_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +320,7 @@ def test_the_jobs_are_listed_one_a_line(tmp_path: Path, capsys: Any) -> None:
     assert len(lines) == len(CONTENDERS["real"].rates) and all("--job" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_doctor_says_which_rule_is_no_unit_of_its_own_pre_activation() -> None:
     """The mean size of all weights is in absmean; the drawn thresholds are a sound unit."""
     data = characters._text("")

@@ -133,6 +133,7 @@ def test_noise_is_found_in_any_case():
 AT_GAIN_1 = {"Logistic": 0.2555, "Uniform": 0.7320, "Gaussian": 0.4306}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AT_GAIN_1)
 def test_the_noise_has_the_scale_asked_for(name):
     scales = {}
@@ -219,11 +220,13 @@ def test_a_net_takes_images_in_colour():
 # What is computed --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_same_seeds_same_numbers(result):
     again = classify.run(SMALL)
     assert again["rows"] == result["rows"]
 
 
+@pytest.mark.slow
 def test_one_line_can_be_repeated(result):
     row = part(result, "final", "sbn")[1]
     again = classify.train(SMALL, "sbn", row["lr"], row["init_gain"], row["seed"])
@@ -495,6 +498,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", classify.MODELS)
 def test_a_checkpoint_holds_the_running_statistics(model, tmp_path):
     """Killed after the second of three epochs and taken up again: the same row."""
@@ -525,6 +529,7 @@ def test_it_learns_with_batch_norm():
 # Killed and resumed ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_known_rows_are_not_trained_again(result, tmp_path, monkeypatch):
     classify.run(SMALL, folder=tmp_path)
     assert not list(tmp_path.glob("*.ckpt"))
@@ -576,6 +581,7 @@ def test_killed_process_and_the_same_command_again(result, tmp_path):
 STORED = MEASUREMENTS / "classify-digits.json"
 
 
+@pytest.mark.slow
 def test_stored_digits_file_can_be_repeated():
     """One row of the book's file, trained again here.
 

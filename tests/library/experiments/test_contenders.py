@@ -74,6 +74,7 @@ def trained(whole: dict[str, Any]) -> list[dict]:
 # The part train ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_way(whole: dict[str, Any], short: Path) -> None:
     assert whole["kind"] == "contenders" and whole["seeds"] == [0, 1]
     assert whole["command"] == (
@@ -89,6 +90,7 @@ def test_the_command_writes_every_way(whole: dict[str, Any], short: Path) -> Non
         assert [r["seed"] for r in final] == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_search_never_sees_the_test_images_and_chooses_by_validation(
     trained: list[dict],
 ) -> None:
@@ -133,6 +135,7 @@ def test_a_search_goes_on_beyond_an_end_that_is_the_best() -> None:
     assert {j["lr"] for j in contenders.final_jobs(way, rows)} == {0.03}
 
 
+@pytest.mark.slow
 def test_the_summary_is_means_errors_and_the_difference_to_the_twin(trained: list[dict]) -> None:
     for row in of(trained, "summary"):
         name, prediction = row["name"], row["prediction"]
@@ -155,6 +158,7 @@ def test_the_summary_is_means_errors_and_the_difference_to_the_twin(trained: lis
     assert {(r["name"], r["prediction"]) for r in of(trained, "summary")} == names
 
 
+@pytest.mark.slow
 def test_a_way_without_its_twin_has_no_difference(short: Path) -> None:
     assert train("--out", str(short), "--only", "conv-st", "st-logistic") == 0
     found = measurement.read(short)
@@ -188,6 +192,7 @@ def test_the_checks_say_whether_the_rate_is_inside_the_grid(
 # As it comes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_ways_that_are_complete(
     short: Path, trained: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -361,6 +366,7 @@ def test_the_better_binary_weights_are_those_of_the_higher_validation(tmp_path: 
 # The other parts ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_part_exact_writes_what_a_seed_gives(
     short: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -377,6 +383,7 @@ def test_the_part_exact_writes_what_a_seed_gives(
     assert "epoch  1, exact" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_part_gradients_takes_the_rate_that_was_chosen(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def test_the_cosines_and_their_errors_are_those_of_their_definition() -> None:
         assert found[f"{name}_se"] == pytest.approx(se, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_does_not_shorten_the_cosines() -> None:
     """600 times with noise as long as the mean, where the cosine of the two means would be a tenth
     less: their average within 4.5 of its standard errors and a hundredth (a ratio has a bias of its
@@ -191,6 +192,7 @@ def test_the_moments_are_those_of_one_training() -> None:
     assert not torch.equal(heads[2], heads[3]) and not torch.equal(heads[0], heads[2])
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"EPOCHS": (0, 1), "IMAGES": 5, "GROUPS": 4, "SAMPLES": 20, "REFERENCE_SAMPLES": 200}
     for name, value in small.items():

@@ -366,6 +366,7 @@ def test_largest_z():
 # ------------------------------------------------------- sbnlib stays on its inputs' device
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", registry.ESTIMATORS)
 def test_tensors_are_made_on_the_device_of_the_inputs(name):
     # With "meta" as the default device, a tensor made without a device has no numbers, and any

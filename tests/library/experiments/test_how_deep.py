@@ -46,6 +46,7 @@ def pdf(name: str, a: float, scale: float) -> float:
 # The scale of a noise ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_relative_scale_is_in_units_of_the_one_at_gain_1(name: str) -> None:
     """By scipy's root of scipy's quadrature."""
@@ -104,6 +105,7 @@ def expected(name: str, p: float, f: float, x: int, gain: float) -> float:
     return f * (1 + s * x * mu) / P
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["Logistic", "Uniform", "Triangular"])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_factors_are_those_of_their_definitions(name: str, law: str) -> None:
@@ -119,6 +121,7 @@ def test_the_factors_are_those_of_their_definitions(name: str, law: str) -> None
             assert delivered(net.chain_rule, a, x, noise) == pytest.approx(wanted, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_trains_beside_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All rates and seeds of a network are one stack, in which nothing may be new to it."""
@@ -229,6 +232,7 @@ def by_hand(of: Any, row: dict[str, Any]) -> float:
     return 0.1 + (top - 0.1) / (1 + math.exp(-inside))
 
 
+@pytest.mark.slow
 def test_the_law_is_the_formula_of_its_prediction() -> None:
     of = (0.97, 4.0, 0.7, 0.8, 1.6)
     assert how_deep.law(of, networks()) == pytest.approx([by_hand(of, r) for r in networks()])
@@ -243,6 +247,7 @@ def test_the_fit_finds_the_numbers_that_made_the_accuracies() -> None:
     assert how_deep.fitted(rows) == pytest.approx(of, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_predictions_are_functions_of_the_integrals_alone() -> None:
     found = {row["name"]: row for row in how_deep.predictions()}
     rate = found["order at gain 1"]["overlap"]
@@ -268,6 +273,7 @@ def test_the_parts_are_those_that_the_docstring_names() -> None:
             Deep(**{k: v for k, v in settings.items() if k not in ("seeds", "data")})
 
 
+@pytest.mark.slow
 def test_a_part_names_its_data(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fashion-MNIST's images have 784 pixels and the digits 64: a net of the one has no other."""
     seen: list[int] = []
@@ -302,6 +308,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "x.json"
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_rows_of_a_part(short: Path, capsys: Any) -> None:
     assert how_deep.main(["--part", "cures", "--out", str(short)]) == 0
     found = measurement.read(short)
@@ -317,6 +324,7 @@ def test_the_command_writes_the_rows_of_a_part(short: Path, capsys: Any) -> None
     assert "gain  1.000: 0." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_jobs_may_be_done_one_by_one(short: Path, capsys: Any) -> None:
     """--list prints a command for each; what they keep is what the whole finds."""
     assert how_deep.main(["--part", "cures", "--list"]) == 0
@@ -334,6 +342,7 @@ def test_jobs_may_be_done_one_by_one(short: Path, capsys: Any) -> None:
     assert measurement.read(short)["rows"] == measurement.read(again)["rows"]
 
 
+@pytest.mark.slow
 def test_the_predictions_are_written_without_a_training(
     short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

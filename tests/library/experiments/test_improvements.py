@@ -312,6 +312,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "x.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", improvements.PARTS)
 def test_the_command_writes_the_rows_of_a_part(part: str, tiny: Path, capsys: Any) -> None:
     assert improvements.main(["--part", part, "--out", str(tiny)]) == 0

@@ -416,6 +416,7 @@ def test_the_versions_are_a_hash_of_the_sources_and_that_of_torch(
         workers._work(workers.Task("a", pytest.fail, {}), {"torch": "0"})
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_goes_away_takes_nothing_that_is_kept(
     swept: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

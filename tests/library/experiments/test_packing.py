@@ -35,6 +35,7 @@ def images() -> data.Dataset:
 # Sides -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4, 5])
 def test_all_sides_of_a_product_give_its_integers(batch: int) -> None:
     x, w = packing._signs(batch, 70), packing._signs(9, 70)
@@ -46,6 +47,7 @@ def test_all_sides_of_a_product_give_its_integers(batch: int) -> None:
         assert np.asarray(side()).tolist() == expected
 
 
+@pytest.mark.slow
 def test_a_product_whose_sides_differ_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["same"] for row in packing.product_rows(SIZES))
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.int() @ b.int()) + 2)
@@ -96,6 +98,7 @@ def test_the_profile_has_every_layer_of_both_sides(net: nn.Module, images: data.
     assert best == ["linear", "norm", "sign", "linear", "threshold", "linear", "bias"]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_arrays_and_files(net: nn.Module, images: data.Dataset) -> None:
     rows = {row["form"]: row for row in packing.memory_rows(NET, net, images.test.inputs[:1])}
     signs, others = 784 * 512 + 512 * 512, 4 * 512 * 2 + 512 * 10 + 10

@@ -97,6 +97,7 @@ FACTORS = {
 PLACES = {"1": slice(0, 32), "2": slice(34, 38), "all": slice(0, 40)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTORS)
 def test_bias_variance_and_cosine_by_enumeration(small: Training, name: str) -> None:
     data = pooled(DIGITS)
@@ -139,6 +140,7 @@ def test_sampled_numbers_agree_with_the_enumerated_ones(small: Training) -> None
             assert abs(row[number] - value) < 5 * row[f"{number}_se"]
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_seed(small: Training) -> None:
     rows = small_nets.small_net({"seed": 3}, data="digits")
     wanted = [(e, n, k) for e in (0, 1) for n in small_nets.ESTIMATORS for k in ("1", "2", "all")]

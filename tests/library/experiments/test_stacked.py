@@ -165,6 +165,7 @@ def used(*sizes: int | None) -> Any:
 # Bit for bit -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizers", [adam, two, amsgrad])
 @pytest.mark.parametrize("net, widths", [(plain, (5,)), (plain, (13, 7, 3)), (twin, (13, 7)),
                                          (binary, (11, 6))])  # fmt: skip
@@ -174,6 +175,7 @@ def test_after_many_steps_every_training_is_what_it_is_alone(
     assert_as_alone(fabric, net=net, widths=widths, optimizers=optimizers, epochs=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("estimator", registry.ESTIMATORS)
 def test_every_estimator_does_in_a_stack_what_it_does_alone(
@@ -183,6 +185,7 @@ def test_every_estimator_does_in_a_stack_what_it_does_alone(
     assert_as_alone(fabric, estimator=estimator, dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("estimator", ["straight_through", "zgr", "concrete", "arm", "rebar"])
 def test_every_noise_does_in_a_stack_what_it_does_alone(
@@ -192,6 +195,7 @@ def test_every_noise_does_in_a_stack_what_it_does_alone(
     assert_as_alone(fabric, estimator=estimator, noise=noise, widths=(10, 7))
 
 
+@pytest.mark.slow
 def test_the_sizes_of_the_book_are_exact_too(fabric: Any) -> None:
     # batch 50 of 100 units: 5000 is no multiple of 16, 400 bytes of biases none of 64
     config = Config(epochs=1, hidden=(100, 100), batch_size=50)
@@ -209,6 +213,7 @@ def test_the_sizes_of_the_book_are_exact_too(fabric: Any) -> None:
         assert_same(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", weights.METHODS)
 def test_every_method_for_binary_weights_is_exact(
     fabric: Any, method: str, monkeypatch: pytest.MonkeyPatch
@@ -232,6 +237,7 @@ def test_every_method_for_binary_weights_is_exact(
         assert_same(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_an_experiment_has_the_same_rows_in_stacks_of_any_size(dtype: str) -> None:
     sizes: dict[str, Any] = {"hidden": (12, 7), "seeds": 3, "epochs": 2, "lr": (0.03, 0.1)}
@@ -242,6 +248,7 @@ def test_an_experiment_has_the_same_rows_in_stacks_of_any_size(dtype: str) -> No
     assert rows[0] == rows[1] == rows[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_with_batch_norm_the_rows_are_the_same_in_stacks_of_any_size(dtype: str) -> None:
     """Training, and the statistics that are taken anew for each prediction."""
@@ -254,6 +261,7 @@ def test_with_batch_norm_the_rows_are_the_same_in_stacks_of_any_size(dtype: str)
     assert rows[0] == rows[1] == rows[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [e.name for e in registry.ESTIMATORS.values() if e.kind in classify.ON_THE_BATCH]
 )
@@ -280,6 +288,7 @@ BATCHED: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", BATCHED)
 def test_batched_products_round_otherwise_and_no_more(fabric: Any, options: dict) -> None:
     options = options | {"epochs": 4}
@@ -291,6 +300,7 @@ def test_batched_products_round_otherwise_and_no_more(fabric: Any, options: dict
             torch.testing.assert_close(q, p, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_batched_products_are_one_product_for_all(fabric: Any) -> None:
     def calls(exact: bool, count: int) -> int:
         runs = [train_of(k, net=twin) for k in range(count)]
@@ -645,6 +655,7 @@ def test_tensors_that_do_not_fit_together_are_left_as_they_are() -> None:
 # One that fails ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [True, False])
 def test_a_training_that_fails_does_not_stop_those_beside_it(
     fabric: Any, tmp_path: Path, folder: bool

@@ -46,6 +46,7 @@ def by_weights(contender: str, seed: int) -> None:
     weights.train(contender, (0.1, 1e-4), seed, digits, hidden=(4,), epochs=3, batch_size=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "train, contenders", [(by_classify, classify.MODELS), (by_weights, ["bop", "mirror"])]
 )

@@ -341,6 +341,7 @@ def small_data() -> Dataset:
     return ways.cut(DIGITS, 300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_is_trained_and_repeats_itself(name: str, monkeypatch: Any) -> None:
     monkeypatch.setitem(WAYS, name, tiny(name, images=300))
@@ -372,6 +373,7 @@ def test_two_ways_that_differ_in_name_alone_share_no_random_number(monkeypatch: 
         assert len({row["nll"][prediction] for row in rows}) == 3
 
 
+@pytest.mark.slow
 def test_training_helps(monkeypatch: Any) -> None:
     """Eight epochs, against chance (0.1): each kind of unit and of weight learns."""
     for name in ("twin", "st-logistic", "zgr-uniform", "sign-hardtanh", "weights-mirror"):

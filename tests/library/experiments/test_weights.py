@@ -209,6 +209,7 @@ def test_the_stored_file_has_its_form_and_its_arithmetic() -> None:
         assert {(r["lr"], r["other"]) for r in final} == {(best["lr"], best["other"])}
 
 
+@pytest.mark.slow
 def test_a_stored_row_can_be_repeated(digits: data.Dataset) -> None:
     rows = measurement.read(FILE)["rows"]
     row = next(

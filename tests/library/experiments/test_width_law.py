@@ -121,6 +121,7 @@ def test_local_expectation_varies_as_the_library_s_does() -> None:
     assert float(spread.mean()) == pytest.approx(variance, abs=5 * float(spread.std()) / count**0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers, width", [(2, 4), (2, 6), (3, 4), (4, 4)])
 @pytest.mark.parametrize("quantity", ["bias", "variance"])
 def test_samples_give_what_the_sums_give(layers: int, width: int, quantity: str) -> None:
@@ -195,6 +196,7 @@ def test_a_ratio_has_the_error_of_a_ratio() -> None:
     assert ratio([1.0, 2.0], [2.0, 4.0]) == (0.5, 0.0)
 
 
+@pytest.mark.slow
 def test_a_fit_finds_the_power_and_its_error() -> None:
     rng, widths = np.random.default_rng(1), np.array([4, 6, 8, 12, 16, 32])
     for power in (1.0, 0.5):

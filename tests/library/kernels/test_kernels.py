@@ -32,6 +32,7 @@ MOST = dict.fromkeys(LAWS, 64.0) | {"Gaussian": 84.0, "Cauchy": 80.0}
 SLOPE = 30.0
 
 
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
                str(HERE / "interpreted.py")]  # fmt: skip
@@ -93,12 +94,14 @@ def draw(compiled: object, law: str, kind: str, out: str, each: int, unit: bool)
                         out_pointer=f"*{out}", seed_pointer="*i64")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [True, False], ids=["scale 1", "any scale"])
 @pytest.mark.parametrize("law", LAWS)
 def test_a_draw_for_sm_90(compiled, law: str, unit: bool) -> None:
     check(draw(compiled, law, "fp32", "fp32", 2, unit), 1024, MOST[law], 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "out", "each", "most", "loads", "stores"), [
     ("fp32", "fp32", 1, 44, 2, 2),
     ("bf16", "bf16", 2, 64, 1, 1),
@@ -121,6 +124,7 @@ def test_packed_bits_for_sm_90(compiled) -> None:
     assert len(found) / 32 <= 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 @pytest.mark.parametrize("law", LAWS)
 def test_a_slope_for_sm_90(compiled, law: str, kind: str) -> None:

@@ -105,6 +105,7 @@ def test_the_list_has_every_problem_and_every_estimator(capsys) -> None:
         assert f"  {name} " in said
 
 
+@pytest.mark.slow
 def test_all_writes_what_results_reads(tmp_path: Path, monkeypatch, capsys) -> None:
     few = {name: registry.ESTIMATORS[name] for name in ("zgr", "disarm")}
     monkeypatch.setattr(registry, "ESTIMATORS", few)
@@ -190,6 +191,7 @@ def test_a_missing_extra_is_told_before_any_work(here, monkeypatch, capsys) -> N
     assert "pip install 'sbnlib[figures]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_extra_and_stays_off_the_list() -> None:
     extras = ["matplotlib", "sklearn", "scipy", "IPython"]
     code = f"""

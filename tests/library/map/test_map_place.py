@@ -22,6 +22,7 @@ SMALL = ["digits-1x5-logistic-1", "digits-2x3-logistic-1", "digits-2x5-uniform-2
          "smooth-2x5-logistic-2"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", SMALL)
 @pytest.mark.parametrize("name", STATE_ONLY)
 def test_exact_columns_are_those_of_an_enumeration_of_paths(name: str, problem: str) -> None:
@@ -86,6 +87,7 @@ def test_no_bias_is_seen_where_there_is_none(monkeypatch) -> None:
     assert abs(found[:, 0].mean()) < 4 * found[:, 0].std() / np.sqrt(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zgr", "reinforce_loo", "st_gumbel", "psa"])
 def test_stored_results_are_measured_again(name: str) -> None:
     """A state may fall otherwise on another processor: samples agree to a part of their error."""

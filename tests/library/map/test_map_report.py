@@ -169,6 +169,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_asks_nothing_of_others(own: Report) -> None:
     text = own.html()
     assert text.startswith("<!doctype html>")
@@ -187,6 +188,7 @@ def test_the_page_is_whole_and_asks_nothing_of_others(own: Report) -> None:
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
+@pytest.mark.slow
 def test_the_tables_have_heads_and_the_numbers_of_the_report(own: Report) -> None:
     found = Page(own.html())
     heads = [name for name, _ in page.COLUMNS]
@@ -238,6 +240,7 @@ def test_a_name_with_markup_in_it_is_text() -> None:
     assert not found.of("b") and "<b>x&y</b> on the map" in found.words
 
 
+@pytest.mark.slow
 def test_a_page_shows_the_base_problems_or_the_first(own: Report, sampled: Report) -> None:
     assert page._charted(own) == BASES and len(Page(own.html()).of("svg")) == 3
     assert page._charted(sampled) == ["digits-2x5-uniform-2"]

@@ -65,6 +65,7 @@ def test_a_dense_network_predicts_the_same(bias: bool, backend: str | None) -> N
     assert kinds == ["sign", *["linear", "threshold"] * 2, "linear", "bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad_value", [0.0, 1.0, -1.0])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_convolutional_network_predicts_the_same(stride: int, pad_value: float) -> None:

@@ -119,6 +119,7 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @every_backend
 @pytest.mark.parametrize("pad", [0, 1, -1])
 @pytest.mark.parametrize(("stride", "padding", "window"), CONVOLUTIONS)
