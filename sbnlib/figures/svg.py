@@ -35,6 +35,7 @@ SCALE = 100  # units per pt
 READABLE = 9  # px, the smallest words
 FONTS = "DejaVu Sans,Bitstream Vera Sans,Verdana,Geneva,sans-serif"  # all of the same width
 MATHS = "STIXGeneral,STIX Two Text,Times New Roman,Liberation Serif,Times,serif"
+MATHS_SIZE = 1.12  # its small letters are lower than those of FONTS; wider, they still do not touch
 COLOURS = {INK: "currentColor", PAPER: "var(--pst-color-background,#fff)"}
 RC: dict[Any, Any] = {  # Any as in style
     "svg.fonttype": "none",
@@ -186,13 +187,16 @@ def _rename(name: str, names: dict[str, str]) -> str:
 
 
 def _style(value: str) -> str:
+    maths = "'STIX" in value  # all else has the root's font
     kept = []
     for item in value.split(";"):
         key, _, val = (part.strip() for part in item.partition(":"))
-        if key.startswith("font") and "STIX" in val:  # mathematics; all else has the root's font
-            val = re.sub("'STIX.*", MATHS, val)
-        elif key == "font-family":
-            continue
+        if key == "font-family":
+            if not maths:
+                continue
+            val = MATHS
+        elif key == "font-size" and maths:
+            val = f"{float(val.removesuffix('px')) * MATHS_SIZE:.4g}px"
         kept.append(f"{key}:{COLOURS.get(val, val)}")
     return ";".join(kept)
 

@@ -100,7 +100,7 @@ def test_text_is_text():
     html = figures.show(draw(), ALT).html
     assert ">value &amp; &lt;more&gt;</text>" in html
     assert ">pre-activation\xa0</tspan>" in html  # one word, not fourteen letters
-    assert re.search(r'font-style:italic;font-size:10px;font-family:STIXGeneral,[^"]*">a<', html)
+    assert re.search(r'font-style:italic;font-size:11.2px;font-family:STIXGeneral,[^"]*">a<', html)
 
 
 def test_private_letters_of_stix_become_unicode():
