@@ -875,6 +875,7 @@ def on_threads(count: int) -> Iterator[None]:
 
         before = numba.get_num_threads()
         numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        torch.set_num_threads(count)  # which numba's threads change when they start
         try:
             yield
         finally:
