@@ -34,11 +34,12 @@ def colors(request, tab):
     return request.param
 
 
-def test_nothing_lies_over_a_title_and_no_formula_is_cut(tab):
+def test_nothing_lies_over_a_title_and_neither_formula_nor_code_is_cut(tab):
     """Also in solutions, which are opened and closed again."""
     tab.evaluate(TOGGLE)
     assert overprinted(tab) == []
     assert cut(tab) == []
+    assert scrolling(tab) == []
     tab.evaluate(TOGGLE)
 
 
@@ -65,6 +66,20 @@ def cut(tab):
     return tab.evaluate("""() => [...document.querySelectorAll("mjx-container[display]")]
         .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
         .map(e => e.closest("div.math").id || e.textContent)""")
+
+
+def scrolling(tab):
+    """The longest lines of code, or of what it prints, that are wider than the text."""
+    return tab.evaluate("""async () => {
+        await document.fonts.ready;
+        const folded = [...document.querySelectorAll("article details:not([open])")];
+        folded.forEach(e => e.open = true);
+        const lines = [...document.querySelectorAll("article pre")]
+            .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth)
+            .map(e => e.textContent.split("\\n").reduce((a, b) => b.length > a.length ? b : a));
+        folded.forEach(e => e.open = false);
+        return lines;
+    }""")
 
 
 def test_no_link_begins_with_a_space_and_no_box_is_tight(tab):
