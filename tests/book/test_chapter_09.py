@@ -17,6 +17,7 @@ import reference as ref
 import torch
 from chapters import (
     as_in_the_book,
+    axes,
     chapter,
     checker,
     containing,
@@ -1029,6 +1030,12 @@ def table() -> dict[str, list[float]]:
     return {" ".join(name.split()): [float(v or 0) for v in rest] for name, *rest in rows}
 
 
+def test_the_variances_end_where_their_head_ends() -> None:
+    head, *rows = printed(containing(PATH, "DEEP = (")).splitlines()
+    assert head.endswith("variance / |g|^2") and len(rows) == 16
+    assert {len(row) for row in rows[:-1]} == {len(head)}
+
+
 @pytest.mark.parametrize("tau", [1.0, 0.125])
 def test_the_table_of_the_running_network(tau: float) -> None:
     b2, _, v = table()[f"ST-Gumbel tau = {tau:g}"]
@@ -1407,7 +1414,7 @@ def test_fig_budget(M: int) -> None:
     a = -0.9
     left, right = curves(PATH, "budget", M=M)
     taus = left[0][0]
-    assert taus == pytest.approx(2.0 ** np.linspace(-6, 2, 25))
+    assert taus == pytest.approx(2.0 ** np.linspace(-8, 2, 31))
     d_loss = lambda x: x + 0.4  # noqa: E731
     for k in (3, 12, 21):
         tau = taus[k]
@@ -1423,6 +1430,19 @@ def test_fig_budget(M: int) -> None:
     k = right[0][1].argmin()
     assert right[1].ravel() == pytest.approx([taus[k], right[0][1][k]])
     assert right[2][0, 0] == pytest.approx((q2 / (2 * q1**2 * M)) ** (1 / 3), rel=1e-6)
+
+
+def test_fig_budget_has_its_temperatures_within_the_axes() -> None:
+    """At every position of the slider; and with many samples the two agree, as the answer says."""
+    for M in 4 ** np.arange(10):
+        _, right = axes(PATH, "budget", M=int(M))
+        _, best, rule = lines(right)
+        for line in (best, rule):
+            assert right.get_xlim()[0] < line[0].min() and line[0].max() < right.get_xlim()[1]
+        assert right.get_ylim()[0] < best[1, 0] < right.get_ylim()[1]
+    said = under(figures(PATH)["fig-09-budget"])["answer"]
+    assert "the triangle and the dashed line then agree" in said
+    assert abs(np.log2(best[0, 0] / rule[0, 0])) < 1 / 6  # half a step of the grid
 
 
 def test_fig_budget_answers() -> None:
