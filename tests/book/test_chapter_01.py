@@ -1033,7 +1033,7 @@ def test_fig_vertices_left_descends_the_expected_loss_in_logits(k, start):
     for _ in range(400):
         path.append(special.expit(a))
         a = a - 0.5 * logistic_slope(lambda b: special.expit(x * b).prod(1) @ table, a)
-    np.testing.assert_allclose(lines(left)[3 * k], np.array(path[::4]).T, atol=1e-6)
+    np.testing.assert_allclose(lines(left)[3 * k], np.array(path).T, atol=1e-6)
 
 
 @pytest.mark.slow
