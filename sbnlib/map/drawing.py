@@ -135,7 +135,7 @@ def _mark(ax: Axes, p: Point, x: float, y: float) -> None:
 
 
 def _axes(ax: Axes, edge: float) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     ax.set(xscale="log", yscale="log", xlabel="bias, relative to the gradient's length",
            ylabel="variance, relative to its square")  # fmt: skip
@@ -145,9 +145,12 @@ def _axes(ax: Axes, edge: float) -> None:
     for axis, least in ((ax.xaxis, edge), (ax.yaxis, 0.0)):
         low, high = axis.get_view_interval()
         subs = (1.0,) if high / max(low, least) > 100 else (1.0, 2.0, 5.0)
-        axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_major_formatter(
-            FuncFormatter(lambda v, _, least=least: f"{v:g}" if v > least else "")
-        )
+        for put, parts in (
+            (axis.set_major_locator, subs),
+            (axis.set_minor_locator, range(2, 10)),
+        ):
+            ticks = LogLocator(subs=parts).tick_values(low, high)
+            put(FixedLocator([v for v in ticks if v > least]))  # none in the strip
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axis.set_minor_formatter(NullFormatter())
     ax.grid(True)

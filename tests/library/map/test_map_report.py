@@ -287,6 +287,9 @@ def test_those_without_bias_stand_in_the_strip_and_no_others() -> None:
     for line in ax.lines:
         x = line.get_xdata()[0]
         assert (1.05 * strip.x0 < x < strip.x1 / 1.05) == (found[line.get_gid()].bias == 0)
+    for kind in ("major", "minor"):  # in the strip the place to the right has no meaning
+        at = ax.xaxis.get_ticklocs(minor=kind == "minor")
+        assert len(at) and (at > strip.x1).all()
     unbiased = [e.name for e in registry.ESTIMATORS.values() if e.unbiased_for == "any"
                 and not e.name.startswith("psa")]  # fmt: skip
     assert (
