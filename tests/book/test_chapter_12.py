@@ -311,6 +311,20 @@ def test_fig_chart_answer() -> None:
     assert "from {:.0f} to {:.0f} and {:.0f}:".format(*xor) in answer
 
 
+@pytest.mark.parametrize("at", ["digits, 3 layers", "digits, scale ½", "digits, uniform"])
+def test_the_words_beside_a_mark_that_has_left_the_chart_can_be_read(at: str) -> None:
+    strip, ax = axes(PATH, "chart", where=at)
+    ax.figure.draw_without_rendering()
+    inside, to_pixels = ax.figure.bbox, ax.transData.transform
+    marks = [to_pixels(line.get_xydata())[0] for line in ax.lines]
+    gap = ax.figure.dpi / 72 * 3.5  # half of a mark
+    assert ax.texts
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert inside.y0 <= box.y0 and box.y1 <= inside.y1, text.get_text()
+        assert not [m for m in marks if box.padded(gap).contains(*m)], text.get_text()
+
+
 @pytest.mark.parametrize("at", SETTINGS, ids=SETTINGS.values())
 def test_fig_budget(at: str) -> None:
     problem = SETTINGS[at]
@@ -329,6 +343,16 @@ def test_fig_budget(at: str) -> None:
     for name, (x, y) in zip(won, thick, strict=True):
         assert [winner(problem, c) for c in x] == [name] * len(x)
         assert y == pytest.approx([error(name, problem, c / cost(name, problem)) for c in x])
+
+
+def test_fig_budget_has_its_winners_and_its_words_in_the_picture() -> None:
+    for problem in PROBLEMS:
+        ends = [spent(winner(problem, c), problem, c) for c in (1, 1e4)]
+        assert min(ends) > 2e-5 and max(ends) < 100
+    (ax,) = axes(PATH, "budget", where="digits, 1 layer")
+    assert ax.get_ylim() == (2e-5, 100)
+    ax.figure.draw_without_rendering()
+    assert ax.yaxis.label.get_window_extent().x0 > 3 * ax.figure.dpi / 72  # its exponent is wider
 
 
 def test_fig_budget_answer() -> None:
@@ -357,7 +381,7 @@ def test_fig_budget_answer() -> None:
     assert [
         q for q, r in zip(PROBLEMS, right, strict=True) if bias2("straight_through", q) == 0
     ] == [xor] and all(right)
-    says("stands to the right of local expectation, but for XOR with one layer, and on more than")
+    says("to the right of local expectation, except for XOR with one layer, and on more than")
 
 
 def test_fig_12_own() -> None:
