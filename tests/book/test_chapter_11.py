@@ -1136,9 +1136,12 @@ def test_fig_budget_answers() -> None:
         flat.append(off / sum(v.gradient2 for v in found))
     assert (f"{flat[0]:.3f}", f"{flat[1]:.2f}") == ("0.012", "0.64")
     assert "from $0.012$ to $0.64$" in said
-    for layers, drawn in at.items():  # "Two conclusions hold at each of these depths"
+    words = prose(PATH)
+    assert "At each of these depths REBAR, here with the weight and the temperature 1, does" in words
+    assert "from three layers on MuProp does not return its passes either, although it" in words
+    for layers, drawn in at.items():
         assert np.all(drawn["rebar"][1] > drawn["loo"][1])
-        assert np.all(drawn["muprop"][1] > drawn["loo"][1]) or layers < 3
+        assert np.all(drawn["muprop"][1] > drawn["loo"][1]) == (layers > 2)  # not at each depth
         floor = recursion(layers, 4, 30)
         assert layers == 1 or floor[3] / floor[1] > 1 / 7
     ratio = at[1]["muprop"][1][-1] / at[1]["local"][1][-1]
@@ -1167,6 +1170,19 @@ def test_fig_control(weight: float, t: float) -> None:
     curve, mark, _ = lines(right)
     assert curve[1] == pytest.approx([left_over(t, w) for w in curve[0]], abs=1e-5)
     assert mark.ravel() == pytest.approx([weight, left_over(t, weight)], abs=1e-5)
+
+
+@pytest.mark.parametrize("t", [0.25, 1.0, 5.6])
+def test_fig_control_has_all_discs_and_the_parabola_within_the_axes(t: float) -> None:
+    top, low = axes(PATH, "control", weight=2.25, t=t)
+    (discs,) = top.collections
+    width, height = 4.3 * 72, 2.3 * 72  # about what the axes measure, in points
+    where, radius = np.array(discs.get_offsets()), np.sqrt(discs.get_sizes() / np.pi)
+    for k, limits, points in ((0, top.get_xlim(), width), (1, top.get_ylim(), height)):
+        room = radius * np.ptp(limits) / points
+        assert limits[0] < (where[:, k] - room).min() and (where[:, k] + room).max() < limits[1]
+    curve, mark, _ = lines(low)
+    assert max(curve[1].max(), mark[1, 0]) < low.get_ylim()[1]
 
 
 def test_fig_control_answers() -> None:
@@ -1200,6 +1216,15 @@ def test_fig_terms(weight: float, tau: float) -> None:
     s = score(LOGISTIC, states(2), PAIR)
     best = g - (P @ (g * s)) / (P @ s**2) * s
     assert right[3][1][0] == pytest.approx(mean_and_variance(P, best)[1].sum(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "tau"), [(0.0, 0.1), (2.25, 0.1), (0.0, 6.0), (2.25, 6.0)])
+def test_fig_terms_lie_within_the_axes(weight: float, tau: float) -> None:
+    top, low = axes(PATH, "terms", weight=weight, tau=tau)
+    ends = np.concatenate([k[0] for k in lines(top)])
+    assert top.get_xlim()[0] < ends.min() and ends.max() < top.get_xlim()[1]
+    heights = np.concatenate([k[1] for k in lines(low)])
+    assert low.get_ylim()[0] < heights.min() and heights.max() < low.get_ylim()[1]
 
 
 def test_fig_terms_answers() -> None:
