@@ -975,6 +975,15 @@ def test_fig_cost(n: int) -> None:
         assert sorted(stored) == sorted(zip(*line, strict=True))
 
 
+def test_the_caption_says_what_was_timed() -> None:
+    timed = {(r["way"], r["layers"], r["width"]) for r in measurement.read(STORED)["rows"]}
+    for k, n in itertools.product(range(1, 9), range(1, 12)):
+        terms = {"enumeration": 2 ** (k * n), "layers": 2 * 2**n + (k - 1) * 4**n}
+        for way, number in terms.items():
+            due = k <= 6 and max(terms.values()) >= 16 and number <= 2**22
+            assert ((way, k, n) in timed) == due, (way, k, n)
+
+
 @pytest.mark.parametrize("w", [1.0, 20.0])
 def test_fig_copying(w: float) -> None:
     (lines,) = curves(PAGE, "copying", w=w)
@@ -993,10 +1002,12 @@ def test_fig_segment(by_hand: dict, sigma: float, m: int) -> None:
     (lines,) = curves(PAGE, "segment", sigma=sigma, M=m)
     (ax,) = axes(PAGE, "segment", sigma=sigma, M=m)
     edge = ax.collections[0].get_paths()[0].vertices
-    (t, flat), (_, mean), (_, field), (_, dots) = lines
+    (fine, flat), (t, mean), (_, field), (_, dots) = lines
+    steps = (fine[1:] + fine[:-1])[np.diff(flat) != 0] / 2
+    assert steps == pytest.approx([0], abs=1e-12), "the next, at t = 2, is the end of the line"
     assert np.abs(dots - mean).max() < 5 * 0.5 / m**0.5  # Hoeffding: 41 dots, 1e-3 in all
     for j in range(0, 41, 4):
-        x = y = np.array([t[j], -1.0])
+        x, y = np.array([t[j], -1.0]), np.array([fine[19 * j], -1.0])
         (_, x2), p = paths(scaled(xor(by_hand), sigma), x)
         psi = cdf(x2.sum(axis=1))
         assert mean[j] == pytest.approx(p @ psi, abs=1e-12)
@@ -1007,7 +1018,7 @@ def test_fig_segment(by_hand: dict, sigma: float, m: int) -> None:
         for w, c in xor(by_hand):
             x, y = 2 * cdf((w @ x + c) / sigma) - 1, np.where(w @ y + c >= 0, 1.0, -1.0)
         assert field[j] == pytest.approx(cdf(x.sum()), abs=1e-12)
-        assert flat[j] == pytest.approx(cdf(y.sum()), abs=1e-12)
+        assert flat[19 * j] == pytest.approx(cdf(y.sum()), abs=1e-12)
 
 
 def test_only_a_gpu_draws_more_than_is_stored() -> None:
