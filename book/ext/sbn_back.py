@@ -251,7 +251,7 @@ def _ledger(root: Path, name: str) -> list[str]:
 def _ledger_row(
     entry: Mapping[str, str], names: Mapping[str, str], known: Mapping[str, str]
 ) -> list[str]:
-    see = f" ({refer(entry['see'], known)})" if entry.get("see") else ""
+    see = f", {refer(entry['see'], known)}" if entry.get("see") else ""
     where = f"{{cite:t}}`{entry['key']}`, {entry['place']}"
     error = f" ± {entry['error']}" if entry.get("error") else ""
     return [f"{entry['what']}{see}<br>{where}", entry["theirs"], entry["ours"] + error,

@@ -39,6 +39,11 @@ def test_no_line_ends_in_a_number(site, page):
     assert BROKEN_NUMBER.findall("".join(Prose(html(page)).text)) == []
 
 
+@every_page
+def test_the_number_of_an_equation_is_not_in_two_pairs_of_brackets(site, page):
+    assert re.findall(r".{20}\(\(\d+\.\d+\)", "".join(Prose(html(page)).text)) == []
+
+
 CELL = re.compile(r"<t[dh]\b.*?</t[dh]>", re.S)
 NAME = re.compile(r'<span class="pre">([^\s<]*(?:<wbr>[^\s<]*)*)</span>')
 
