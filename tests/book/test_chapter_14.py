@@ -15,6 +15,7 @@ import reference as ref
 import torch
 from chapters import (
     as_in_the_book,
+    axes,
     chapter,
     checker,
     containing,
@@ -24,6 +25,7 @@ from chapters import (
     printed,
     prose,
     says_to,
+    under,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -1309,11 +1311,31 @@ def test_fig_proxies(k: float) -> None:
     assert np.allclose(fisher[1], 4 * f, atol=1e-12)  # F(1 - F) = f, for logistic noise
     assert np.allclose(speed[1], 4 * f * proxy(k)(eta), atol=1e-12)
     for j in (10, 25, 50):
-        assert np.allclose(path[:, j], special.expit(flow(proxy(k), start, 24 * j / 50)), atol=1e-4)
+        at = special.expit(flow(proxy(k), start, 24 * j / 50))
+        assert np.allclose(path[:, 6 * j], at, atol=1e-4)
     eta = start
     for dot in dots.T:
         assert np.allclose(dot, special.expit(eta), atol=1e-9)
         eta = eta - 0.3 * proxy(k)(eta) * gradient(special.expit(eta))
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5, 1.0])
+def test_the_dots_of_the_proxies_lie_close_to_the_flow_on_the_outside_of_its_bend(k: float) -> None:
+    _, (path, dots, _) = curves(PATH, "proxies", k=k)
+    steps = np.diff(path)
+    angle = np.unwrap(np.arctan2(steps[1], steps[0]))
+    length = np.hypot(*steps)
+    sag = np.minimum(length[1:], length[:-1]) * np.abs(np.diff(angle)) / 8
+    assert sag.max() < 1e-3  # no corner of the line can be seen
+    off = dots[:, :, None] - path[:, None]
+    near = np.hypot(*off).argmin(1)
+    off = off[:, np.arange(len(near)), near]
+    assert np.hypot(*off).max() < 0.03
+    along = np.gradient(path, axis=1)[:, near]
+    side = (along[0] * off[1] - along[1] * off[0]) / np.hypot(*along)
+    assert (side * np.sign(angle[-1] - angle[0]) < 1e-4).all()
+    assert np.abs(side).max() > 0.005
+    assert "on the outside of its bend" in under(containing(PATH, "def proxies"))["answer"]
 
 
 def test_fig_steps_is_what_its_caption_says() -> None:
@@ -1372,6 +1394,20 @@ def test_fig_bregman(p: float, nu: float) -> None:
         assert gap == pytest.approx(said.get((p, nu), 0.080), abs=5e-4)
 
 
+@pytest.mark.parametrize("p", [0.05, 0.75])
+@pytest.mark.parametrize("nu", [-1.0, 1.0])
+def test_fig_bregman_shows_its_gap_twice_and_its_legends_clear_of_the_curves(
+    p: float, nu: float
+) -> None:
+    left, right = axes(PATH, "bregman", p=p, nu=nu)
+    for ax, line in ((left, left.lines[2]), (right, right.lines[2])):
+        (low, high), y = ax.get_ylim(), line.get_ydata()
+        assert low < min(y) and max(y) < high
+    left.figure.draw_without_rendering()
+    for ax in (left, right):
+        assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
+
+
 def test_the_tails_of_the_figure_s_noises() -> None:
     """nu = 0 logistic, nu = 1 uniform; at nu = -1 the tail falls like 1/eta, as Cauchy's."""
     p = np.array([0.1, 0.3, 0.8])
@@ -1387,4 +1423,5 @@ def test_natural_steps_of_decided_weights_against_those_of_mirror_descent() -> N
     for law, ratio in ((stats.norm, 0.49), (stats.cauchy, 3.7)):
         at = [law.cdf(e) * law.sf(e) / law.pdf(e) for e in (0.0, 3.0)]
         assert float(f"{at[1] / at[0]:.2g}") == ratio
-    assert "has 0.49 of the length" in prose(PATH) and "3.7 times the length" in prose(PATH)
+    assert "the natural step at $\\eta=3$ is 0.49 times as long as the latent one" in prose(PATH)
+    assert "and 3.7 times as long with Cauchy noise" in prose(PATH)
