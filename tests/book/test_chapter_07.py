@@ -329,6 +329,9 @@ def test_the_three_ways_as_printed() -> None:
     assert np.allclose(numbers, [means[0], means[0], exact(net, start, loss)[0]], atol=6e-7)
     assert f"first layer {off(means[0], exact(net, start, loss)[0]):.3f}" in text
     assert "1e-14: True" in text and off(means[1], exact(net, start, loss)[1]) < 1e-14
+    st = chain_mean(net, start, loss, "straight_through")[0]
+    share = off(means[0], exact(net, start, loss)[0]) / off(st, exact(net, start, loss)[0])
+    assert 0.19 < share < 0.22 and "is about a fifth of straight-through's" in prose(PATH)
 
 
 # --------------------------------------------------------------------------------- recursion
@@ -1429,7 +1432,7 @@ OF_A_ROW = {
 
 
 def test_every_cell_of_the_table_of_exactness() -> None:
-    text = prose(PATH)
+    text = prose(PATH).replace("&nbsp;", " ")  # in a cell that would be broken else
     lines = re.findall(r"^\| .+ \|$", text[text.index("| exact in |") :], re.M)[:7]
     table = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "---" not in line]
     assert table[0] == ["exact in", "ST", "ZGR", "PSA", "PSA, both"]
@@ -1582,6 +1585,15 @@ def fits(law: list[dict]) -> dict[tuple[str, int], tuple[float, float, float, in
     fitted = {(r["estimator"], r["layers"]) for r in law if r["part"] == "fit"}
     pairs = [(n, K) for n in ORDER for K in range(1, 6) if (ORDER[n], K) in fitted]
     return {pair: weighted_fit(law, *pair) for pair in pairs}
+
+
+def test_the_heads_of_chi2_stand_over_their_columns() -> None:
+    head, *rows = (
+        printed(containing(PATH, "relative bias ~ n^exponent")).split("\n\n")[0].splitlines()
+    )
+    assert len(rows) == 18 and {r.index(" / ") for r in rows} == {head.index(" / ")}
+    _, head, *rows = printed(containing(PATH, "def squares")).splitlines()
+    assert len(rows) == 6 and head.endswith("chi2") and {len(r) for r in rows} == {len(head)}
 
 
 def test_the_fits_as_printed(law: list[dict]) -> None:
