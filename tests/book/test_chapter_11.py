@@ -1137,8 +1137,8 @@ def test_fig_budget_answers() -> None:
     assert (f"{flat[0]:.3f}", f"{flat[1]:.2f}") == ("0.012", "0.64")
     assert "from $0.012$ to $0.64$" in said
     words = prose(PATH)
-    assert "At each of these depths REBAR, here with the weight and the temperature 1, does" in words
-    assert "from three layers on MuProp does not return its passes either, although it" in words
+    assert "At each of these depths REBAR, here with the weight and the temperature 1" in words
+    assert "from three layers on MuProp does not return its passes either, although" in words
     for layers, drawn in at.items():
         assert np.all(drawn["rebar"][1] > drawn["loo"][1])
         assert np.all(drawn["muprop"][1] > drawn["loo"][1]) == (layers > 2)  # not at each depth
