@@ -17,6 +17,7 @@ import reference as ref
 import torch
 from chapters import (
     as_in_the_book,
+    axes,
     chapter,
     checker,
     containing,
@@ -28,6 +29,7 @@ from chapters import (
     printed,
     prose,
     says_to,
+    still,
     under,
 )
 from pins import pin
@@ -798,7 +800,12 @@ def test_the_corrected_cosine_takes_out_the_noise_across() -> None:
 
 def test_the_last_table_is_within_its_errors() -> None:
     text = printed(containing(PATH, "distance from the exact values"))
-    z = [float(v) for line in text.split("errors\n")[1].splitlines() for v in line.split()[1:]]
+    head, *body = text.split("errors\n")[1].splitlines()
+    assert head.split(maxsplit=2) == ["bias^2", "variance", "cosine of mean"]
+    for line in body:  # each number ends under its head
+        ends = [m.end() for m in re.finditer(r"-?\d\.\d", line)]
+        assert ends == [head.index(k) + len(k) for k in ("bias^2", "variance", "cosine of mean")]
+    z = [float(v) for line in body for v in line.split()[1:]]
     assert len(z) == 12 and f"the farthest is {max(map(abs, z))} standard errors" in prose(PATH)
     assert round(100 * (1 - math.erf(2 / math.sqrt(2)) ** 12)) == 43
 
@@ -1346,6 +1353,16 @@ def test_fig_pieces(panel: int, name: str) -> None:
     assert words in under(figures(PATH)["fig-03-pieces"])["caption"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("M", "scale", "outside"), [(8, 1.0, 0), (8, 2.2, 4), (4096, 2.2, 0)])
+def test_the_caption_of_the_moments_counts_the_dots_outside(
+    M: int, scale: float, outside: int
+) -> None:
+    for ax, count in zip(axes(PATH, "closing_in", M=M, scale=scale), (outside, 0), strict=True):
+        (low, high), y = ax.get_ylim(), ax.lines[-1].get_ydata()
+        assert sum((y < low) | (y > high)) == count
+
+
 @pytest.mark.parametrize(("panel", "name"), [(0, "ST"), (1, "score")])
 def test_fig_trap(panel: int, name: str) -> None:
     """Both lines exactly; the discs are the triangles less Var/M and scatter round the truth."""
@@ -1357,6 +1374,8 @@ def test_fig_trap(panel: int, name: str) -> None:
     assert naive[1] - debiased[1] == pytest.approx(variance / curve[0], rel=0.35)
     assert (debiased[1] > bias2).any() and (debiased[1] < bias2).any()
     assert variance / 1024 > 0.1 * numbers("ST")[0] or name == "ST"
+    low, high = still(PATH, "fig-03-trap")[panel].get_ylim()
+    assert all(low < y < high for y in (*naive[1], *debiased[1]))
 
 
 @pytest.mark.parametrize("b", [0.4, 0.7])
