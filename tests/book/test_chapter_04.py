@@ -397,7 +397,7 @@ def test_the_price_of_the_mean_loss_in_words() -> None:
 
 def test_the_table_of_baselines_as_printed() -> None:
     L = np.array([1.8, 0, 2.6, 2.4])
-    rows = printed(containing(PATH, "subtracted     variances")).splitlines()
+    rows = printed(containing(PATH, "for a1 in (0.5, 2.5)")).splitlines()
     ratios = {}
     for k, a1 in ((0, 0.5), (4, 2.5)):
         a = np.array([a1, -0.3])
@@ -406,6 +406,9 @@ def test_the_table_of_baselines_as_printed() -> None:
         for row, (name, value) in zip(rows[k + 1 : k + 4], subtracted.items(), strict=True):
             v = variance(P, (L[:, None] - value) * s)
             found = [float(t) for t in re.findall(r"\d\.\d+", row)]
+            ends = [t.end() for t in re.finditer(r"\d\.\d+", row)][1::2] + [len(row)]
+            heads = ("subtracted", "variances", "sum")  # each ends with its last number
+            assert ends == [rows[k].index(t) + len(t) for t in heads]
             assert row.strip().startswith(name)
             assert found == pytest.approx([*value, *v, v.sum()], abs=5.1e-4)
             ratios[a1, name] = v
