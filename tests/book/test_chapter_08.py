@@ -295,8 +295,14 @@ def test_over_several_inputs_even_the_sign_of_a_weight_goes_wrong() -> None:
 @pytest.mark.slow
 def test_what_the_words_say_of_the_cosines() -> None:
     cosines = define(PATH, "logistic", "PAIRED", "cosines")["cosines"]
-    own, *others = np.mean([cosines(seed) for seed in range(20)], axis=0)
+    found = np.mean([cosines(seed) for seed in range(20)], axis=0)
+    own, *others = found
     lost = np.array([own - row for row in others])
+    _, head, *rows = printed(containing(PATH, "found = np.array([cosines")).splitlines()
+    shown = [[float(v) for v in re.findall(r"(\S+) ±", row)] for row in rows[:6]]
+    assert np.array(shown) == pytest.approx(found, abs=6e-4)
+    columns = [m.start() for m in re.finditer("layer", head)]
+    assert all([m.start() for m in re.finditer(r"\d\.\d+ ±", r)] == columns for r in rows[:6])
     assert round(lost[:2].min(), 2) == 0.03 and round(lost[:2].max(), 2) == 0.09
     assert prose(PATH).count("three to nine hundredths") == 2 and lost[2:].min() > 0.1
 
@@ -1005,7 +1011,8 @@ def test_fig_loop(left: float, top: float) -> None:
     assert work[1][1, 12] == pytest.approx(up)
     assert work[2][1, 12] == pytest.approx(up * np.tanh(0.15))
     rise = np.sign(right) * (np.tanh(top / 2) - np.tanh(0.15))
-    assert work[1][1, 25] == pytest.approx(up + rise)
+    assert work[1][1, 24] == pytest.approx(up + rise)
+    assert work[1][0, [12, 24, 36, 48]] == pytest.approx([0.25, 0.5, 0.75, 1])  # a corner once
 
 
 def test_fig_chatter() -> None:
