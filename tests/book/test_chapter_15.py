@@ -1011,8 +1011,21 @@ def test_the_table_is_the_stored_measurement(summaries: dict[str, dict]) -> None
         expected = [row["mean"], row["se"]]
         if m != "real":
             expected += [row["gap"], row["gap_se"], adjusted[m]]
-        numbers = re.findall(r"[+-]?\d\.\d{3,4}", line[42:])
+        numbers = re.findall(r"[+-]?\d\.\d{3,4}", line[40:])
         assert [float(v) for v in numbers] == pytest.approx(expected, abs=5.1e-4)
+
+
+def test_the_table_s_heads_stand_over_their_columns() -> None:
+    table = printed(containing(PATH, "protocol.holm")).splitlines()
+    (head,) = (i for i, x in enumerate(table) if x.lstrip().startswith("chosen"))
+    columns = table[head + 1 : head + len(weights.METHODS)]  # without the twin
+    for name in ("chosen", "test accuracy", "minus twin"):
+        at = table[head].index(name)
+        assert all(row[at - 1] == " " and row[at] != " " for row in columns)
+        if name != "chosen":
+            assert all(re.match(r"[+-]?\d\.\d{3} \+- ", row[at:]) for row in columns)
+    assert {len(row) for row in columns} == {len(table[head])}  # "p, Holm" ends over its column
+    assert len(table[head]) <= 76
 
 
 def test_what_the_words_say_of_the_table(summaries: dict[str, dict]) -> None:
@@ -1026,7 +1039,7 @@ def test_what_the_words_say_of_the_table(summaries: dict[str, dict]) -> None:
     bc, prox = s["bc_stochastic"], s["adam_prox"]
     assert f"below the twin, by {shown(-bc['gap'], bc['gap_se'])}" in words
     assert f"map is at {shown(prox['gap'], prox['gap_se'])}" in words
-    assert f"$p={prox['p']:.2f}$ and among seven has ${adjusted['adam_prox']:.2f}$" in words
+    assert f"$p={prox['p']:.2f}$ and among seven has ${adjusted['adam_prox']:.3f}$" in words
     rest = s.keys() - {"bc_stochastic", "adam_prox"}
     assert all(abs(s[m]["gap"]) < 0.005 for m in rest)  # "within half a percent"
     gap, se = s["mirror"]["mean"] - bc["mean"], np.hypot(s["mirror"]["se"], bc["se"])
@@ -1055,7 +1068,7 @@ def test_the_repeated_run_is_the_stored_one() -> None:
 # ------------------------------------------------------------------- what the figures draw
 
 
-@pytest.mark.parametrize(("gamma", "threshold"), [(0.1, 0.2), (0.01, 0.0), (0.01, 0.4)])
+@pytest.mark.parametrize(("gamma", "threshold"), [(0.1, 0.2), (0.01, 0.0), (0.01, 0.4), (0.5, 0.0)])
 def test_fig_inertia(gamma: float, threshold: float) -> None:
     given = {"gamma": gamma, "threshold": threshold}
     (average, *_), (latent, weight, *_) = curves(PATH, "inertia", **given)
@@ -1068,6 +1081,9 @@ def test_fig_inertia(gamma: float, threshold: float) -> None:
     for value, drawn in zip(m, 3 * (weight[1] + 1), strict=True):
         flips.append(w := -np.sign(value) if abs(value) > threshold else w)
         assert math.isclose(drawn, w, abs_tol=1e-9)
+    (cell,) = (c for c in tagged(PATH, "hide-input") if "def inertia(" in c.source)
+    assert (np.abs(m).max() > 0.8) == (gamma == 0.5)  # what the caption says is cut off
+    assert "averages beyond $\\pm0.8$ are cut off" in under(cell)["caption"]
     if threshold == 0.4:  # the answer: "Bop's weight never moves"
         assert set(flips) == {1.0}
     if gamma == 0.01 and threshold == 0:  # "the two rules are one ... steady and late"
