@@ -16,6 +16,7 @@ import reference as ref
 import torch
 from chapters import (
     as_in_the_book,
+    axes,
     chapter,
     checker,
     containing,
@@ -1081,6 +1082,11 @@ def test_fig_tangents(s: float, a: float) -> None:
     k = int(np.argmin(abs(line[0] - s)))
     dot = rest[0]
     assert (dot[0][0], dot[1][0]) == pytest.approx((s, means[k]), abs=1e-6)
+
+
+def test_the_weights_of_the_tangents_have_a_sign_of_minus() -> None:
+    top, _ = axes(PATH, "tangents", s=1.5, a=2.5)
+    assert [text.get_text() for text in top.texts] == ["−0.14", "1.14"]
 
 
 def test_fig_tangents_answers() -> None:
