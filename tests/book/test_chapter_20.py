@@ -512,6 +512,8 @@ def test_fig_probes_figure_answer() -> None:
     e = parts(8)
     assert 3 * (e["straight"] + e["probe"]) / e["zgr"][1] == pytest.approx(2.1, abs=0.05)
     assert "at equal cost it is behind, with 8 units by a factor of two" in answer
+    for ax in axes(PATH, "probes_figure", n=8, m=1):  # each has an axis of its own, with numbers
+        assert any(t.label1.get_visible() for t in ax.xaxis.get_major_ticks())
     for seed in (0, 1):  # an entry of the diagonal has twice the mean square
         A = np.random.default_rng(seed).normal(size=(400, 9, 9))
         A = (A + A.transpose(0, 2, 1)) / 2**0.5
@@ -1140,6 +1142,21 @@ def test_fig_bits_figure(bits: int, wrong: float) -> None:
     assert len(drawn) == min(levels, 64) and levels - 1 in at
 
 
+def test_fig_bits_figure_keeps_its_margin() -> None:
+    """Layout is that of the first frame: ticks of one width, none at the upper edge."""
+    for bits, wrong in itertools.product((1, 2, 4, 6, 8, 10), (0.1, 0.3, 0.4, 0.45, 0.495)):
+        top, _ = axes(PATH, "bits_figure", bits=bits, wrong=wrong)
+        top.figure.canvas.draw()
+        edge = top.get_ylim()[1]
+        ticks = {t: k.get_text() for t, k in zip(top.get_yticks(), top.get_yticklabels(),
+                                                 strict=True) if t <= edge}  # fmt: skip
+        assert {len(text) for text in ticks.values()} == {5}
+        assert all(float(text) == pytest.approx(t, abs=1e-9) for t, text in ticks.items())
+        assert max(ticks) < 0.99 * edge
+        drawn = np.array([s[1, 1] for s in top.collections[0].get_segments()])
+        assert drawn.max() < 0.95 * edge
+
+
 def test_fig_bits_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-20-bits"])["answer"])
 
@@ -1176,6 +1193,7 @@ def p_of(one: tuple[str, int], two: tuple[str, int]) -> float:
 
 def test_the_table_of_bits() -> None:
     _, *said, last = lines_of(containing(PATH, "def accuracy_at("))
+    assert len({line.rindex("±") for line in said}) == 1  # a column
     for line, bits in zip(said, (1, 2, 4, 8), strict=True):
         expected: list[float] = [bits]
         for rounding in ("random", "nearest"):
@@ -1347,7 +1365,7 @@ def test_ex_20_bits_and_its_wrong_answers(capsys: pytest.CaptureFixture) -> None
     first = next(b for b, v in found.items() if v >= 0.9)
     assert checker("check_bits")(first) and first == 8
     said = lines_of(next(c for c in tagged(PATH, "solution") if "check_bits" in c.source))[0]
-    assert said == ", ".join(f"{b}: {v:.2f}" for b, v in found.items())
+    assert said == ", ".join(f"{b}: {v:.2f}" for b, v in found.items() if b >= 5)
     says(f"The ratio is $q=1.05/0.95={q:.3f}$.")
     assert 2 / (q - 1) == pytest.approx(19) and pytest.approx(0.1) == 19 / 190
     assert f"{found[7]:.2f}" == "0.85" and "7 bits give 0.85" in named("check_bits", 7, capsys)
