@@ -1,6 +1,7 @@
 """The face of the repository: what its files promise is there, nothing else by mistake."""
 
 import importlib.util
+import math
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import PurePosixPath
 import nbformat
 import pytest
 import yaml
+from chapters import chapter, prose
 from places import BOOK, ROOT
 
 import sbnlib
@@ -73,6 +75,23 @@ def test_map_lists_the_chapters():
         if m := re.search(r"/(\d\d)-[^/]*$", file):
             page = nbformat.read(ROOT / f"{file}.ipynb", as_version=4)
             assert f"# {titles[str(int(m[1]))]}" in page.cells[0].source.splitlines()
+
+
+def test_an_arrow_of_the_map_goes_to_a_chapter_that_uses_the_other():
+    front = nbformat.read(BOOK / "index.ipynb", as_version=4)
+    (source,) = (c.source for c in front.cells if "sbn-edges" in c.source)
+    nodes = re.findall(r'<title>(\d+) · [^<]*</title><circle cx="(\d+)" cy="(\d+)"', source)
+    (edges,) = re.findall(r'class="sbn-edges">(.*?)</g>', source)
+    paths = re.findall(r' d="([^"]+)"', edges)
+    assert len(nodes) == 22 and len(paths) > 20
+    for path in paths:
+        x, y, *_, u, v = (float(n) for n in re.findall(r"[\d.]+", path))
+        ends = [
+            min(nodes, key=lambda node: math.dist((int(node[1]), int(node[2])), end))  # noqa: B023
+            for end in ((x, y), (u, v))
+        ]
+        used, user = (chapter(int(k)) for k, _, _ in ends)
+        assert used.name in prose(user), f"{user.name} does not name {used.name}"
 
 
 def test_chapter_numbers_come_from_file_names():
