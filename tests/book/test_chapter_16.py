@@ -726,8 +726,10 @@ def scale_at_one(noise: str) -> float:
 
 def test_the_table_of_gains() -> None:
     cell = containing(PATH, "gain of s =")
-    _, *rows = lines_of(cell)
+    head, *rows = lines_of(cell)
+    ends = [m.end() for m in re.finditer(r"scale|-?[\d.]+(?= |$)", head)]
     for row in rows:
+        assert [m.end() for m in re.finditer(r"(?<= )\S+", row)] == ends  # heads over columns
         name, (scale, *gains) = row.split()[0], numbers(row)
         assert scale == pytest.approx(scale_at_one(name), abs=2e-3)
         law = ref.RefNoise(name, scale_at_one(name))
@@ -1293,6 +1295,7 @@ def test_fig_16_grid() -> None:
         ]
         assert np.asarray(ax.collections[0].get_array()) == pytest.approx(np.array(table))
         assert [t.get_text() for t in ax.texts] == [f"{v:.2f}"[1:] for v in np.ravel(table)]
+        assert all(t.get_bbox_patch() and t.zorder > ax.lines[-1].zorder for t in ax.texts)
         x, y = np.array(ax.lines[-1].get_data(), float)
         assert y == pytest.approx(range(7))
         for place, scale in zip(x, SCALES, strict=True):
@@ -1324,7 +1327,7 @@ def test_the_table_of_the_best_scales() -> None:
             best[kind, norm, int(depth), noise] = value, scale
     assert len(best) == 32
     assert sum(s >= 1 for key, (_, s) in best.items() if key[0] == "ZGR") == 15
-    says("ZGR has its best scale at gain 1 or at a larger one in 15 of its 16 entries")
+    says("ZGR has its best scale at that of gain 1 or above it in 15 of its 16 entries")
 
     def behind(norm: str, depth: int) -> list[float]:
         return [
