@@ -34,9 +34,10 @@ def authors(found: Mapping[str, Any]) -> list[str]:
 
 
 def sentence(found: Mapping[str, Any], number: int, title: str, year: str, url: str) -> str:
-    """As a list of references has it."""
+    """As a list of references has it; a title that asks ends in its question mark alone."""
     who, book = " and ".join(authors(found)), found["title"]
-    words = f"{who[0].upper()}{who[1:]} ({year}). {title}. Chapter {number} of {book}"
+    stop = "" if title.endswith(("?", "!", ".")) else "."
+    words = f"{who[0].upper()}{who[1:]} ({year}). {title}{stop} Chapter {number} of {book}"
     at = f", {url}" if url else ""
     return f"{words}, version {found['version']}{at}."
 

@@ -507,6 +507,18 @@ def test_a_chapter_s_citation_is_that_of_the_repository() -> None:
                      f"{found['title']}, version {found['version']}.")  # fmt: skip
 
 
+def test_a_title_that_asks_is_cited_without_a_full_stop() -> None:
+    found = sbn_cite.citation(ROOT)
+    titles = {numbers(p): prose(p).partition("\n")[0].removeprefix("# ") for p in CHAPTERS}
+    asking = {number: title for number, title in titles.items() if title.endswith("?")}
+    assert asking.keys() == {3, 16}
+    for number, title in asking.items():
+        words = sbn_cite.sentence(found, number, title, "2026", "https://example.org/x")
+        assert f"(2026). {title} Chapter {number} of " in words
+        assert not re.search(r"[?!.][?!.]|[?!.] [?!.,]", words) and words.endswith("/x.")
+        assert f"{{{{{title}}}}}" in sbn_cite.bibtex(found, number, title, "2026", "")
+
+
 def test_people_are_cited_by_both_names() -> None:
     found = {"title": "T", "version": "1", "authors": [
         {"family-names": "Doe", "given-names": "Ann"}, {"name": "a group"}]}  # fmt: skip
