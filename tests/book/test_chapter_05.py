@@ -1072,7 +1072,9 @@ def test_the_words_about_width() -> None:
         assert 0.1 < row["local"] / (n + 1) < 0.4, n
     for name in NAMES[:4]:
         assert rows_[64][name] / rows_[8][name] == pytest.approx(8, rel=0.15)
-    last = printed(containing(PATH, "def sampled")).strip().split("\n")[-1]
+    table = printed(containing(PATH, "def sampled")).strip("\n").split("\n")
+    assert len({len(row) for row in table}) == 1, "the heads stand over their columns"
+    last = table[-1]
     pairs = re.findall(r"([\d.]+) \+- ?([\d.]+)", last)
     value = {k: (float(v), float(e)) for k, (v, e) in zip(NAMES, pairs, strict=True)}
     gap = value["ARM"][0] - value["REINFORCE"][0]
