@@ -911,7 +911,9 @@ def test_the_opening_has_numbers_of_the_table() -> None:
 
 def test_the_table_of_losses_and_calibration() -> None:
     cell = containing(PATH, 'for number in ("nll", "ece")')
-    *said, last = lines_of(cell)[2:]
+    _, head, *said, last = lines_of(cell)
+    ends = [[m.end() for m in re.finditer(r"\S+", line)][-6:] for line in (head, said[0])]
+    assert ends[0] == ends[1]  # a head stands over its column
     names = ("st-logistic", "st-gaussian", "sign-hardtanh", "weights-mirror", "weights-bc")
     for line, name in zip(said, names, strict=True):
         own = [p for p in ("sign", "ten", "mean") if values_of_has(name, p)]
@@ -956,11 +958,13 @@ def long(name: str) -> tuple[dict[str, list[float]], dict[str, float]]:
 
 
 def test_the_table_of_long_runs() -> None:
-    _, *said = lines_of(containing(PATH, "classify-fashion-mnist-again"))
+    head, *said = lines_of(containing(PATH, "classify-fashion-mnist-again"))
+    heads, last = ([m.end() for m in re.finditer(r"[\w.]+", line)][-8:] for line in (head, said[2]))
+    assert heads[:5] + heads[6:] == last[1:]  # a head stands over its column
     for k, name in enumerate(LONG):
         accuracy, loss = long(name)
         line, errors = said[2 * k : 2 * k + 2]
-        count, *found = numbers(line[18:])
+        count, *found = numbers(line[15:])
         assert count == len(accuracy["ten"]) == len(accuracy["tanh"]) == (5, 10)[k]
         expected = [*map(fmean, accuracy.values()), *loss.values()]
         assert found == pytest.approx(expected, abs=6e-4)
@@ -1142,6 +1146,12 @@ def small(number: str, estimator: str, epoch: int, layer: str) -> list[float]:
         for r in rows_of("contenders-exact")
         if (r["estimator"], r["epoch"], r["layer"]) == (estimator, epoch, layer)
     ]
+
+
+def test_what_is_printed_fits_the_page() -> None:
+    for cell in chapters.cells(PATH):
+        most = 72 if "solution" in chapters.tags(cell) else 76
+        assert all(len(line) <= most for line in printed(cell).splitlines()), cell.source
 
 
 def test_the_table_of_the_small_network() -> None:
