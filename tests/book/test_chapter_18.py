@@ -419,11 +419,11 @@ def test_fig_undecided_figure_answer() -> None:
     mu = np.tanh(rest(30, t) / 2)
     straight = abs(30 * mu / t.clip(1e-9) - 1)[1:]
     assert straight[t[1:] <= 25].max() < 0.05 < straight[t[1:] >= 28].min()
-    assert "nearly a straight line to about |t| = 25," in answer
+    assert "nearly a straight line to about $|t|=25$," in answer
     assert abs(mu[t > 40] - 1).max() < 1e-3
     over = cost(rest(30, t), t) - cost(2 * t, t)
     assert over.min() > -1e-9
-    assert (f"up to {over.max():.1f} nats above the least one, at t = {t[over.argmax()]:.0f}, and "
+    assert (f"up to {over.max():.1f} nats above the least one, at $t={t[over.argmax()]:.0f}$, and "
             "level with it at 0 and far out.") in answer  # fmt: skip
     assert abs(over[0]) < 1e-9 and over[t > 40].max() < 0.01
     says(r"The first frame has $\|W_i\|^2=1$. Set it to 30: over which $t$ is straight-through "
@@ -1298,10 +1298,9 @@ def test_what_is_said_of_retrieval() -> None:
     st, zgr = ([found(average, label, bits) for bits in LENGTHS]
                for label in ("straight-through", "ZGR"))  # fmt: skip
     planes = found(average, "hyperplanes", 64)
-    assert short(st[0]) == short(st[1])
-    says(f"straight-through's codes fall from {short(st[0])} with 16 and 32 bits to {short(st[2])} "
-         f"with 64, behind random hyperplanes at {short(planes)}, where ZGR's have "
-         f"{short(zgr[0])}, {short(zgr[1])} and {short(zgr[2])}.")  # fmt: skip
+    says("straight-through's codes fall from {} with 16 bits and {} with 32 to {} with 64, behind "
+         "random hyperplanes at {}, where ZGR's have {}, {} and {}.".format(
+             *(short(v, 3) for v in (*st, planes, *zgr))))  # fmt: skip
     better = {
         (label, kind.__name__, bits): found(kind, label, bits) > found(kind, "hyperplanes", bits)
         for label in ("ZGR", "straight-through") for kind in (nearest, average, within)
