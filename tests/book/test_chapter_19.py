@@ -33,6 +33,7 @@ from chapters import (
     tagged,
     under,
 )
+from matplotlib import colors
 from pins import pin
 
 from sbnlib import packed
@@ -336,6 +337,10 @@ def test_fig_time_figure(batch: int) -> None:
     for line, values in zip(drawn, expected, strict=True):
         assert line[0].tolist() == seen and line[1] == pytest.approx(values)
         assert top.get_ylim()[0] < min(values) and max(values) < top.get_ylim()[1]
+    hollow = [k.get_markerfacecolor() == "none" for k in top.lines[:8]]
+    assert hollow == [True] * 3 + [False] * 4 + [True]  # at a batch of 1 nothing else tells them
+    above = {colors.to_hex(k.get_color()) for k in top.lines[:8]}
+    assert above.isdisjoint(colors.to_hex(bar.get_facecolor()) for bar in low.patches)
     labels = [t.get_text() for t in top.get_legend().get_texts()]
     assert labels == [
         "bits, numba", "bytes", "bits, numpy", "the network, bits", "the network, bytes",
@@ -578,7 +583,7 @@ def test_what_the_machine_is_said_to_do() -> None:
     assert floats == pytest.approx(1e3 * 4096**2 * 4 / (rate * 1e9), rel=0.02)
     assert bits == pytest.approx(floats / 32, rel=0.02)
     assert product < 2 * floats
-    says("The product of floats takes about as long as reading them")
+    says("Here the product of floats takes less than twice as long as reading them")
 
 
 # --------------------------------------------------------------------------------- exercises
