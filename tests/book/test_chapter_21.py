@@ -509,8 +509,10 @@ def test_fig_members_figure(knot: float, scale: float) -> None:
             assert square[1][j] == pytest.approx((P * rules[name] ** 2).sum(), rel=1e-9)
             gap = (P * rules[name]) @ rise - f[1:-1] @ np.diff(loss)
             assert bias[1][j] == pytest.approx(gap, abs=1e-9)
-    shown = max(abs(line[1]).max() for line in lines(low))
-    assert shown < low.get_ylim()[1] + 1.5
+    for ax in (top, low):
+        bottom, edge = ax.get_ylim()
+        shown = np.concatenate([line[1] for line in lines(ax)])
+        assert bottom <= shown.min() and shown.max() < edge
 
 
 def test_fig_members_figure_answer() -> None:
@@ -664,11 +666,11 @@ def numbers_of(name: str, scale: float) -> tuple[float, float, dict[str, float]]
 @pin(
     "prop-21-rate",
     r"""
-    Let $a\sim N(0,1)$ over the units of a wide layer, and let the states be centred and scaled to
-    variance 1 over $a$ and the noise. Let $F$ have a density. Then a small overlap is multiplied
-    by $\varrho$, in the limit, and if $\mathbb E[(1+a^2)\,c^2]$ is finite the mean square of the
-    gradient by $\Gamma$, where {eq-21-rate} and $d_C$ is the least mean squared error of a
-    quantizer with $C$ values for a normal number of variance 1.
+    Let $a\sim\mathcal N(0,1)$ over the units of a wide layer, and let the states be centred and
+    scaled to variance 1 over $a$ and the noise. Let $F$ have a density. Then a small overlap is
+    multiplied by $\varrho$, in the limit, and if $\mathbb E[(1+a^2)\,c^2]$ is finite the mean
+    square of the gradient by $\Gamma$, where {eq-21-rate} and $d_C$ is the least mean squared
+    error of a quantizer with $C$ values for a normal number of variance 1.
     """,
 )
 @pin(
@@ -731,7 +733,9 @@ def test_the_table_of_levels() -> None:
 
 @pytest.mark.slow
 def test_the_table_of_gains_with_levels() -> None:
-    _, *said = lines_of(containing(PATH, "THREE = "))
+    head, *said = lines_of(containing(PATH, "THREE = "))
+    ends = [[m.end() for m in re.finditer(r"\S+", line)][-4:] for line in (head, *said)]
+    assert all(end == ends[0] for end in ends)  # a head stands over its column
     laws = [("Triangular", 1.0), ("Triangular", 0.5), ("Uniform", 1.0)]
     for line, (name, scale) in zip(said, laws, strict=True):
         _, rate, gains = numbers_of(name, scale) if name != "Uniform" else uniform_numbers()
@@ -1338,7 +1342,8 @@ def test_ex_21_dither_and_its_wrong_answers() -> None:
     says_to(checker("check_dither"), {4 / 6 + 1 / 12: "two steps"})
     says("is not empty from four levels on")
     said = lines_of(next(c for c in tagged(PATH, "solution") if "check_dither" in c.source))[0]
-    assert numbers(said) == pytest.approx([1.0, *[1 / 3] * 7], abs=6e-5)
+    assert len(said) <= 72
+    assert numbers(said) == pytest.approx([1.0, *[1 / 3] * 5], abs=6e-5)
 
 
 def test_ex_21_middle_and_its_wrong_answers() -> None:
