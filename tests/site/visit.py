@@ -39,9 +39,7 @@ class Reader:
     its formulas as TeX, where none is looked at, halves it once more.
     """
 
-    def __init__(
-        self, browser, site, *, width=1280, dark=False, javascript=True, mathematics=True
-    ):
+    def __init__(self, browser, site, *, width=1280, dark=False, javascript=True, mathematics=True):
         self.site, self.mathematics = site, mathematics and javascript
         self.window = {"width": width, "height": 900}
         self.colors = "dark" if dark else "light"

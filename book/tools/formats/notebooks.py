@@ -55,7 +55,7 @@ def archives(book: Book, lab: Path, root: Path = ROOT) -> dict[str, bytes]:
     found = read(lab)
     wheel = wheel_of(root, book.date)
     shared = {f"book/measurements/{path.name}": path.read_bytes()
-              for path in sorted((root / "book" / "measurements").glob("*.json"))}  # fmt: skip
+              for path in sorted((root / "book" / "measurements").iterdir())}  # fmt: skip
     shared |= {name: (root / name).read_bytes() for name in ("LICENSE", "LICENSE-TEXT")}
     shared |= {wheel.name: wheel.data}
     with_them = packed(found, shared, readme(book, wheel.name, with_solutions=True))

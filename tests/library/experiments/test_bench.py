@@ -259,3 +259,10 @@ def test_numba_has_as_many_threads_as_torch_and_both_get_their_own_back():
         print(numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS, torch.get_num_threads())"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1 1\nTrue 2\n"
+
+
+def test_a_product_of_signs_that_is_wrong_fails_its_check(monkeypatch):
+    monkeypatch.setattr(bench.products, "product", lambda _: lambda x, w: np.ones((5, 9), np.int32))
+    row = bench.make("packed-numpy", quick=True)
+    assert row.difference > bench.TOLERANCE
+    assert not all(bench.as_measurement([row], "", "")["checks"].values())
