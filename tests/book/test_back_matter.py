@@ -285,6 +285,7 @@ def test_every_noise_and_every_optimizer_is_on_the_paper_map() -> None:
     assert (set(NOISES) | set(OPTIMIZERS) | updates) - code == set()
 
 
+@pytest.mark.slow
 def test_every_slope_is_on_the_paper_map() -> None:
     text = page("paper-map")
     for proxy in PROXIES.values():
@@ -382,6 +383,7 @@ def test_the_form_asks_for_what_the_page_says() -> None:
 # ------------------------------------------------------------------------------------- index
 
 
+@pytest.mark.slow
 def test_every_word_of_the_glossary_is_in_the_index_with_its_chapters() -> None:
     glossary = (BOOK / "back" / "glossary.md").read_text("utf-8")
     text = page("subject-index")

@@ -444,6 +444,7 @@ def test_eq_06_bias(noise: object, problem: tuple) -> None:
     assert close(bias(noise, *quadratic(A, c), a), right, np.abs(A).sum() + np.abs(c).sum())
 
 
+@pytest.mark.slow
 @pin("eq-06-gap", r"L(\mu)-\mathbb{E}\,L(x)=-\tfrac12\sum_iA_{ii}\,(1-\mu_i^2),")
 @noises
 @examples

@@ -1394,6 +1394,7 @@ def test_fig_bregman(p: float, nu: float) -> None:
         assert gap == pytest.approx(said.get((p, nu), 0.080), abs=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.05, 0.75])
 @pytest.mark.parametrize("nu", [-1.0, 1.0])
 def test_fig_bregman_shows_its_gap_twice_and_its_legends_clear_of_the_curves(

@@ -672,6 +672,7 @@ def test_rare_draws_add_134_on_average() -> None:
     assert round(np.tanh(1), 2) == 0.76
 
 
+@pytest.mark.slow
 def test_from_its_start_no_draw_is_a_hit() -> None:
     for form in ("program", "one", "two"):
         for eta in (20.0, -20.0):

@@ -229,6 +229,7 @@ class Turns(torch.nn.Module):
         return torch.tensor(next(self.answers)).expand(len(inputs), -1)
 
 
+@pytest.mark.slow
 def test_averaged_is_a_mean_of_probabilities() -> None:
     scores = np.random.default_rng(1).normal(size=(3, 10)) * 3
     p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
@@ -489,6 +490,7 @@ def test_eq_17_weights() -> None:
     assert share @ (centred @ np.sign(m)) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_share_of_noise_in_the_second_layer() -> None:
     space = notebook()
     net = space["net"]
@@ -515,6 +517,7 @@ def test_the_share_of_noise_in_the_second_layer() -> None:
     says("Hardly anything happens.")
 
 
+@pytest.mark.slow
 def test_what_anew_does() -> None:
     """Statistics of a mode are the plain means and variances in that mode, from below."""
     space = notebook()
@@ -538,6 +541,7 @@ def signs_by_hand(net: Any, mean: dict[int, Array], var: dict[int, Array]) -> Ar
     return (a @ net[6].weight.detach().numpy().T + net[6].bias.detach().numpy()).argmax(1)
 
 
+@pytest.mark.slow
 def test_the_table_of_statistics_taken_anew() -> None:
     space = notebook()
     net, y = space["moments"][-1], space["y_test"].numpy()
@@ -1224,6 +1228,7 @@ def test_the_checkers_know_their_wrong_answers(name: str, capsys: pytest.Capture
     assert check(check.value)
 
 
+@pytest.mark.slow
 def test_ex_17_recipe() -> None:
     (cell,) = (c for c in tagged(PATH, "solution") if "undecided" in c.source)
     before, after, normed, constant = (numbers(line) for line in lines_of(cell)[:4])
@@ -1321,6 +1326,7 @@ def test_undecided_of_the_solution() -> None:
     assert abs(fmean(means) - of_state @ chances.mean(1)) < 4.5 * error  # 7 in a million
 
 
+@pytest.mark.slow
 def test_the_share_before_training() -> None:
     """E(1 - tanh^2(a / 2s)) of a ~ N(0, 1) by quadrature, at the scale of gain 1.
 

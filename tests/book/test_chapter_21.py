@@ -881,6 +881,7 @@ def test_fig_simplex_figure(pull: float) -> None:
     assert best[1] == pytest.approx([min(loss)] * 2)
 
 
+@pytest.mark.slow
 def test_fig_simplex_figure_answer() -> None:
     answer = lean(under(figures(PATH)["fig-21-simplex"])["answer"])
     for pull in (0.0, 0.2, 0.5, 0.8):

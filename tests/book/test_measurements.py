@@ -299,6 +299,7 @@ def bench_line(built, file, row):
 COMPARED = [(name, r) for name in BENCH for r in rows_of(name) if r["ratio"] is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file, row", COMPARED, ids=[f"{name}-{r['row']}" for name, r in COMPARED])
 def test_bench_rows_are_drawn_with_their_ratio_and_verdict(built, file, row):
     (ours, other, ratio), verdict, load = bench_line(built, file, row)
@@ -320,6 +321,7 @@ def test_bench_rows_are_drawn_with_their_ratio_and_verdict(built, file, row):
         [round(v, 1) for v in row["load"]], [round(row["load"][0], 1)])  # fmt: skip
 
 
+@pytest.mark.slow
 @every_bench
 def test_all_rows_of_bench_are_drawn_and_no_target_is_hidden(built, file):
     text = words(built.drawn(file))
@@ -330,6 +332,7 @@ def test_all_rows_of_bench_are_drawn_and_no_target_is_hidden(built, file):
     assert len(verdicts) == sum(bool(row["target"]) for row in rows_of(file))
 
 
+@pytest.mark.slow
 @every_bench
 def test_bench_rows_without_a_ratio_say_what_they_have(built, file):
     probed = any("probes" in row["details"] for row in rows_of(file))
@@ -364,6 +367,7 @@ def test_the_whole_benchmark_has_costs_along_both_axes():
     assert {axis for file, _, axis in AXES if file == "bench.json"} == {"units", "samples"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "name", "axis"), AXES)
 def test_costs_along_an_axis_are_those_of_the_file(built, file, name, axis):
     (row,) = [r for r in rows_of(file) if r["row"] == name]
@@ -382,6 +386,7 @@ def test_costs_along_an_axis_are_those_of_the_file(built, file, name, axis):
 EXACT = [path.name for path in FILES if record(path.name)["kind"] == "exact-cost"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_costs_are_those_of_the_file(built, name):
     kept = {(r["layers"], r["width"], r["way"]): r for r in rows_of(name)}
@@ -418,6 +423,7 @@ def beside_error(text, value, se):
     return fixed(left, value, places) and fixed(right, se, places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_the_laws_are_those_of_the_file(built, name):
     field = {"width law": "relative_bias"}.get(record(name)["kind"], "relative_variance")
@@ -439,6 +445,7 @@ def test_the_laws_are_those_of_the_file(built, name):
                     assert beside_error(cell, row[field], row["se"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAWS)
 def test_the_fitted_powers_are_those_of_the_points(built, name):
     """By a fit of logarithms here: where chi2 is fair the two ways agree within their errors."""
@@ -492,6 +499,7 @@ def check_accuracy(cells, values, twin, *, welch):
 HOW_DEEP = [path.name for path in FILES if record(path.name)["kind"] == "how deep"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOW_DEEP)
 def test_accuracies_in_depth_are_those_of_the_runs(built, name):
     """Every network is in one cell, which holds the mean of its seeds."""
@@ -761,6 +769,7 @@ def least_time(cell):
     return seconds, float(ratio[0].rstrip("×")) if ratio else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKING)
 def test_times_of_packing_are_those_of_the_file(built, name):
     tables = {
@@ -781,6 +790,7 @@ def test_times_of_packing_are_those_of_the_file(built, name):
                     assert ratio == pytest.approx(floats / min(both), rel=0.006)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKING)
 def test_layers_and_memory_of_packing_are_those_of_the_file(built, name):
     rows = rows_of(name, "profile")
@@ -964,6 +974,7 @@ CLASSIFIED = [path.name for path in FILES if record(path.name)["kind"] == "class
 WEIGHTS = [path.name for path in FILES if record(path.name)["kind"] == "binary weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIED)
 def test_accuracies_are_those_of_the_runs(built, name):
     final, lines = rows_of(name, "final"), built.table(name, "accuracy")
@@ -983,6 +994,7 @@ def test_accuracies_are_those_of_the_runs(built, name):
     check_test_images(built, name, 10_000 if "fashion" in name else 359)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_accuracies_of_binary_weights_are_those_of_the_runs(built, name):
     final, lines = rows_of(name, "final"), built.table(name, "accuracy")
@@ -1061,6 +1073,7 @@ GPU = [path.name for path in FILES if record(path.name)["kind"] == "gpu"]
 every_gpu = pytest.mark.parametrize("name", GPU)
 
 
+@pytest.mark.slow
 @every_gpu
 def test_ceilings_are_those_of_the_file(built, name):
     copy_, product = built.table(name, "ceilings")
@@ -1072,6 +1085,7 @@ def test_ceilings_are_those_of_the_file(built, name):
     assert close(product[2], 2 * kept["n"] ** 3 / kept["seconds"] / 1e12)
 
 
+@pytest.mark.slow
 @every_gpu
 def test_times_over_a_copy_are_those_of_the_file(built, name):
     lines = iter(built.table(name, "copy"))
@@ -1140,6 +1154,7 @@ def test_live_frames_and_memory_are_drawn_as_they_were_measured():
     assert drawing.facts["Memory of the statistics"].split()[:2] == ["3.22", "GB"]
 
 
+@pytest.mark.slow
 @every_gpu
 def test_frequencies_are_those_of_the_file(built, name):
     lines = built.table(name, "frequencies")
@@ -1154,6 +1169,7 @@ def test_frequencies_are_those_of_the_file(built, name):
     assert kept["expected"] / kept["draws"] == pytest.approx(1e-9, rel=1e-3)  # as the caption says
 
 
+@pytest.mark.slow
 @every_gpu
 def test_statistics_are_those_of_the_file(built, name):
     pairs = zip(built.table(name, "statistics"), rows_of(name, "measure"), strict=True)
@@ -1166,6 +1182,7 @@ def test_statistics_are_those_of_the_file(built, name):
         assert fixed(z, kept["largest_z"], 2) and fixed(limit, kept["limit"], 1)
 
 
+@pytest.mark.slow
 @every_gpu
 def test_exact_sums_are_those_of_the_file(built, name):
     pairs = zip(built.table(name, "exact"), rows_of(name, "exact_gradient"), strict=True)
@@ -1180,6 +1197,7 @@ def test_exact_sums_are_those_of_the_file(built, name):
             assert close(ratio, kept["cpu_seconds"] / kept["seconds"])
 
 
+@pytest.mark.slow
 @every_gpu
 def test_estimators_on_a_gpu_are_those_of_the_file(built, name):
     lines = built.table(name, "estimators")
@@ -1344,10 +1362,12 @@ def check_overview(built, names):
     return missing
 
 
+@pytest.mark.slow
 def test_what_has_no_file_is_not_measured_yet(built):
     check_overview(built, [path.name for path in FILES])
 
 
+@pytest.mark.slow
 def test_the_table_names_the_runs_each_machine_and_day_once(built):
     for name, (command, _) in overview(built).items():
         assert command == EXPERIMENTS[name].command
@@ -1386,6 +1406,7 @@ def test_a_command_on_the_page_can_be_given(built, command):
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", help_of(module)), option
 
 
+@pytest.mark.slow
 def test_no_other_command_is_on_the_page(built):
     blocks = [b.pre.get_text() for b in built.soup.find_all("div", class_="sbn-command")]
     assert {*blocks, *(c for c, _ in overview(built).values())} == set(COMMANDS)
@@ -1563,6 +1584,7 @@ def test_the_rest_of_the_page_is_drawn_beside_bad_files(spoilt, built, path):
         assert numbers(spoilt) == numbers(built)
 
 
+@pytest.mark.slow
 def test_a_bad_file_is_no_measurement_and_no_lack_of_one(spoilt):
     names = [path.name for path in FILES if path.name != GONE] + list(BAD)
     check_overview(spoilt, names)

@@ -304,6 +304,7 @@ def test_standard_errors_are_calibrated(key: tuple, statistic: str, runs: dict) 
     assert low < values.std(ddof=1) / np.sqrt(np.mean(errors**2)) < 1.25
 
 
+@pytest.mark.slow
 def test_a_squared_bias_of_zero_is_not_off_by_many_errors(runs: dict) -> None:
     # By the jackknife alone an error is short where the measured bias is: in one dimension 19 of
     # 100 values are -Var/M with an error near 0

@@ -113,6 +113,7 @@ def test_the_nearest_items_among_equals_the_first(n: int, k: int) -> None:
         assert found.tolist() == wanted.tolist() and far.tolist() == own[wanted].tolist()
 
 
+@pytest.mark.slow
 def test_queries_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     codes, queries = signs(60, 9, 4), signs(11, 9, 5)
     whole = HammingIndex(codes).nearest(queries, 5)

@@ -416,6 +416,7 @@ def test_states_that_are_none_are_refused_before_any_work(bad: float) -> None:
         net(torch.zeros(4, 2), states=states)
 
 
+@pytest.mark.slow
 def test_a_wrapper_that_takes_anything_is_not_handed_a_generator() -> None:
     class Wrapper(nn.Module):
         def __init__(self, inner: nn.Module) -> None:

@@ -182,6 +182,7 @@ def test_there_is_no_step_where_there_is_not_one(name: str) -> None:
     assert found.step is None and found.dots is None and found.slope is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["hardtanh", "arctan-2", "ede-early", "shifted-both", "adds-gaussian", "own-module"]
 )
@@ -230,6 +231,7 @@ def test_of_a_state_that_falls_the_share_of_the_upper_one_falls(slope: float, dr
 # -------------------------------------------------------------------------------------- titles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FIXED, *DRAWN, "sign-flipped", "leak", "two-bits"])
 def test_titles_are_the_name_and_the_factor(name: str) -> None:
     found = drawn_of(name)

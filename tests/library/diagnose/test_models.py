@@ -101,6 +101,7 @@ def off(key: str, found: Any, wanted: Any) -> bool:
     return found != wanted
 
 
+@pytest.mark.slow
 @binary
 def test_attributes(name: str) -> None:
     units = seen(name).report.units

@@ -840,6 +840,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", VERDICTS)
 def test_verdicts(code: str) -> None:
     assert (case(code).verdict, case(code).why) == VERDICTS[code]

@@ -246,6 +246,7 @@ def test_wrong_options_are_refused(argv, capsys):
     assert argv[0].lstrip("-") in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_numba_has_as_many_threads_as_torch_and_both_get_their_own_back():
     """In a process of its own, for when numba's threads start they set the number of torch's."""
     pytest.importorskip("numba")

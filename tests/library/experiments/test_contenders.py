@@ -168,6 +168,7 @@ def test_a_way_without_its_twin_has_no_difference(short: Path) -> None:
     assert list(Path("runs").glob("contenders-train-*"))  # others of the same key may be there
 
 
+@pytest.mark.slow
 def test_a_row_says_how_the_way_is_made(trained: list[dict]) -> None:
     (row,) = of(trained, "contender", "st-logistic")
     assert row["hidden"] == [9, 7] and row["images"] == 300 and row["label"] == "ST, logistic"

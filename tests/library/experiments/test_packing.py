@@ -63,6 +63,7 @@ def test_the_layers_in_float32_are_the_network(net: nn.Module, images: data.Data
     assert (nn.Sequential(*(step for _, step in steps))(x) == net(x)).all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_with_bytes_the_network_gives_the_scores_of_bits(
     net: nn.Module, images: data.Dataset
