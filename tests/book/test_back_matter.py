@@ -395,6 +395,7 @@ def test_every_word_of_the_glossary_is_in_the_index_with_its_chapters() -> None:
     assert len(re.findall(r"\]\(gloss-", text)) == len(terms)
 
 
+@pytest.mark.slow
 def test_every_named_statement_is_in_the_index() -> None:
     text = page("subject-index").partition("## Statements")[2].partition("\n## ")[0]
     titles = [(m[1].strip(), m[2]) for path in CHAPTERS for m in re.finditer(

@@ -1363,6 +1363,7 @@ def test_the_caption_of_the_moments_counts_the_dots_outside(
         assert sum((y < low) | (y > high)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("panel", "name"), [(0, "ST"), (1, "score")])
 def test_fig_trap(panel: int, name: str) -> None:
     """Both lines exactly; the discs are the triangles less Var/M and scatter round the truth."""

@@ -160,6 +160,7 @@ def test_thm_04_score(noise: ref.RefNoise, seed: int) -> None:
     assert np.allclose(ours.numpy(), scores(noise, beyond), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pin(
     "eq-04-unbiased",
     r"""

@@ -1502,6 +1502,7 @@ def test_fig_depth_and_noise(K: int, scale: float) -> None:
     assert 10 ** right[0][1] == pytest.approx(length, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_what_fig_depth_answers() -> None:
     table = drawing(PATH, "depth_and_noise").__globals__["by_depth"]
     scales = sorted(table)

@@ -1227,6 +1227,7 @@ def test_fig_terms_lie_within_the_axes(weight: float, tau: float) -> None:
     assert low.get_ylim()[0] < heights.min() and heights.max() < low.get_ylim()[1]
 
 
+@pytest.mark.slow
 def test_fig_terms_answers() -> None:
     said = under(figures(PATH)["fig-11-terms"])["answer"].replace("\\\\", "\\")
     left, _ = curves(PATH, "terms", weight=1.0, tau=0.1)

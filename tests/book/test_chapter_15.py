@@ -713,6 +713,7 @@ def test_from_its_start_the_program_is_bop_without_threshold() -> None:
     assert int(re.search(r"changes (\d+)", said)[1]) > 100, "no weight moved"
 
 
+@pytest.mark.slow
 def test_exercise_float_by_enumeration() -> None:
     rows = printed(containing(PATH, "minus_z = draws(True)")).splitlines()
     v = np.arange(8.5, 9.5, 1e-4).astype(np.float32)

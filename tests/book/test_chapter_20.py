@@ -1325,6 +1325,7 @@ def test_ex_20_mix_and_its_wrong_answers(capsys: pytest.CaptureFixture) -> None:
     )
 
 
+@pytest.mark.slow
 def test_ex_20_width_and_its_wrong_answers(capsys: pytest.CaptureFixture) -> None:
     def crossing(number: str = "loss", other: str = "straight_through_10") -> float:
         low, high = (math.log(over("psa", w, number, other=other)[0]) for w in (8, 16))

@@ -313,6 +313,7 @@ def test_a_squared_bias_of_zero_is_not_off_by_many_errors(runs: dict) -> None:
         assert (values / errors).min() > -2
 
 
+@pytest.mark.slow
 def test_bias2_of_an_unbiased_estimator_does_not_hold_the_variance_of_the_mean(
     runs: dict,
 ) -> None:

@@ -116,6 +116,7 @@ def test_attributes(name: str) -> None:
     assert not wrong, "; ".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in MODELS.items() if case.by_hand])
 def test_clipped_and_dead(name: str) -> None:
     case, units = MODELS[name], seen(name).report.units
@@ -132,6 +133,7 @@ def test_clipped_and_dead(name: str) -> None:
         assert unit.dead == wanted, index
 
 
+@pytest.mark.slow
 @binary
 def test_factors_compound(name: str) -> None:
     units = seen(name).report.units

@@ -926,6 +926,7 @@ def documented(kind: type) -> list[str]:
     return re.findall(r"^    (\w+): ", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [c for c in CASES if c not in ("no-units", "unseen",
                                                                "no-gradient")])  # fmt: skip
 def test_json_has_what_is_documented(code: str) -> None:

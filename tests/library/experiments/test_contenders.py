@@ -177,6 +177,7 @@ def test_a_row_says_how_the_way_is_made(trained: list[dict]) -> None:
     assert row["noise_scale"] is None
 
 
+@pytest.mark.slow
 def test_the_checks_say_whether_the_rate_is_inside_the_grid(
     whole: dict[str, Any], short: Path
 ) -> None:

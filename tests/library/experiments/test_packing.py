@@ -86,6 +86,7 @@ def test_rounds_are_bounded_by_patience() -> None:
     assert [sizes.turns(m) for m in (1, 5, 10, 1000)] == [20, 20, 10, 3]
 
 
+@pytest.mark.slow
 def test_the_profile_has_every_layer_of_both_sides(net: nn.Module, images: data.Dataset) -> None:
     rows = list(packing.network_rows(net, images.test.inputs[:5], SIZES))
     whole = [row for row in rows if row["part"] == "network"]

@@ -109,6 +109,7 @@ def test_every_method_has_fifteen_different_trials() -> None:
     assert all(len(set(m.trials)) == 15 for m in weights.METHODS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", weights.METHODS)
 def test_same_seed_same_row_whatever_the_global_state(method: str, digits: data.Dataset) -> None:
     setting = weights.METHODS[method].trials[2]

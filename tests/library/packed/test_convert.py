@@ -54,6 +54,7 @@ def compared(net: nn.Module, inputs: Tensor, backend: str | None = None) -> None
 # Whole networks ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["int8", "numpy", None])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_dense_network_predicts_the_same(bias: bool, backend: str | None) -> None:
