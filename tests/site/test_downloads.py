@@ -23,6 +23,7 @@ from visit import CHAPTERS, PAGES, html
 sys.path.insert(0, str(ROOT / "book" / "tools"))
 
 from formats import checks, pages, publish  # noqa: E402
+from reliable import links  # noqa: E402
 
 pytestmark = pytest.mark.site
 
@@ -207,6 +208,12 @@ def test_every_figure_of_a_chapter_has_its_caption_and_its_words(epub, page):
 
 
 # ---- Markdown ----------------------------------------------------------------------------------
+
+
+def test_links_of_the_markdown_are_sought_in_the_files_of_its_pages():
+    """The folder in which the archive has them is none of their names."""
+    (name,) = (name for name in FILES if name.endswith("-markdown.zip"))
+    assert set(links.texts(FOLDER / name)) == {f"{page}.md" for page in PAGES}
 
 
 @pytest.mark.parametrize("page", CHAPTERS)

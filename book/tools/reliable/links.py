@@ -197,14 +197,15 @@ def _forms(site: Path, root: Path) -> Found:
         elif path.suffix == ".epub":
             faults += [f"{path.name}: {told}" for told in checks.epub(path.read_bytes(), contents)]
         elif path.name.endswith("-markdown.zip"):
-            faults += [f"{path.name}: {told}" for told in checks.markdown(_texts(path), contents)]
+            faults += [f"{path.name}: {told}" for told in checks.markdown(texts(path), contents)]
     return Found(faults)
 
 
-def _texts(archive: Path) -> dict[str, str]:
+def texts(archive: Path) -> dict[str, str]:
+    """The Markdown of an archive, by the names that it has inside the archive's one folder."""
     opened = zipfile.ZipFile(archive)
     names = [name for name in opened.namelist() if name.endswith(".md")]
-    return {name: opened.read(name).decode("utf-8") for name in names}
+    return {name.partition("/")[2]: opened.read(name).decode("utf-8") for name in names}
 
 
 # ---- other hosts -------------------------------------------------------------------------------
