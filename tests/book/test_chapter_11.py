@@ -1176,7 +1176,8 @@ def test_fig_control(weight: float, t: float) -> None:
 def test_fig_control_has_all_discs_and_the_parabola_within_the_axes(t: float) -> None:
     top, low = axes(PATH, "control", weight=2.25, t=t)
     (discs,) = top.collections
-    width, height = 4.3 * 72, 2.3 * 72  # about what the axes measure, in points
+    top.figure.draw_without_rendering()
+    width, height = top.get_window_extent().size * 72 / top.figure.dpi  # in points
     where, radius = np.array(discs.get_offsets()), np.sqrt(discs.get_sizes() / np.pi)
     for k, limits, points in ((0, top.get_xlim(), width), (1, top.get_ylim(), height)):
         room = radius * np.ptp(limits) / points
